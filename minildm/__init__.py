@@ -1,0 +1,1 @@
+"""minildm: Latent Diffusion Models (Rombach et al., CVPR 2022), to read and to learn from."""

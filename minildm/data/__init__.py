@@ -1,0 +1,1 @@
+"""Data sets: embedded, composed, and from folders."""

@@ -1,0 +1,58 @@
+"""Files: writes that are whole or not there at all, and where `data/` lies."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open `path` for writing bytes; it appears, whole, only when the block ends well.
+
+    The bytes go to a temporary file beside it, are forced to the disk and then renamed over
+    `path`. After any failure (a full disk, Ctrl-C) the old file stands unharmed and the
+    temporary one is gone. An OSError names `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 is for secrets
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise OSError(error.errno, f"could not write it, kept as before: {reason}", str(path))
+        raise
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def data_dir() -> Path:
+    """The folder with emoji/, weights/ and results/: `MINILDM_DATA`, else the clone's data/.
+
+    Raises FileNotFoundError when there is none, as after an install without the clone.
+    """
+    chosen = os.environ.get("MINILDM_DATA")
+    folder = Path(chosen) if chosen else Path(__file__).resolve().parent.parent / "data"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no data folder at {folder}: install from a clone (pip install -e .), or set "
+            "MINILDM_DATA to the data/ folder of one"
+        )
+    return folder

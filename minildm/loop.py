@@ -1,0 +1,254 @@
+"""The optimisation loop that all trainings share; it can be killed and resumed exactly.
+
+Step n draws all its randomness (times, noise, flips, dropped conditions) from a seed made of
+(seed, n), and the order of the data is a function of (seed, epoch). So a resumed run needs
+weights, EMA, optimiser and n, and ends bit-for-bit where the unbroken one ends.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Sampler as IndexSampler
+
+from minildm.ema import EMA
+from minildm.presets import TrainConfig
+from minildm.runs import RunFolder
+from minildm.types import Batch, Record
+
+LossFn = Callable[[Batch], dict[str, Tensor]]
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss is NaN or infinite; the message has the step, the terms and the checkpoint."""
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, else the best there is: CUDA, Apple's MPS, the CPU."""
+    if name is not None:
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_precision(wanted: str, device: torch.device) -> str:
+    """Resolve "auto": bf16 on a GPU that has it, and on a CPU where a convolution gains by it."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    if device.type != "cpu":
+        return "fp32"
+    seconds = {dtype: _conv_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return "bf16" if seconds[torch.bfloat16] < 0.7 * seconds[torch.float32] else "fp32"
+
+
+def _conv_seconds(dtype: torch.dtype) -> float:
+    x, weight = torch.ones(16, 64, 16, 16, dtype=dtype), torch.ones(64, 64, 3, 3, dtype=dtype)
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        nn.functional.conv2d(x, weight, padding=1)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def lr_at(config: TrainConfig, step: int) -> float:
+    """The learning rate of step 1, 2, ...: linear warm-up, times the decay."""
+    warm = min(1.0, step / max(config.warmup_steps, 1))
+    if config.decay == "constant":
+        return config.lr * warm
+    return config.lr * warm * 0.5 * (1 + math.cos(math.pi * (step - 1) / config.steps))
+
+
+def seed_of(seed: int, *parts: int) -> int:
+    """One well-mixed 63-bit seed from several integers."""
+    mask, mixed = 0xFFFFFFFFFFFFFFFF, seed
+    for part in parts:  # splitmix64's finaliser, folded over the parts
+        mixed = (mixed + 0x9E3779B97F4A7C15 * (part + 1)) & mask
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
+        mixed ^= mixed >> 31
+    return mixed >> 1
+
+
+class EndlessBatches(IndexSampler[list[int]]):
+    """Shuffled indices, epoch after epoch, in batches: batch k is a function of (seed, k)."""
+
+    def __init__(self, length: int, batch_size: int, seed: int, first: int, last: int) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.first, self.last = first, last
+
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
+        return torch.randperm(self.length, generator=generator).tolist()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, order = -1, []
+        for k in range(self.first, self.last):
+            batch = []
+            for position in range(k * self.batch_size, (k + 1) * self.batch_size):
+                if position // self.length != epoch:
+                    epoch = position // self.length
+                    order = self._order(epoch)
+                batch.append(order[position % self.length])
+            yield batch
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+def batches(data: Dataset, config: TrainConfig, first_step: int) -> Iterator[Batch]:
+    """The micro-batches of steps first_step + 1 .. config.steps, in order."""
+    if len(data) == 0:
+        raise ValueError("data holds no picture")
+    first, last = first_step * config.accumulate, config.steps * config.accumulate
+    order = EndlessBatches(len(data), config.batch_size, config.seed, first, last)
+    # A generator of its own: the loader would otherwise draw from the caller's random state.
+    own = torch.Generator().manual_seed(seed_of(config.seed, 0))
+    return iter(DataLoader(data, batch_sampler=order, num_workers=config.workers, generator=own))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors there; lists stay as they are."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def optimise(
+    model: nn.Module,
+    loss_fn: LossFn,
+    data: Dataset,
+    config: TrainConfig,
+    run: RunFolder,
+    *,
+    device: torch.device,
+    precision: str,
+    save: Callable[[EMA], None],
+) -> Iterator[Record]:
+    """Train `model` in place on `loss_fn(batch)["loss"]`, from where `run` stopped.
+
+    At the end the model holds its EMA weights. `save` writes the model's folder, every
+    save_every steps and at the end. Raises NonFiniteLossError, leaving the last checkpoint.
+    """
+    model.to(device).train()
+    if device.type != "mps":
+        model.to(memory_format=torch.channels_last)  # what convolutions run fastest on
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+    )
+    ema = EMA(model, config.ema_decay)
+    step, images, seconds = _restore(run, model, ema, optimizer)
+    accelerator = _accelerator(precision, device)
+    forward, optimizer = accelerator.prepare(_LossModule(model, loss_fn), optimizer)
+
+    source = batches(data, config, step)
+    clock = time.perf_counter() - seconds
+    while step < config.steps:
+        step += 1
+        lr = lr_at(config, step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        terms = _one_step(forward, source, optimizer, accelerator, config, step, parameters)
+        _check_finite(terms, step, run)
+        ema.update(model)
+        images += config.batch_size * config.accumulate
+        record = Record(step, images, time.perf_counter() - clock, lr, terms)
+        run.log(record)
+        if step % config.save_every == 0 or step == config.steps:
+            _save_state(run, record, model, ema, optimizer)
+            save(ema)
+        yield record
+    ema.copy_to(model)
+    model.eval()
+
+
+def _restore(
+    run: RunFolder, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer
+) -> tuple[int, int, float]:
+    state = run.load_state()
+    if state is None:
+        run.rewind_log(0)
+        return 0, 0, 0.0
+    model.load_state_dict(state["model"])
+    ema.load_state_dict(state["ema"])
+    optimizer.load_state_dict(state["optimizer"])
+    run.rewind_log(state["step"])
+    return state["step"], state["images"], state["seconds"]
+
+
+def _save_state(
+    run: RunFolder, record: Record, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer
+) -> None:
+    run.save_state(
+        {
+            "step": record.step,
+            "images": record.images,
+            "seconds": record.seconds,
+            "model": model.state_dict(),
+            "ema": ema.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+    )
+
+
+class _LossModule(nn.Module):
+    """accelerate wraps a module's forward; ours returns the terms of the loss."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
+        super().__init__()
+        self.model, self.loss_fn = model, loss_fn
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.loss_fn(batch)
+
+
+def _accelerator(precision: str, device: torch.device) -> Accelerator:
+    # accelerate keeps its precision for the life of a process; a notebook trains several models.
+    AcceleratorState._reset_state()
+    mixed = "no" if precision == "fp32" else precision
+    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+
+
+def _one_step(
+    forward: nn.Module,
+    source: Iterator[Batch],
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    config: TrainConfig,
+    step: int,
+    parameters: list[nn.Parameter],
+) -> dict[str, float]:
+    """One optimiser step on the mean gradient of `accumulate` micro-batches."""
+    sums: dict[str, float] = {}
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    for micro in range(config.accumulate):
+        batch = to_device(next(source), accelerator.device)
+        with torch.random.fork_rng(devices):  # the caller's random state is not ours to change
+            torch.manual_seed(seed_of(config.seed, step, micro))
+            terms = forward(batch)
+        accelerator.backward(terms["loss"] / config.accumulate)
+        for name, term in terms.items():
+            if term.ndim == 0:
+                sums[name] = sums.get(name, 0.0) + term.item() / config.accumulate
+    accelerator.clip_grad_norm_(parameters, config.grad_clip)
+    if math.isfinite(sums["loss"]):
+        optimizer.step()
+    optimizer.zero_grad()
+    return sums
+
+
+def _check_finite(terms: dict[str, float], step: int, run: RunFolder) -> None:
+    if all(math.isfinite(term) for term in terms.values()):
+        return
+    listed = ", ".join(f"{name}={term:.4g}" for name, term in terms.items())
+    raise NonFiniteLossError(
+        f"step {step}: a term of the loss is not finite ({listed}); {run.last_good()}. "
+        "A lower lr, a longer warm-up or precision='fp32' usually helps"
+    )

@@ -1,0 +1,114 @@
+"""A training's folder: what it is, how far it came, and its log; survives being killed."""
+
+import csv
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minildm.files import atomic_write, write_json
+from minildm.types import Record
+
+
+class RunFolder:
+    """`training/run.json` (what is trained), `training/state.pt` (a resume), `log.csv`.
+
+    Opening a folder that holds a run of another experiment raises a ValueError that lists what
+    differs; nothing is overwritten.
+    """
+
+    def __init__(self, path: str | Path, experiment: dict[str, Any]) -> None:
+        self.path = Path(path)
+        self._run, self._state = self.path / "training/run.json", self.path / "training/state.pt"
+        self._log = self.path / "log.csv"
+        if self._run.exists():
+            self._refuse_another(json.loads(self._run.read_text())["experiment"], experiment)
+        self.experiment = experiment
+
+    def _refuse_another(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        old, new = _flat(old), _flat(new)
+        differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+        if differ:
+            listed = ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} asked" for k in differ[:5])
+            raise ValueError(
+                f"run_dir={self.path} holds another run ({listed}); take another folder or "
+                "delete that one"
+            )
+
+    def fixed(self, name: str, value: Any) -> Any:
+        """A choice made once: `value` on the first start, and what was chosen then ever after."""
+        content = {"experiment": self.experiment}
+        if self._run.exists():
+            content = json.loads(self._run.read_text())
+        if name not in content:
+            content[name] = value
+            write_json(self._run, content)
+        return content[name]
+
+    def load_state(self) -> dict[str, Any] | None:
+        """What `save_state` saved last, on the CPU; None for a fresh run."""
+        if not self._state.exists():
+            return None
+        try:
+            return torch.load(self._state, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{self._state} is cut short or no training state: {error}; delete it to train "
+                "from the start"
+            ) from error
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Replace the saved state, atomically."""
+        with atomic_write(self._state) as file:
+            torch.save(state, file)
+
+    def rewind_log(self, step: int) -> None:
+        """Drop what was logged after `step`: a resumed run does those steps again."""
+        rows = [r for r in self.history() if r.step <= step]
+        self._log.unlink(missing_ok=True)
+        for record in rows:
+            self.log(record)
+
+    def log(self, record: Record) -> None:
+        """Append one step to `log.csv`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        fresh = not self._log.exists()
+        with self._log.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(["step", "images", "seconds", "lr", *record.terms])
+            numbers = [record.seconds, record.lr, *record.terms.values()]
+            writer.writerow([record.step, record.images, *(f"{n:.6g}" for n in numbers)])
+
+    def history(self) -> list[Record]:
+        """All logged steps; a last line that was cut short is left out."""
+        if not self._log.exists():
+            return []
+        with self._log.open(newline="") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+        return [
+            Record(int(r[0]), int(r[1]), float(r[2]), float(r[3]), _terms(header[4:], r[4:]))
+            for r in rows
+            if len(r) == len(header)
+        ]
+
+    def last_good(self) -> str:
+        """Says which checkpoint a failed run leaves behind."""
+        state = self.load_state()
+        return f"the checkpoint of step {state['step']} stays" if state else "no checkpoint yet"
+
+
+def _terms(names: list[str], values: list[str]) -> dict[str, float]:
+    return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,76 @@
+"""The forward process: how much signal and noise z_t holds, and eps <-> z0 <-> v."""
+
+import torch
+from torch import Tensor, nn
+
+
+class NoiseSchedule(nn.Module):
+    """q(z_t | z_0) = N(sqrt(abar_t) z_0, (1 - abar_t) I), DDPM (Ho et al. 2020) Eq. 4.
+
+    `alphas_cumprod` (T,) is abar; index 0 is the paper's t = 1. Raises ValueError for betas
+    outside (0, 1), where a step would keep no signal or add no noise.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(self, betas: Tensor) -> None:
+        super().__init__()
+        if betas.ndim != 1 or len(betas) == 0:
+            raise ValueError(f"betas must be a vector of T >= 1 values, got {tuple(betas.shape)}")
+        if not ((betas > 0) & (betas < 1)).all():
+            low, high = betas.min(), betas.max()
+            raise ValueError(f"betas must lie in (0, 1), got {low:.3g}..{high:.3g}")
+        self.T = len(betas)
+        # A product of T factors near 1: in float32 its error would grow with T.
+        abar = torch.cumprod(1 - betas.double(), 0).to(betas.dtype)
+        self.register_buffer("alphas_cumprod", abar, persistent=False)
+
+    @classmethod
+    def scaled_linear(
+        cls,
+        T: int = 1000,
+        b0: float = 0.0015,
+        b1: float = 0.0195,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> "NoiseSchedule":
+        """sqrt(beta_t) linear in t: what the official code calls "linear", the LDM default."""
+        if T < 1 or not 0 < b0 <= b1 < 1:
+            raise ValueError(f"need T >= 1 and 0 < b0 <= b1 < 1, got T={T}, b0={b0}, b1={b1}")
+        betas = torch.linspace(b0**0.5, b1**0.5, T, dtype=torch.float64) ** 2
+        return cls(betas.to(dtype))
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) -> signal_scale sqrt(abar_t) and noise_scale sqrt(1 - abar_t), each (B, 1, 1, 1)."""
+        abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return abar.sqrt(), (1 - abar).sqrt()
+
+    def snr(self, t: Tensor) -> Tensor:
+        """Signal-to-noise ratio abar_t / (1 - abar_t): (B,) -> (B,)."""
+        abar = self.alphas_cumprod[t]
+        return abar / (1 - abar)
+
+    def q_sample(self, z0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Noise z0 to time t with the given eps: (B, c, h, w), (B,) -> (B, c, h, w)."""
+        signal_scale, noise_scale = self.scales(t)
+        return signal_scale * z0 + noise_scale * eps
+
+    def z0_from_eps(self, z_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The z0 for which `q_sample(z0, t, eps)` is z_t."""
+        signal_scale, noise_scale = self.scales(t)
+        return (z_t - noise_scale * eps) / signal_scale
+
+    def eps_from_z0(self, z_t: Tensor, t: Tensor, z0: Tensor) -> Tensor:
+        """The eps for which `q_sample(z0, t, eps)` is z_t."""
+        signal_scale, noise_scale = self.scales(t)
+        return (z_t - signal_scale * z0) / noise_scale
+
+    def v_from(self, z0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """v = sqrt(abar) eps - sqrt(1 - abar) z0 (Salimans & Ho 2022, Sec. 4)."""
+        signal_scale, noise_scale = self.scales(t)
+        return signal_scale * eps - noise_scale * z0
+
+    def from_v(self, z_t: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """v at z_t -> (eps, z0): (z_t, v) is (z0, eps) turned by an angle."""
+        signal_scale, noise_scale = self.scales(t)
+        return noise_scale * z_t + signal_scale * v, signal_scale * z_t - noise_scale * v

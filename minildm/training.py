@@ -1,0 +1,220 @@
+"""The trainings: stage 1, stage 2, and the judge. Each is a generator of Records.
+
+    for record in train_ldm(experiment, data, first_stage="runs/ae", run_dir="runs/ldm"):
+        print(record.step, record.terms["loss"])
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+from tqdm.auto import tqdm
+
+from minildm.autoencoder import Autoencoder
+from minildm.checkpoints import fingerprint, load_model, save_model, to_dict
+from minildm.data.latents import LatentDataset, cached_moments
+from minildm.diffusion import LatentDiffusion
+from minildm.ema import EMA
+from minildm.judge import Judge, JudgeConfig
+from minildm.loop import optimise, pick_device, pick_precision, to_device
+from minildm.losses import autoencoder_loss
+from minildm.presets import (
+    AutoencoderExperiment,
+    JudgeExperiment,
+    LatentDiffusionExperiment,
+    TrainConfig,
+)
+from minildm.regularizers import DiagonalGaussian
+from minildm.runs import RunFolder
+from minildm.types import Batch, Record
+
+
+def open_run(
+    run_dir: str | Path, experiment: object, device: str | None
+) -> tuple[RunFolder, torch.device, str]:
+    """The run's folder, device and precision; a resumed run keeps the precision it began with."""
+    run = RunFolder(run_dir, {type(experiment).__name__: to_dict(experiment)})
+    chosen = pick_device(device)
+    precision = run.fixed("precision", pick_precision(experiment.train.precision, chosen))
+    return run, chosen, precision
+
+
+def random_flips(x: Tensor) -> Tensor:
+    """Mirror each picture with probability one half: (B, 3, H, W) -> the same shape."""
+    flip = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
+    return torch.where(flip, x.flip(-1), x)
+
+
+def seeded_model(build: type, config: object, seed: int) -> torch.nn.Module:
+    """A model whose initial weights depend on the seed alone, not on the caller's state."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return build(config)
+
+
+def train_autoencoder(
+    experiment: AutoencoderExperiment,
+    data: Dataset | None = None,
+    *,
+    run_dir: str | Path,
+    device: str | None = None,
+) -> Iterator[Record]:
+    """Stage 1 on `data` (default: the experiment's); leaves a model's folder in run_dir.
+
+    After the last step the latents' standard deviation over the training set is measured and
+    saved as the autoencoder's `scale`.
+    """
+    data = experiment.data.dataset("train") if data is None else data
+    run, place, precision = open_run(run_dir, experiment, device)
+    model = seeded_model(Autoencoder, experiment.model, experiment.train.seed)
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        x = random_flips(batch["image"]) if experiment.train.flip else batch["image"]
+        return autoencoder_loss(
+            model, x, kl_weight=experiment.kl_weight, mse_weight=experiment.mse_weight
+        )
+
+    def save(ema: EMA) -> None:
+        save_model(model, run_dir, ema=ema.shadow, info=_info(experiment.train, data))
+
+    yield from optimise(
+        model, loss, data, experiment.train, run, device=place, precision=precision, save=save
+    )
+    model.scale.fill_(measure_scale(model, data, precision))
+    save_model(model, run_dir, info=_info(experiment.train, data))
+    Path(run_dir, "ema.safetensors").unlink(missing_ok=True)  # its weights are the model's now
+
+
+def train_ldm(
+    experiment: LatentDiffusionExperiment,
+    data: Dataset | None = None,
+    *,
+    first_stage: str | Path,
+    run_dir: str | Path,
+    device: str | None = None,
+) -> Iterator[Record]:
+    """Stage 2 on the latents of `data`, encoded once by the autoencoder in `first_stage`.
+
+    The latent cache holds the posterior's moments; each step draws from them. Leaves a model's
+    folder in run_dir with the EMA weights beside the model's own.
+    """
+    data = experiment.data.dataset("train") if data is None else data
+    run, place, precision = open_run(run_dir, experiment, device)
+    autoencoder = load_model(first_stage, kind="autoencoder")
+    config = experiment.model_config(autoencoder.config, tuple(data.classes))
+    model = seeded_model(LatentDiffusion, config, experiment.train.seed)
+    model.autoencoder.load_state_dict(autoencoder.state_dict())
+    latents = LatentDataset(data, encode_dataset(autoencoder.to(place), data, precision))
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        moments = batch["moments"]  # (B, 2, 2c, h, w): as drawn, and mirrored
+        side = torch.randint(2, (len(moments),), device=moments.device)
+        chosen = moments[torch.arange(len(moments)), side * experiment.train.flip]
+        z = model.autoencoder.normalize(DiagonalGaussian.from_moments(chosen).sample())
+        return model.loss({**batch, "z": z})
+
+    relative = os.path.relpath(Path(first_stage).resolve(), Path(run_dir).resolve())
+
+    def save(ema: EMA) -> None:
+        info = _info(experiment.train, data)
+        save_model(model, run_dir, ema=ema.shadow, first_stage=Path(relative).as_posix(), info=info)
+
+    yield from optimise(
+        model, loss, latents, experiment.train, run, device=place, precision=precision, save=save
+    )
+
+
+def train_judge(
+    experiment: JudgeExperiment,
+    data: Dataset | None = None,
+    *,
+    run_dir: str | Path,
+    device: str | None = None,
+) -> Iterator[Record]:
+    """A classifier of subgroup, group and style on pictures of the training split."""
+    data = experiment.data.dataset("train") if data is None else data
+    run, place, precision = open_run(run_dir, experiment, device)
+    config = JudgeConfig(
+        labels=tuple(data.classes),
+        groups=tuple(data.groups),
+        styles=tuple(data.styles),
+        width=experiment.width,
+    )
+    model = seeded_model(Judge, config, experiment.train.seed)
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        x = random_flips(batch["image"]) if experiment.train.flip else batch["image"]
+        return model.loss({**batch, "image": x})
+
+    def save(ema: EMA) -> None:
+        save_model(model, run_dir, ema=ema.shadow, info=_info(experiment.train, data))
+
+    yield from optimise(
+        model, loss, data, experiment.train, run, device=place, precision=precision, save=save
+    )
+
+
+def _info(train: TrainConfig, data: Dataset) -> dict[str, object]:
+    return {"data": data.name, "pictures": len(data), "train": to_dict(train)}
+
+
+@torch.no_grad()
+def encode_dataset(autoencoder: Autoencoder, data: Dataset, precision: str) -> Tensor:
+    """Moments of every picture and of its mirror image: (N, 2, 2c, h, w) float32 on the CPU.
+
+    Kept on disk under the data's fingerprint, the encoder's hash and the precision.
+    """
+
+    def compute() -> Tensor:
+        parameter = next(autoencoder.parameters())
+        mixed = torch.autocast(
+            parameter.device.type,
+            torch.float16 if precision == "fp16" else torch.bfloat16,
+            enabled=precision != "fp32",
+        )
+        parts = []
+        for start in tqdm(range(0, len(data), 128), "encode", delay=2, unit="batch"):
+            stop = min(start + 128, len(data))
+            x = default_collate([data[i]["image"] for i in range(start, stop)]).to(parameter)
+            with mixed:
+                both = [autoencoder.encoder(side).float() for side in (x, x.flip(-1))]
+            parts.append(torch.stack(both, dim=1).cpu())  # (B, 2, 2c, h, w)
+        return torch.cat(parts)
+
+    return cached_moments(
+        f"{data.fingerprint}-{fingerprint(autoencoder.encoder)}-{precision}", compute
+    )
+
+
+def measure_scale(autoencoder: Autoencoder, data: Dataset, precision: str = "fp32") -> float:
+    """Standard deviation of a draw from the posteriors over the training set, one scalar.
+
+    LDM appendix G estimates it on the first batch; this is the same over all pictures, in
+    closed form: the variance of the means, plus the mean of the variances.
+    """
+    moments = encode_dataset(autoencoder, data, precision).flatten(0, 1)
+    mean, logvar = DiagonalGaussian.from_moments(moments.double())
+    return (mean.var() + logvar.exp().mean()).sqrt().item()
+
+
+def with_steps(experiment: object, steps: int, **changes: object) -> object:
+    """The same experiment, trained for another number of steps (and other TrainConfig fields)."""
+    return replace(experiment, train=replace(experiment.train, steps=steps, **changes))
+
+
+def progress(records: Iterator[Record], total: int, what: str) -> Iterator[Record]:
+    """A progress bar with the loss around a training; the records pass through."""
+    start: int | None = None
+    with tqdm(total=total, desc=what, unit="step") as bar:
+        for record in records:
+            if start is None:
+                start = record.step - 1
+                bar.update(start)  # a resumed run begins where it stopped
+                bar.unpause()
+            bar.update(1)
+            bar.set_postfix(loss=f"{record.terms['loss']:.4f}", refresh=False)
+            yield record
