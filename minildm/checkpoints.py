@@ -13,7 +13,6 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -114,7 +113,9 @@ def save_model(
     tensors = own_tensors(model)
     _write_tensors(folder / "model.safetensors", tensors, half)
     if ema is not None:
-        _write_tensors(folder / "ema.safetensors", {k: v for k, v in ema.items() if k in tensors}, half)
+        _write_tensors(
+            folder / "ema.safetensors", {k: v for k, v in ema.items() if k in tensors}, half
+        )
     write_json(folder / "config.json", card)
 
 
@@ -210,4 +211,3 @@ def pretrained(name: str) -> Model:
     if name not in known:
         raise ValueError(f"pretrained model {name!r} is not known; known: {', '.join(known)}")
     return load_model(weights / name)
-

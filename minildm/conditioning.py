@@ -78,7 +78,7 @@ class ClassConditioner(nn.Module):
     ) -> Conditioning:
         """batch["label"] (B,) int64 -> tokens (B, 1, d_cond); ValueError if out of range."""
         label = batch["label"].to(self.embedding.weight.device)
-        if label.numel() and not (0 <= int(label.min()) and int(label.max()) < self.null_label):
+        if label.numel() and not (int(label.min()) >= 0 and int(label.max()) < self.null_label):
             raise ValueError(
                 f"label must lie in 0..{self.null_label - 1}, got {label.min()}..{label.max()}"
             )

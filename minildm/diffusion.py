@@ -143,9 +143,7 @@ class LatentDiffusion(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            yield from SAMPLERS[sampler](
-                denoise, self.schedule, z_T, steps, noise=noise, **options
-            )
+            yield from SAMPLERS[sampler](denoise, self.schedule, z_T, steps, noise=noise, **options)
         finally:
             self.train(was_training)
 

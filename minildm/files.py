@@ -56,3 +56,9 @@ def data_dir() -> Path:
             "MINILDM_DATA to the data/ folder of one"
         )
     return folder
+
+
+def cache_dir() -> Path:
+    """Where decoded pictures and latents are kept: `MINILDM_CACHE`, else ~/.cache/minildm."""
+    chosen = os.environ.get("MINILDM_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache/minildm"

@@ -1,6 +1,6 @@
 """Experiments as data: which model, which pictures, how to train; an ablation is a `replace`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from minildm.autoencoder import AutoencoderConfig
 from minildm.conditioning import ConditionerConfig
@@ -76,7 +76,7 @@ class AutoencoderExperiment:
 
     model: AutoencoderConfig
     train: TrainConfig
-    data: DataConfig = DataConfig()
+    data: DataConfig = field(default_factory=DataConfig)
     kl_weight: float = 1e-6
     mse_weight: float = 0.0
 
@@ -87,8 +87,8 @@ class LatentDiffusionExperiment:
 
     unet: UNetConfig
     train: TrainConfig
-    data: DataConfig = DataConfig()
-    conditioner: ConditionerConfig = ConditionerConfig()
+    data: DataConfig = field(default_factory=DataConfig)
+    conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)
 
     def model_config(
         self, autoencoder: AutoencoderConfig, classes: tuple[str, ...]
@@ -110,7 +110,7 @@ class JudgeExperiment:
     """The classifier that says what is in a picture; trained on the data alone."""
 
     train: TrainConfig
-    data: DataConfig = DataConfig()
+    data: DataConfig = field(default_factory=DataConfig)
     width: int = 32
 
 

@@ -83,21 +83,27 @@ class RunFolder:
             writer.writerow([record.step, record.images, *(f"{n:.6g}" for n in numbers)])
 
     def history(self) -> list[Record]:
-        """All logged steps; a last line that was cut short is left out."""
-        if not self._log.exists():
-            return []
-        with self._log.open(newline="") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-        return [
-            Record(int(r[0]), int(r[1]), float(r[2]), float(r[3]), _terms(header[4:], r[4:]))
-            for r in rows
-            if len(r) == len(header)
-        ]
+        """All logged steps."""
+        return read_log(self.path)
 
     def last_good(self) -> str:
         """Says which checkpoint a failed run leaves behind."""
         state = self.load_state()
         return f"the checkpoint of step {state['step']} stays" if state else "no checkpoint yet"
+
+
+def read_log(folder: str | Path) -> list[Record]:
+    """The steps in a run folder's `log.csv`; a last line that was cut short is left out."""
+    path = Path(folder) / "log.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    return [
+        Record(int(r[0]), int(r[1]), float(r[2]), float(r[3]), _terms(header[4:], r[4:]))
+        for r in rows
+        if len(r) == len(header)
+    ]
 
 
 def _terms(names: list[str], values: list[str]) -> dict[str, float]:

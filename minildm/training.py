@@ -1,7 +1,7 @@
 """The trainings: stage 1, stage 2, and the judge. Each is a generator of Records.
 
-    for record in train_ldm(experiment, data, first_stage="runs/ae", run_dir="runs/ldm"):
-        print(record.step, record.terms["loss"])
+for record in train_ldm(experiment, data, first_stage="runs/ae", run_dir="runs/ldm"):
+    print(record.step, record.terms["loss"])
 """
 
 import os
@@ -20,7 +20,7 @@ from minildm.data.latents import LatentDataset, cached_moments
 from minildm.diffusion import LatentDiffusion
 from minildm.ema import EMA
 from minildm.judge import Judge, JudgeConfig
-from minildm.loop import optimise, pick_device, pick_precision, to_device
+from minildm.loop import optimise, pick_device, pick_precision
 from minildm.losses import autoencoder_loss
 from minildm.presets import (
     AutoencoderExperiment,

@@ -89,9 +89,7 @@ class UNet(nn.Module):
         self.config = config
         width, d_emb = config.width, 4 * config.width
         widths = [width * m for m in config.width_mult]
-        self.time_mlp = nn.Sequential(
-            nn.Linear(width, d_emb), nn.SiLU(), nn.Linear(d_emb, d_emb)
-        )
+        self.time_mlp = nn.Sequential(nn.Linear(width, d_emb), nn.SiLU(), nn.Linear(d_emb, d_emb))
 
         self.down = nn.ModuleList([Stage(nn.Conv2d(config.in_channels, width, 3, padding=1))])
         skips, channels = [width], width

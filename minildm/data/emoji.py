@@ -22,11 +22,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from minildm.files import atomic_write, data_dir
+from minildm.files import atomic_write, cache_dir, data_dir
 
 STYLES = ("noto", "twemoji", "fluent", "fluent3d", "blob")
-SPLITS = ("train", "val", "all")
-SIZES = (32, 64, 128)
+SPLITS, SIZES = ("train", "val", "all"), (32, 64, 128)
 VAL_SHARE, SALT = 0.11, 28  # of forty salts, the one with the most even shares
 CACHE_VERSION = 1  # raise it when the pixels of the cache would change
 
@@ -139,8 +138,7 @@ def _chosen(argument: str, values: Sequence[str] | None, allowed: Sequence[str])
 
 def decode(file: EmojiFile, size: int) -> np.ndarray:
     """Every picture over white: (N, 3, size, size) uint8, from the cache once it is there."""
-    folder = os.environ.get("MINILDM_CACHE") or Path.home() / ".cache/minildm"
-    path = Path(folder) / f"emoji-{file.sha256[:16]}-{size}-v{CACHE_VERSION}.npy"
+    path = cache_dir() / f"emoji-{file.sha256[:16]}-{size}-v{CACHE_VERSION}.npy"
     shape = (len(file.emoji), 3, size, size)
     pixels = _from_cache(path, shape)
     if pixels is None:

@@ -1,9 +1,7 @@
 """Latents of a whole dataset, encoded once and kept on disk."""
 
 import hashlib
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -11,13 +9,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minildm.files import atomic_write
-
-
-def cache_dir() -> Path:
-    """Where decoded pictures and latents are kept: `MINILDM_CACHE`, else ~/.cache/minildm."""
-    chosen = os.environ.get("MINILDM_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache/minildm"
+from minildm.files import atomic_write, cache_dir
 
 
 def cached_moments(key: str, compute: Callable[[], Tensor]) -> Tensor:

@@ -1,0 +1,32 @@
+# Everything runs in .venv, which the first command makes.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint lab bench clean
+
+.venv/done: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+demo: .venv/done  ## train both stages on the embedded emoji; pictures in runs/demo
+	$(BIN)/python -m minildm demo
+
+test: .venv/done  ## unit tests, then every notebook, twice
+	$(BIN)/python -m pytest
+	MINILDM_SCALE=$${MINILDM_SCALE:-smoke} $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
+	    --override-ini filterwarnings= notebooks
+
+lint: .venv/done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: .venv/done
+	$(BIN)/jupyter lab notebooks
+
+bench: .venv/done
+	$(BIN)/python tests/bench/bench.py
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,167 @@
+"""The command line: `minildm demo | train | sample | evaluate`, or `python -m minildm`."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minildm import evaluation as ev
+from minildm import plots
+from minildm.autoencoder import Autoencoder
+from minildm.checkpoints import Model, load_model, pretrained
+from minildm.data.emoji import EmojiDataset
+from minildm.demo import SCALES, demo, describe
+from minildm.diffusion import LatentDiffusion
+from minildm.files import write_json
+from minildm.loop import pick_device
+from minildm.presets import (
+    PRESETS,
+    AutoencoderExperiment,
+    DataConfig,
+    LatentDiffusionExperiment,
+)
+from minildm.training import progress, train_autoencoder, train_judge, train_ldm
+
+app = typer.Typer(
+    help="Latent diffusion models (Rombach et al. 2022), small enough to read.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; default: the best there is")]
+Seed = Annotated[int, typer.Option(help="the same seed, the same result")]
+
+
+@app.command("demo")
+def demo_command(
+    run_dir: Annotated[Path, typer.Option(help="where everything goes")] = Path("runs/demo"),
+    scale: Annotated[str | None, typer.Option(help=f"one of {', '.join(SCALES)}")] = None,
+    device: Device = None,
+    seed: Seed = 0,
+) -> None:
+    """Train both stages small on the embedded emoji, judge them, and show pictures."""
+    demo(run_dir, scale=scale, device=device, seed=seed)
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Argument(help=f"one of {', '.join(PRESETS)}")],
+    run_dir: Annotated[Path, typer.Option(help="the run's folder; an unfinished run goes on")],
+    first_stage: Annotated[
+        Path | None, typer.Option(help="stage 2: the folder of the autoencoder to build on")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="optimiser steps")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="pictures a step")] = None,
+    lr: Annotated[float | None, typer.Option(help="highest learning rate")] = None,
+    folder: Annotated[Path | None, typer.Option(help="train on this folder of pictures")] = None,
+    size: Annotated[int | None, typer.Option(help="side of the pictures in pixels")] = None,
+    device: Device = None,
+    seed: Seed = 0,
+) -> None:
+    """Train a preset: a first stage, a diffusion model on one, or the judge."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset={preset!r} is not known; known: {', '.join(PRESETS)}")
+    experiment = PRESETS[preset]
+    asked = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    experiment = replace(experiment, train=replace(experiment.train, **changes))
+    if folder is not None:
+        data = DataConfig(kind="folder", path=str(folder.resolve()), size=experiment.data.size)
+        experiment = replace(experiment, data=data)
+    if size is not None:
+        experiment = replace(experiment, data=replace(experiment.data, size=size))
+    records = _start(experiment, run_dir, first_stage, device)
+    for _ in progress(records, experiment.train.steps, preset):
+        pass
+    typer.echo(f"trained on {describe(pick_device(device))}: {run_dir}")
+
+
+def _start(experiment: object, run_dir: Path, first_stage: Path | None, device: str | None):
+    if isinstance(experiment, AutoencoderExperiment):
+        return train_autoencoder(experiment, run_dir=run_dir, device=device)
+    if isinstance(experiment, LatentDiffusionExperiment):
+        if first_stage is None:
+            raise ValueError("a diffusion model needs --first-stage, the folder of an autoencoder")
+        return train_ldm(experiment, first_stage=first_stage, run_dir=run_dir, device=device)
+    return train_judge(experiment, run_dir=run_dir, device=device)
+
+
+def _model(name: str) -> Model:
+    """A model's folder, or the name of one that ships."""
+    return load_model(name) if Path(name).is_dir() else pretrained(name)
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Argument(help="a model's folder, or the name of a shipped one")],
+    y: Annotated[list[str] | None, typer.Argument(help="class names, one picture each")] = None,
+    n: Annotated[int, typer.Option(help="pictures of each class, or in all without classes")] = 1,
+    out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("samples.png"),
+    steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
+    guidance_scale: Annotated[float, typer.Option(help="1: the plain conditional")] = 3.0,
+    sampler: Annotated[str, typer.Option(help="ddim or ddpm")] = "ddim",
+    device: Device = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw pictures, of named classes where the model knows classes."""
+    loaded = _model(model)
+    if not isinstance(loaded, LatentDiffusion):
+        raise ValueError(f"model={model!r} is not a diffusion model")
+    names = [name for name in y or () for _ in range(n)]
+    conditional = loaded.config.conditioner.kind != "none"
+    options = {"steps": steps, "sampler": sampler, "seed": seed}
+    if conditional:
+        options |= {"y": names or None, "guidance_scale": guidance_scale}
+    else:
+        options |= {"n": n}
+    x = loaded.to(pick_device(device)).sample(**options).cpu()
+    plots.save(plots.image_grid(x, names or None), out)
+    typer.echo(f"{len(x)} pictures: {out}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="a model's folder, or the name of a shipped one")],
+    out: Annotated[Path | None, typer.Option(help="a JSON file for the numbers")] = None,
+    per_class: Annotated[int, typer.Option(help="samples of each class")] = 24,
+    steps: Annotated[int, typer.Option(help="sampling steps")] = 25,
+    guidance_scale: Annotated[float, typer.Option(help="1: the plain conditional")] = 3.0,
+    device: Device = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure a model on the validation emoji: PSNR, or what the judge sees in its samples."""
+    loaded, place = _model(model), pick_device(device)
+    with ev.on_device(loaded, place):
+        if isinstance(loaded, Autoencoder):
+            x = ev.pictures(EmojiDataset("val", 64))
+            results = {"psnr": str(ev.reconstruction_psnr(loaded, x))}
+        elif isinstance(loaded, LatentDiffusion):
+            results = ev.class_accuracy(
+                loaded,
+                pretrained("emoji-judge"),
+                per_class,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                seed=seed,
+            )
+        else:
+            results = ev.judge_accuracy(loaded)
+    results = {"model": model, "device": describe(place), "seed": seed, **results}
+    typer.echo(json.dumps(results, indent=2))
+    if out is not None:
+        write_json(out, results)
+
+
+def main() -> None:
+    """Run the command line; what is wrong with the input ends in one clear line."""
+    try:
+        app(standalone_mode=True)
+    except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
+        typer.secho(f"minildm: {error}", fg=typer.colors.RED, err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("\nstopped; the same command goes on from the last checkpoint", err=True)
+        raise SystemExit(130) from None
