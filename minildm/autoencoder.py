@@ -40,7 +40,7 @@ class AutoencoderConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.width_mult or min(self.width_mult) < 1:
             raise ValueError(f"width_mult={self.width_mult} must hold at least one factor >= 1")
-        bad = [m for m in self.width_mult if self.width * m % self.groups]
+        bad = [m for m in (1, *self.width_mult) if self.width * m % self.groups]
         if bad:
             raise ValueError(
                 f"width={self.width} times width_mult={bad} is no multiple of groups={self.groups}"

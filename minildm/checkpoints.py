@@ -101,7 +101,8 @@ def save_model(
     """Write a model's folder; each file appears whole or not at all.
 
     first_stage: for a diffusion model the folder of its autoencoder, relative to `folder`.
-    ema: averaged parameters by name; written beside, and what `load_model` prefers. half:
+    ema: averaged parameters by name; written beside, and what `load_model` prefers. Without
+    them those of an earlier save go: they would be preferred to the new weights. half:
     store float16. info: whatever should be remembered, such as data and steps.
     """
     folder, kind = Path(folder), kind_of(model)
@@ -116,6 +117,8 @@ def save_model(
         _write_tensors(
             folder / "ema.safetensors", {k: v for k, v in ema.items() if k in tensors}, half
         )
+    else:
+        (folder / "ema.safetensors").unlink(missing_ok=True)  # averages of other weights
     write_json(folder / "config.json", card)
 
 
@@ -161,11 +164,15 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         card = json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(f"{path} is not readable as JSON: {error}") from error
+    card = card if isinstance(card, dict) else {}
     if card.get("format") != FORMAT or card.get("kind") not in KINDS:
         raise CheckpointError(
             f"{path} says format {card.get('format')!r}, kind {card.get('kind')!r}; this version "
             f"reads format {FORMAT} of {sorted(KINDS)}"
         )
+    for part in ("config", "first_stage") if card["kind"] == "latent-diffusion" else ("config",):
+        if not isinstance(card.get(part), dict):
+            raise CheckpointError(f"{path} lacks its {part!r}")
     return card
 
 

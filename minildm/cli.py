@@ -53,6 +53,9 @@ def train(
     first_stage: Annotated[
         Path | None, typer.Option(help="stage 2: the folder of the autoencoder to build on")
     ] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="train further: a model's folder to start from")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="optimiser steps")] = None,
     batch_size: Annotated[int | None, typer.Option(help="pictures a step")] = None,
     lr: Annotated[float | None, typer.Option(help="highest learning rate")] = None,
@@ -73,20 +76,18 @@ def train(
         experiment = replace(experiment, data=data)
     if size is not None:
         experiment = replace(experiment, data=replace(experiment.data, size=size))
-    records = _start(experiment, run_dir, first_stage, device)
+    where = {"run_dir": run_dir, "device": device, "init": init}
+    if isinstance(experiment, AutoencoderExperiment):
+        records = train_autoencoder(experiment, **where)
+    elif isinstance(experiment, LatentDiffusionExperiment):
+        if first_stage is None:
+            raise ValueError("a diffusion model needs --first-stage, the folder of an autoencoder")
+        records = train_ldm(experiment, first_stage=first_stage, **where)
+    else:
+        records = train_judge(experiment, **where)
     for _ in progress(records, experiment.train.steps, preset):
         pass
     typer.echo(f"trained on {describe(pick_device(device))}: {run_dir}")
-
-
-def _start(experiment: object, run_dir: Path, first_stage: Path | None, device: str | None):
-    if isinstance(experiment, AutoencoderExperiment):
-        return train_autoencoder(experiment, run_dir=run_dir, device=device)
-    if isinstance(experiment, LatentDiffusionExperiment):
-        if first_stage is None:
-            raise ValueError("a diffusion model needs --first-stage, the folder of an autoencoder")
-        return train_ldm(experiment, first_stage=first_stage, run_dir=run_dir, device=device)
-    return train_judge(experiment, run_dir=run_dir, device=device)
 
 
 def _model(name: str) -> Model:

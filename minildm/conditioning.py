@@ -116,7 +116,7 @@ def look_up(name: str, known: Sequence[str], what: str) -> int:
     if name in known:
         return known.index(name)
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
     raise ValueError(f"{what}={name!r} is not known{hint} Known: {', '.join(known)}")
 
 

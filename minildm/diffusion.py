@@ -34,8 +34,11 @@ class LatentDiffusionConfig:
     conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     image_size: int = 64
+    t_bias: float = 1.0  # how training draws t: 1 as in the paper, above it more of the noisy end
 
     def __post_init__(self) -> None:
+        if not self.t_bias > 0:
+            raise ValueError(f"t_bias={self.t_bias} must be positive")
         c, unet = self.autoencoder.z_channels, self.unet
         if (unet.in_channels, unet.out_channels) != (c, c):
             raise ValueError(
@@ -109,7 +112,8 @@ class LatentDiffusion(nn.Module):
             with torch.no_grad():
                 z0 = self.autoencoder.encode(batch["image"])
         c = self.conditioner(batch, self.autoencoder.encode)
-        t, eps = draw_t(self.schedule, len(z0), z0.device), torch.randn_like(z0)
+        t = draw_t(self.schedule, len(z0), z0.device, self.config.t_bias)
+        eps = torch.randn_like(z0)
         per_sample = ldm_loss(self.eps_theta, self.schedule, z0, c, t, eps)
         return {"loss": per_sample.mean(), "per_sample": per_sample.detach(), "t": t}
 
@@ -131,27 +135,26 @@ class LatentDiffusion(nn.Module):
             raise ValueError(f"sampler={sampler!r} is not known; known: {', '.join(SAMPLERS)}")
         if seed is not None and noise is not None:
             raise ValueError("give seed or noise, not both: noise is all the randomness there is")
+        if n is not None and n < 1:
+            raise ValueError(f"n={n} must be at least 1")
         noise = noise or seeded_noise(seed)
         y_batch = self.conditioner.batch_from(y, n or 1)
         count = len(y_batch["label"]) if y_batch else (n or 1)
-        if n is not None and n != count:
+        if not count or n not in (None, count):
             raise ValueError(f"n={n}, but y names {count} samples")
-        with torch.no_grad():
-            denoise = self._denoise(y_batch, count, guidance_scale)
         z_T = noise(torch.zeros(count, *self._latent_shape(size), device=self.device))
         options = {"eta": eta} if sampler == "ddim" else {}
         was_training = self.training
-        self.eval()
+        self.eval()  # no condition is dropped when sampling
         try:
+            with torch.no_grad():
+                denoise = self._denoise(y_batch, count, guidance_scale)
             yield from SAMPLERS[sampler](denoise, self.schedule, z_T, steps, noise=noise, **options)
         finally:
             self.train(was_training)
 
     def _denoise(self, y_batch: Batch, n: int, guidance_scale: float) -> object:
-        training = self.conditioner.training
-        self.conditioner.eval()  # no condition is dropped when sampling
         c, c_null = self.conditioner(y_batch, self.autoencoder.encode), self.conditioner.null(n)
-        self.conditioner.train(training)
         if c.tokens is None and c.concat is None:
             if guidance_scale != 1.0:
                 raise ValueError(f"guidance_scale={guidance_scale}: nothing to guide towards")

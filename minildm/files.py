@@ -27,13 +27,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 is for secrets
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets
+        Path(temporary).replace(path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            reason = error.strerror or error
-            raise OSError(error.errno, f"could not write it, kept as before: {reason}", str(path))
+            reason = f"could not write it, kept as before: {error.strerror or error}"
+            raise OSError(error.errno, reason, str(path)) from error
         raise
 
 

@@ -46,6 +46,11 @@ def ldm_loss(
     return reduce((eps - eps_hat.float()) ** 2, "b c h w -> b", "mean")
 
 
-def draw_t(schedule: NoiseSchedule, n: int, device: torch.device) -> Tensor:
-    """Uniform times for n samples: (n,) int64 in 0..T-1."""
-    return torch.randint(schedule.T, (n,), device=device)
+def draw_t(schedule: NoiseSchedule, n: int, device: torch.device, t_bias: float = 1.0) -> Tensor:
+    """Times for n samples, floor(T u^(1 / t_bias)) with u uniform: (n,) int64 in 0..T-1.
+
+    t_bias = 1 is the paper's uniform draw. Above it the noisy end, where the layout of a picture
+    is decided, comes up more often: density proportional to t^(t_bias - 1).
+    """
+    u = torch.rand(n, device=device)
+    return (schedule.T * u ** (1.0 / t_bias)).long().clamp(max=schedule.T - 1)

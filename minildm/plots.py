@@ -8,9 +8,10 @@ Okabe and Ito (2008), which nearly everybody can tell apart.
 
 import base64
 import io
+import math
 import os
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ import torch
 import torch.nn.functional as F
 from einops import repeat
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
@@ -34,20 +33,12 @@ DPI = 120
 BLUE, RED = "#0072B2", "#D55E00"
 PALETTE = (BLUE, "#E69F00", "#009E73", "#CC79A7", "#56B4E9", RED, "#000000", "#F0E442")
 FRAME = 214  # grey of the line round a picture: most are drawn on white
-GAP, LETTER, LINE = 6, 8, 16  # pixels: between pictures; a letter's width, a line's height
-STYLE: dict[Any, Any] = {
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "legend.frameon": False,
-}
+GAP, LINE = 6, 16  # pixels: between pictures; a line's height
+STYLE: dict[Any, Any] = {"font.size": 9.0, "axes.titlesize": 10.0, "legend.frameon": False}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
+STYLE |= {"axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e4e4"}
 styled = plt.rc_context(STYLE)  # as a decorator: the user's own settings are left alone
-Names = Sequence[str] | None
-Text = str | None
+Names, Numbers, Text = Sequence[str] | None, Sequence[float] | Tensor, str | None
 
 
 class NotebookFigure(Figure):
@@ -90,21 +81,18 @@ def image_grid(
     a pixel stays a sharp square; only those that are too large are reduced.
     """
     _same_number("titles", titles, x)
-    rows = _rows(_pictures(x, scale), columns)
-    notes = None if titles is None else _rows(titles, columns)
-    what = f"{len(x)} pictures in rows of {columns}"
-    return _sheet(rows, notes=notes, title=title, alt=_alt(title, what, titles or ()))
+    rows, notes = _rows(_pictures(x, scale), columns), _rows(titles or (), columns)
+    return _sheet(rows, f"{len(x)} pictures in rows of {columns}", title, notes=notes)
 
 
 def class_grid(
-    x: Tensor, rows: Sequence[str], *, scale: float = 0.9, title: Text = None
+    x: Tensor, rows: Sequence[str], *, scale: float = 1.0, title: Text = None
 ) -> NotebookFigure:
     """One row of K pictures for each name: x (R K, 3, H, W), the first K belong to `rows[0]`."""
     if not rows or len(x) % len(rows):
         raise ValueError(f"x: {len(x)} pictures are no equal share for {len(rows)} rows")
-    pictures = _rows(_pictures(x, scale), len(x) // len(rows))
-    alt = _alt(title, f"{len(x) // len(rows)} pictures of each class", rows)
-    return _sheet(pictures, labels=rows, title=title, alt=alt)
+    k = len(x) // len(rows)
+    return _sheet(_rows(_pictures(x, scale), k), f"{k} pictures of each", title, rows)
 
 
 def pairs(
@@ -112,67 +100,58 @@ def pairs(
     x_rec: Tensor,
     *,
     labels: tuple[str, str] = ("original", "reconstruction"),
-    psnr: Sequence[float] | Tensor | None = None,
+    psnr: Numbers | None = None,
     columns: int = 8,
-    scale: float = 1.1,
     title: Text = None,
 ) -> NotebookFigure:
     """Each picture above its reconstruction, both (N, 3, H, W); `psnr` (N,) in dB stands below."""
     if x.shape != x_rec.shape:
         raise ValueError(f"x {tuple(x.shape)} and x_rec {tuple(x_rec.shape)} must be alike")
     _same_number("psnr", psnr, x)
-    above, below = (_rows(_pictures(part, scale), columns) for part in (x, x_rec))
-    said = _rows([] if psnr is None else [f"{float(p):.1f} dB" for p in psnr], columns)
-    notes = [note for row in said or [()] * len(above) for note in ((), row)]
+    above, below = (_rows(_pictures(part, 1.1), columns) for part in (x, x_rec))
+    said = [] if psnr is None else [f"{float(p):.1f} dB" for p in psnr]
+    notes = [note for row in _rows(said, columns) for note in ((), row)]
     rows = [row for pair in zip(above, below, strict=True) for row in pair]
-    alt = _alt(title, f"{len(x)} pictures, {labels[0]} above {labels[1]}", sum(said, []))
-    return _sheet(rows, labels=labels * len(above), notes=notes, title=title, alt=alt)
+    return _sheet(rows, f"{len(x)} pictures in pairs", title, labels * len(above), notes)
 
 
 def trajectory(
-    images: Tensor,
-    times: Sequence[int],
-    *,
-    z0_images: Tensor | None = None,
-    columns: int = 7,
-    scale: float = 0.9,
-    title: Text = None,
+    images: Tensor, times: Numbers, *, z0_images: Any = None, columns: int = 7, title: Text = None
 ) -> NotebookFigure:
     """States of a sampling, decoded: (S, 3, H, W), or (S, B, 3, H, W) for B samples at once.
 
-    times: the t of each of the S states. z0_images: the predicted clean pictures, alike. Of more
-    than `columns` states, as many are shown, evenly spread, the first and the last among them.
+    times: the t of each of the S states. z0_images: the predicted clean pictures, shaped alike,
+    or None. At most `columns` states are shown, evenly spread, the first and the last among them.
     """
-    kinds = {"zₜ decoded": images} | ({} if z0_images is None else {"ẑ₀ decoded": z0_images})
     _same_number("times", times, images)
     if z0_images is not None and z0_images.shape != images.shape:
         raise ValueError(f"z0_images {tuple(z0_images.shape)} must be as images {images.shape}")
     shown = np.linspace(0, len(times) - 1, min(columns, len(times))).round().astype(int)
-    kinds = {k: v[shown] if v.ndim == 5 else v[shown][:, None] for k, v in kinds.items()}
-    samples = next(iter(kinds.values())).shape[1]
-    rows = [_pictures(v[:, b], scale) for b in range(samples) for v in kinds.values()]
-    heads = [f"t = {times[i]}" for i in shown]
-    alt = _alt(title, f"{samples} sampling(s), {' above '.join(kinds)}", heads)
-    return _sheet(rows, labels=[*kinds] * samples, heads=heads, title=title, alt=alt)
+    kinds = {"zₜ decoded": images} | ({} if z0_images is None else {"ẑ₀ decoded": z0_images})
+    states = [v[shown] if v.ndim == 5 else v[shown, None] for v in kinds.values()]
+    samples = states[0].shape[1]
+    rows = [_pictures(v[:, b], 1.0) for b in range(samples) for v in states]
+    heads = [f"t = {int(times[i])}" for i in shown]
+    return _sheet(rows, f"{samples} sampling(s)", title, [*kinds] * samples, heads=heads)
 
 
-def latent_maps(
-    z: Tensor, *, rows: Names = None, scale: float = 1.1, title: Text = None
-) -> NotebookFigure:
+@styled
+def latent_maps(z: Tensor, *, rows: Names = None, title: Text = None) -> NotebookFigure:
     """Every channel of latents (B, c, h, w) as a grey map, 0 in the middle; a row each."""
     if z.ndim != 4 or not z.numel() or not z.isfinite().all():
-        raise ValueError(f"z {tuple(z.shape)} must be (B, c, h, w), B >= 1, and finite")
-    z = z.detach().float().cpu()
+        raise ValueError(f"z {tuple(z.shape)} must be (B, c, h, w), not empty, and finite")
+    z, c = z.detach().float().cpu(), z.shape[1]
     limit = max(float(np.quantile(z.abs().numpy(), 0.995)), 1e-6)
     maps = repeat((z / limit).clamp(-1, 1), "b c h w -> (b c) rgb h w", rgb=3)
-    heads = [f"channel {i + 1}" for i in range(z.shape[1])]
-    alt = _alt(title, f"{z.shape[1]} channels of {len(z)} latent(s) as grey maps", rows or ())
-    pictures = _rows(_pictures(maps, scale), z.shape[1])
-    fig = _sheet(pictures, labels=rows, heads=heads, title=title, right=84, alt=alt)
-    width, height = fig.get_size_inches() * DPI
-    tall = min(0.86 * height, 260)
-    cax = fig.add_axes((1 - 76 / width, 0.5 - tall / height / 2, 14 / width, tall / height))
-    grey = ScalarMappable(Normalize(-limit, limit), "gray")
+    heads = [f"channel {i + 1}" for i in range(c)]
+    pictures = _rows(_pictures(maps, 1.1), c)
+    fig = _sheet(pictures, f"{len(z)} latent(s) as grey maps", title, rows, heads=heads)
+    width, height = fig.get_size_inches()
+    fig.set_size_inches(width + 0.7, height)  # for the colour bar
+    fig.axes[0].set_position((0, 0, width / (width + 0.7), 1))
+    tall = min(0.86, 2.2 / height)
+    cax = fig.add_axes(((width + 0.05) / (width + 0.7), 0.5 - tall / 2, 0.12 / (width + 0.7), tall))
+    grey = plt.cm.ScalarMappable(plt.Normalize(-limit, limit), "gray")
     fig.colorbar(grey, cax=cax, label="latent value", extend="both")
     return fig
 
@@ -202,60 +181,47 @@ def _rows(items: Any, columns: int) -> list[Any]:
 
 def _same_number(argument: str, given: Any, x: Any) -> None:
     if given is not None and len(given) != len(x):
-        raise ValueError(f"{argument}: {len(given)} given for {len(x)} pictures")
+        raise ValueError(f"{argument}: {len(given)} given for {len(x)} of the pictures")
 
 
-def _alt(title: Text, what: str, names: Iterable[str] = ()) -> str:
-    names = [*names]
-    listed = ", ".join([*names[:40], "…"] if len(names) > 40 else names)
-    return ": ".join(part for part in (title, what, listed) if part) + "."
-
-
+@styled
 def _sheet(
-    rows: Sequence[np.ndarray],
-    *,
-    labels: Names = None,
-    notes: Sequence[Sequence[str]] | None = None,
-    heads: Sequence[str] = (),
-    title: Text = None,
-    right: int = 0,
-    alt: str = "",
+    rows: list[Any], what: str, title: Text, labels: Names = None, notes: Any = (), heads: Any = ()
 ) -> NotebookFigure:
     """Rows of pictures (K, H, W, 3) with labels at the left, notes below each, heads on top."""
     _same_number("row labels", labels, rows)
     h, w = rows[0].shape[1:3]
+    names = dict.fromkeys([*(labels or ()), *heads, *(note for row in notes for note in row)])
+    fig = NotebookFigure(dpi=DPI, facecolor="white")
+    fig.alt_text = ": ".join(filter(None, [title, what, ", ".join(names)])) + "."
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
     labels = [textwrap.fill(label, 18) for label in labels or [""] * len(rows)]
-    longest = max(len(part) for label in labels for part in label.split("\n"))
-    notes = [[_note(n, w) for n in row] for row in notes or [()] * len(rows)]
+    texts = [ax.text(0, 0, label, ha="right", va="center") for label in labels]
+    wide = math.ceil(max(text.get_window_extent().width for text in texts))
+    left = wide + 3 * GAP if wide else GAP
+    lefts = [left + i * (w + GAP) for i in range(max(map(len, rows)))]
+    width = lefts[-1] + w + GAP
+    wrap = textwrap.TextWrapper(max(5, int(w / 7.4)), max_lines=3, placeholder=" …")
+    notes = [[wrap.fill(note) for note in row] for row in notes or [()] * len(rows)]
     room = [LINE * max((n.count("\n") + 1 for n in row if n), default=0) for row in notes]
-    left = GAP + (LETTER * longest + 2 * GAP if longest else 0)
-    width = left + max(map(len, rows)) * (w + GAP) + right
-    said = textwrap.wrap(title or "", max(12, int((width - left) / LETTER / 1.2)))
+    said = textwrap.wrap(title or "", max(12, int((width - left) / 10)))
     y = GAP + 21 * len(said) + (LINE + 4 if heads else 0)
     canvas = np.full((y + sum(room) + len(rows) * (h + GAP), width, 3), 255, np.uint8)
-    fig = NotebookFigure((width / DPI, len(canvas) / DPI), dpi=DPI, facecolor="white")
-    fig.alt_text, ax = alt, fig.add_axes((0, 0, 1, 1))
-    ax.set_axis_off()
-    ax.text(left, GAP, "\n".join(said), ha="left", va="top", fontsize=10, weight="bold")
-    middles = [left + i * (w + GAP) + w / 2 for i in range(max(map(len, rows)))]
-    for x, head in zip(middles, heads, strict=False):
-        ax.text(x, y - 5, head, ha="center", va="bottom", fontsize=8)
-    for pictures, label, row, space in zip(rows, labels, notes, room, strict=True):
-        ax.text(left - 2 * GAP, y + h / 2, label, ha="right", va="center", fontsize=9)
-        for picture, x in zip(pictures, middles, strict=False):
-            x = round(x - w / 2)
+    fig.set_size_inches(width / DPI, len(canvas) / DPI)
+    ax.text(left, GAP, "\n".join(said), va="top", fontsize=10, weight="bold")
+    for x, head in zip(lefts, heads, strict=False):
+        ax.text(x + w / 2, y - 5, head, ha="center", va="bottom", fontsize=8)
+    for pictures, text, row, space in zip(rows, texts, notes, room, strict=True):
+        text.set_position((left - 2 * GAP, y + h / 2))
+        for x, picture in zip(lefts, pictures, strict=False):
             canvas[y - 1 : y + h + 1, x - 1 : x + w + 1] = FRAME
             canvas[y : y + h, x : x + w] = picture
-        for x, note in zip(middles, row, strict=False):
-            ax.text(x, y + h + 3, note, ha="center", va="top", fontsize=8, linespacing=1.1)
+        for x, note in zip(lefts, row, strict=False):
+            ax.text(x + w / 2, y + h + 3, note, ha="center", va="top", fontsize=8, linespacing=1.1)
         y += h + GAP + space
     ax.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, width, len(canvas), 0))
     return fig
-
-
-def _note(note: str, width: int) -> str:
-    """The note in lines no wider than `width` pixels, three at most."""
-    return textwrap.fill(note, max(5, int(width / 7.4)), max_lines=3, placeholder=" …")
 
 
 # Curves and bars.
@@ -264,12 +230,8 @@ def _note(note: str, width: int) -> str:
 def _chart(width: float, height: float, panels: int = 1) -> tuple[NotebookFigure, list[Axes]]:
     """A figure with panels of the given size in inches, two in a row."""
     columns, lines = min(panels, 2), -(-panels // 2)
-    size = (width * columns, height * lines)
-    fig = NotebookFigure(size, dpi=DPI, facecolor="white", layout="constrained")
-    axes = list(fig.subplots(lines, columns, squeeze=False).flat)
-    for ax in axes[panels:]:
-        ax.remove()
-    return fig, axes[:panels]
+    fig = NotebookFigure((width * columns, height * lines), dpi=DPI, layout="constrained")
+    return fig, [fig.add_subplot(lines, columns, i + 1) for i in range(panels)]
 
 
 def _log_y(ax: Axes) -> None:
@@ -315,7 +277,8 @@ def _training(ax: Axes, name: str, records: Sequence[Record], smooth: float, ter
         ax.plot(step, curves[key], color=color, alpha=0.25, lw=0.8)
         ax.plot(step[window - 1 :], mean, color=color, lw=1.7, label=key)
         said.append(f"{key} from {mean[0]:.3g} to {mean[-1]:.3g}")
-    if all((curves[key] > 0).all() for key in drawn):
+    low, high = (f([f(curves[key]) for key in drawn]) for f in (min, max))
+    if low > 0 and high > 5 * low:  # a smaller span would see a single label
         _log_y(ax)
     rest = [f"{key} ≈ {size[key]:.3g}" for key in curves if key not in drawn]
     ax.set_title(name + (f"\n(not drawn: {', '.join(rest)})" if rest else ""))
@@ -336,9 +299,7 @@ def schedule_curves(schedule: NoiseSchedule) -> NotebookFigure:
     ax.plot(noise, color=RED, lw=2, ls="--", label=r"noise, $\sqrt{1 - \bar\alpha_t}$")
     over = np.flatnonzero(noise >= signal)
     said = f"equal at t = {over[0]}" if len(over) else "noise stays below"
-    if len(over):
-        ax.plot(over[0], noise[over[0]], "o", color="black", ms=6, label=said)
-        ax.axvline(over[0], color="black", lw=0.8, ls=":")
+    ax.plot(over[:1], noise[over[:1]], "o", color="black", ms=6, label=said)
     ax.set(xlabel="t", ylabel="weight in $z_t$", ylim=(0, 1.03), xlim=(0, schedule.T))
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     fig.alt_text = f"Signal falls from {signal[0]:.2f} to {signal[-1]:.2f} over t; {said}."
@@ -365,40 +326,36 @@ def bars(
     if not names:
         raise ValueError("values must hold at least one number")
     fig, (ax,) = _chart(6.8, 1.0 + len(names) * (0.16 + 0.17 * len(series)))
-    thick, said, reach = 0.8 / len(series), [], chance or 0.0
+    thick, said = 0.8 / len(series), []
     for i, (kind, content) in enumerate(series.items()):
-        for name, value in content.items():
-            value, low, high, n = _measure(value, given.get(kind, {}).get(name))
-            y = names.index(name) + (i + 0.5) * thick - 0.4
-            ax.barh(y, value, thick * 0.92, color=PALETTE[i % len(PALETTE)])
-            ax.plot([low, high], [y, y], color="black", lw=1.2)
-            shown = f"{value:.2f}" if 0.1 <= value < 10 else f"{value:.3g}"
-            ax.text(high, y, f"  {shown}{n}", va="center", fontsize=7.5)
-            said.append(f"{name} {kind} {shown}".replace("  ", " "))
-            reach = max(reach, value, high)
-        ax.barh(0, 0, color=PALETTE[i % len(PALETTE)], label=kind or None)
+        y = [names.index(name) + (i + 0.5) * thick - 0.4 for name in content]
+        rows = [_measure(v, given.get(kind, {}).get(name)) for name, v in content.items()]
+        value, below, above, texts = zip(*rows, strict=True)
+        color, black = PALETTE[i % len(PALETTE)], {"lw": 1.2}
+        drawn = ax.barh(y, value, thick * 0.92, color=color, xerr=[below, above], error_kw=black)
+        ax.bar_label(drawn, texts, padding=4, fontsize=7.5)
+        drawn.set_label(kind or "_")
+        said += [f"{kind} {name} {t}".strip() for name, t in zip(content, texts, strict=True)]
     if chance is not None:
         ax.axvline(chance, color="black", ls=":", lw=1.2, label=f"chance, {chance:.2g}")
     ax.set_yticks(range(len(names)), names)
     ax.grid(visible=False, axis="y")
-    ax.set(xlabel=xlabel, ylim=(len(names) - 0.45, -0.55), xlim=(0, 1.2 * reach or 1))
-    if 0.5 < reach <= 1:
-        ax.set_xticks(np.linspace(0, 1, 6))
+    ax.margins(x=0.18)
+    ax.set(xlabel=xlabel, ylim=(len(names) - 0.45, -0.55))
     if ax.get_legend_handles_labels()[1]:
         fig.legend(loc="outside lower center", ncols=4)
-    if title:
-        ax.set_title(title, weight="bold", loc="left")
-    fig.alt_text = _alt(title, f"{xlabel} as bars", said)
+    ax.set_title(title or "", weight="bold", loc="left")
+    fig.alt_text = f"{title or 'Bars'}: {xlabel}, {', '.join(said)}."
     return fig
 
 
 def _measure(value: Any, low_high: Sequence[float] | None) -> tuple[float, float, float, str]:
-    """(value, low, high, the N as text); low = high = value without an interval."""
-    if isinstance(value, Sequence):
-        value, low, high, n = value
-        return float(value), float(low), float(high), f"  (N={n:,})"
-    low, high = low_high or (value, value)
-    return float(value), float(low), float(high), ""
+    """(value, reach below, reach above, text) of a number or of a Measured."""
+    low, high, note = *(low_high or (value, value)), ""
+    if isinstance(value, tuple):
+        value, low, high, note = *value[:3], f"  (N={value[3]:,})"
+    text = f"{value:.2f}" if 0.1 <= value < 10 else f"{value:.3g}"
+    return value, max(0, value - low), max(0, high - value), text + note  # NaN: no interval
 
 
 @styled
@@ -406,10 +363,9 @@ def loss_against_t(
     t: Tensor, per_sample: Tensor, T: int, *, bins: int = 20, title: str = "loss against t"
 ) -> NotebookFigure:
     """Where in time the loss lies: t (N,) in 0..T-1, per_sample (N,) -> binned mean, quartiles."""
-    if t.shape != per_sample.shape or t.ndim != 1 or not len(t):
-        raise ValueError(f"t {tuple(t.shape)}, per_sample {tuple(per_sample.shape)}: not both (N,)")
-    if t.min() < 0 or t.max() >= T:
-        raise ValueError(f"t must lie in 0..{T - 1}, got {t.min()}..{t.max()}")
+    if t.shape != per_sample.shape or t.ndim != 1 or not len(t) or t.min() < 0 or t.max() >= T:
+        shapes = f"{tuple(t.shape)}, {tuple(per_sample.shape)}"
+        raise ValueError(f"t and per_sample must be (N,), t in 0..{T - 1}, got {shapes}")
     bins = min(bins, T)
     which, loss = (t.cpu() * bins // T).numpy(), per_sample.detach().float().cpu().numpy()
     parts = {(b + 0.5) * T / bins: loss[which == b] for b in np.unique(which)}

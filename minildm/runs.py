@@ -53,7 +53,9 @@ class RunFolder:
             return None
         try:
             return torch.load(self._state, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            if isinstance(error, OSError) and error.filename:
+                raise  # no permission, or the like; torch's own seek errors name no file
             raise ValueError(
                 f"{self._state} is cut short or no training state: {error}; delete it to train "
                 "from the start"
@@ -62,7 +64,10 @@ class RunFolder:
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the saved state, atomically."""
         with atomic_write(self._state) as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch hides a full disk behind its zip's wrong length
+                raise error.__context__ or error from None
 
     def rewind_log(self, step: int) -> None:
         """Drop what was logged after `step`: a resumed run does those steps again."""

@@ -37,6 +37,13 @@ def timesteps(T: int, steps: int, spacing: Spacing = "leading") -> list[int]:
     raise ValueError(f"spacing={spacing!r} is not known; known: {', '.join(SPACINGS)}")
 
 
+def _times(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> list[int]:
+    """`timesteps`; where z_T holds no signal at all, only those that surely begin at T - 1."""
+    if schedule.alphas_cumprod[-1] == 0 and spacing != "trailing":
+        raise ValueError(f"zero terminal SNR needs spacing='trailing', got {spacing!r}")
+    return timesteps(schedule.T, steps, spacing)
+
+
 def _abars(schedule: NoiseSchedule, times: list[int], spacing: Spacing) -> Tensor:
     """alphas_cumprod at the times, then at the last target: (steps + 1,).
 
@@ -79,7 +86,7 @@ def ddim(
     """
     if eta < 0:
         raise ValueError(f"eta={eta} must not be negative")
-    times, z = timesteps(schedule.T, steps, spacing), z_T
+    times, z = _times(schedule, steps, spacing), z_T
     abars = _abars(schedule, times, spacing)
     for t, abar, abar_prev in zip(times, abars[:-1], abars[1:], strict=True):
         if edit is not None:
@@ -109,7 +116,7 @@ def ddpm(
     (default: all T) use the same formulas on the visited times. No noise in the last step.
     """
     steps = schedule.T if steps is None else steps
-    times, z = timesteps(schedule.T, steps, spacing), z_T
+    times, z = _times(schedule, steps, spacing), z_T
     table = schedule.alphas_cumprod
     abars = torch.cat([table[times], table.new_ones(1)])
     for t, abar, abar_prev in zip(times, abars[:-1], abars[1:], strict=True):

@@ -49,11 +49,22 @@ def random_flips(x: Tensor) -> Tensor:
     return torch.where(flip, x.flip(-1), x)
 
 
-def seeded_model(build: type, config: object, seed: int) -> torch.nn.Module:
-    """A model whose initial weights depend on the seed alone, not on the caller's state."""
+def new_model(
+    build: type, config: object, seed: int, init: str | Path | None = None
+) -> torch.nn.Module:
+    """A model with initial weights that depend on the seed alone, or those of the folder `init`.
+
+    Raises ValueError where the model in `init` is of another config.
+    """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        return build(config)
+        model = build(config)
+    if init is not None:
+        trained = load_model(init)
+        if trained.config != config:
+            raise ValueError(f"init={str(init)!r} holds a model of another kind or config")
+        model.load_state_dict(trained.state_dict())
+    return model
 
 
 def train_autoencoder(
@@ -62,15 +73,18 @@ def train_autoencoder(
     *,
     run_dir: str | Path,
     device: str | None = None,
+    init: str | Path | None = None,
 ) -> Iterator[Record]:
     """Stage 1 on `data` (default: the experiment's); leaves a model's folder in run_dir.
+
+    init: a model's folder to start from, to train it further.
 
     After the last step the latents' standard deviation over the training set is measured and
     saved as the autoencoder's `scale`.
     """
     data = experiment.data.dataset("train") if data is None else data
     run, place, precision = open_run(run_dir, experiment, device)
-    model = seeded_model(Autoencoder, experiment.model, experiment.train.seed)
+    model = new_model(Autoencoder, experiment.model, experiment.train.seed, init)
 
     def loss(batch: Batch) -> dict[str, Tensor]:
         x = random_flips(batch["image"]) if experiment.train.flip else batch["image"]
@@ -96,6 +110,7 @@ def train_ldm(
     first_stage: str | Path,
     run_dir: str | Path,
     device: str | None = None,
+    init: str | Path | None = None,
 ) -> Iterator[Record]:
     """Stage 2 on the latents of `data`, encoded once by the autoencoder in `first_stage`.
 
@@ -106,7 +121,7 @@ def train_ldm(
     run, place, precision = open_run(run_dir, experiment, device)
     autoencoder = load_model(first_stage, kind="autoencoder")
     config = experiment.model_config(autoencoder.config, tuple(data.classes))
-    model = seeded_model(LatentDiffusion, config, experiment.train.seed)
+    model = new_model(LatentDiffusion, config, experiment.train.seed, init)
     model.autoencoder.load_state_dict(autoencoder.state_dict())
     latents = LatentDataset(data, encode_dataset(autoencoder.to(place), data, precision))
 
@@ -134,6 +149,7 @@ def train_judge(
     *,
     run_dir: str | Path,
     device: str | None = None,
+    init: str | Path | None = None,
 ) -> Iterator[Record]:
     """A classifier of subgroup, group and style on pictures of the training split."""
     data = experiment.data.dataset("train") if data is None else data
@@ -144,7 +160,7 @@ def train_judge(
         styles=tuple(data.styles),
         width=experiment.width,
     )
-    model = seeded_model(Judge, config, experiment.train.seed)
+    model = new_model(Judge, config, experiment.train.seed, init)
 
     def loss(batch: Batch) -> dict[str, Tensor]:
         x = random_flips(batch["image"]) if experiment.train.flip else batch["image"]

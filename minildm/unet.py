@@ -42,15 +42,15 @@ class UNetConfig:
         for name in ("in_channels", "out_channels", "width", "res_blocks", "depth", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        bad = [m for m in self.width_mult if self.width * m % self.groups]
-        if not self.width_mult or bad:
+        bad = [m for m in (1, *self.width_mult) if self.width * m % self.groups]
+        if min(self.width_mult, default=0) < 1 or bad:
             raise ValueError(
-                f"width={self.width} times width_mult={self.width_mult} must be multiples of "
-                f"groups={self.groups}"
+                f"width={self.width} and that times width_mult={self.width_mult} must be "
+                f"multiples of groups={self.groups}"
             )
         if not set(self.attn_levels) <= set(range(len(self.width_mult))):
             raise ValueError(f"attn_levels={self.attn_levels} outside width_mult={self.width_mult}")
-        if (self.heads is None) == (self.d_head is None):
+        if (self.heads is None) == (self.d_head is None) or (self.heads or self.d_head or 0) < 1:
             raise ValueError(f"give heads or d_head, got heads={self.heads}, d_head={self.d_head}")
         for m in {self.width_mult[i] for i in self.attn_levels} | {self.width_mult[-1]}:
             if self.width * m % (self.heads or self.d_head):

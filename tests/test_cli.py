@@ -1,0 +1,103 @@
+"""The command line: what is written, and how bad input ends."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from minildm import cli
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """`minildm ARGUMENTS` in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["minildm", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_sample_draws_one_picture_a_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "two.png"
+    arguments = ["sample", "emoji-class", "food-fruit", "heart", "--steps", "2", "--out", str(out)]
+    assert run(monkeypatch, *arguments) == 0
+    with Image.open(out) as picture:
+        assert picture.width > 128
+        assert "food-fruit" in picture.info["Description"]
+    assert "2 pictures" in capsys.readouterr().out
+
+
+def test_evaluate_writes_the_numbers_it_prints(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "judge.json"
+    assert run(monkeypatch, "evaluate", "emoji-judge", "--out", str(out)) == 0
+    found = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == found
+    assert {"label", "group", "style"} <= found.keys()
+
+
+@pytest.fixture
+def two_classes(tmp_path: Path) -> Path:
+    for name, value in (("dark", 40), ("light", 220)):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(6):
+            noise = torch.randint(-20, 20, (32, 32, 3), generator=torch.Generator().manual_seed(i))
+            array = (noise + value).to(torch.uint8).numpy()
+            Image.fromarray(array).save(tmp_path / "pictures" / name / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def test_both_stages_train_on_a_folder_of_pictures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, two_classes: Path
+) -> None:
+    common = ["--folder", str(two_classes), "--size", "32", "--steps", "2", "--device", "cpu"]
+    ae, ldm, out = (str(tmp_path / name) for name in ("ae", "ldm", "own.png"))
+    assert run(monkeypatch, "train", "emoji-kl-f4", "--run-dir", ae, *common) == 0
+    stage2 = ["train", "emoji-class", "--first-stage", ae, "--run-dir", ldm, *common]
+    assert run(monkeypatch, *stage2) == 0
+    assert run(monkeypatch, "sample", ldm, "dark", "light", "--steps", "2", "--out", out) == 0
+    assert Path(out).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "emoji-kl-f5", "--run-dir", "x"], "preset='emoji-kl-f5' is not known"),
+        (["train", "emoji-class", "--run-dir", "x"], "needs --first-stage"),
+        (["train", "emoji-kl-f4", "--run-dir", "x", "--folder", "nowhere"], "nowhere"),
+        (["sample", "emoji-claas"], "pretrained model 'emoji-claas' is not known"),
+        (["sample", "emoji-class", "food-friut"], "did you mean 'food-fruit'"),
+        (["sample", "emoji-class"], "name 1 of the classes"),
+        (["sample", "emoji-kl-f4"], "not a diffusion model"),
+        (["sample", "emoji-class", "heart", "--steps", "0"], "steps=0 must lie in 1..T=1000"),
+        (["demo", "--scale", "huge"], "scale='huge' is not known"),
+    ],
+)
+def test_bad_input_ends_in_one_line_that_names_it(
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *arguments) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert len(message.strip().splitlines()) == 1
+    assert not any(path.suffix in (".png", ".safetensors") for path in tmp_path.rglob("*"))
+
+
+def test_python_m_minildm_is_the_same_command_line() -> None:
+    command = [sys.executable, "-m", "minildm", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    assert all(name in shown.stdout for name in ("demo", "train", "sample", "evaluate"))
