@@ -13,6 +13,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -143,7 +144,8 @@ def load_model(folder: str | Path, *, ema: bool = True, kind: str | None = None)
         raise CheckpointError(f"{folder} holds a model of kind {card['kind']!r}, not {kind!r}")
     config_class, model_class = KINDS[card["kind"]]
     try:
-        model = model_class(from_dict(config_class, card["config"]))
+        with torch.random.fork_rng([]):  # first weights are drawn, only to be replaced
+            model = model_class(from_dict(config_class, card["config"]))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     tensors = _read_tensors(folder / "model.safetensors")

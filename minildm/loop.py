@@ -237,8 +237,10 @@ def _one_step(
         for name, term in terms.items():
             if term.ndim == 0:
                 sums[name] = sums.get(name, 0.0) + term.item() / config.accumulate
-    accelerator.clip_grad_norm_(parameters, config.grad_clip)
-    if math.isfinite(sums["loss"]):
+    norm = accelerator.clip_grad_norm_(parameters, config.grad_clip)
+    if accelerator.scaler is None and not math.isfinite(norm):  # fp16's scaler skips such steps
+        sums["grad_norm"] = float(norm)
+    if all(math.isfinite(term) for term in sums.values()):
         optimizer.step()
     optimizer.zero_grad()
     return sums

@@ -76,20 +76,18 @@ def run_notebook(
 
 
 def publish_notebook(path: str | os.PathLike[str], scale: str = "cpu") -> Path:
-    """Execute a notebook in place, as it is committed: all cells, in order, from a fresh kernel.
-
-        python -c "from minildm.notebook import publish_notebook as p; p('notebooks/00_....ipynb')"
+    """Execute a notebook in place, for committing: every cell, in order, from a fresh kernel.
 
     Progress bars, times of execution and the Python version are left out, and figures become
-    PNGs of 256 colours, a quarter of the size. A cell that fails raises nbclient's
-    CellExecutionError and leaves the file as it was.
+    PNGs of 256 colours, a quarter of the size. What it writes under a relative run_dir goes
+    away. A cell that fails raises nbclient's CellExecutionError and leaves the file as it was.
     """
     import nbformat
     from nbclient import NotebookClient
 
     path = Path(path)
     notebook = nbformat.read(path, as_version=4)
-    with tempfile.TemporaryDirectory() as folder:  # what it writes under run_dir goes away
+    with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,
             kernel_name=KERNEL,

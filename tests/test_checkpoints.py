@@ -62,6 +62,13 @@ def test_a_model_comes_back_bit_for_bit(kind: str, models: dict, folders: dict) 
     assert not any(module.training for module in loaded.modules())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_loading_leaves_the_callers_random_state(kind: str, folders: dict) -> None:
+    state = torch.get_rng_state()
+    load_model(folders[kind])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize("kind", ["autoencoder", "judge"])
 def test_half_precision_comes_back_rounded_as_float32(
     kind: str, models: dict, tmp_path: Path

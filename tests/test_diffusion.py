@@ -243,6 +243,7 @@ def test_parts_that_do_not_fit_are_refused(ldm_config: LatentDiffusionConfig) ->
         ({"conditioner": ConditionerConfig()}, "unet.d_cond=8 must be the conditioner's, None"),
         ({"image_size": 18}, "image_size=18 must be a multiple of 4"),
         ({"image_size": 0}, "image_size=0"),
+        ({"t_bias": 0.0}, "t_bias=0.0 must be positive"),
     ):
         with pytest.raises(ValueError, match=said):
             replace(ldm_config, **changes)

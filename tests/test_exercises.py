@@ -103,8 +103,11 @@ WRONG_GUIDANCE: dict[str, tuple[Fn, str]] = {
     "no s": (lambda n, c, s: c, "does not use s"),
     "no condition": (lambda n, c, s: n, "does not use the condition"),
     "backwards": (lambda n, c, s: n - s * (c - n), "turned round"),
-    "s fixed": (lambda n, c, s: n + 3.0 * (c - n), "at s = 1"),
-    "s = 0 forgotten": (lambda n, c, s: n + s * (c - n) if s else c, "does not use s"),
+    "s fixed": (lambda n, c, s: n + 3.0 * (c - n), "right at s = 3, but not at s = 1"),
+    "s = 0 forgotten": (
+        lambda n, c, s: n + s * (c - n) if s else c,
+        "at s = 0, where it must be eps_null",
+    ),
     "shape": (lambda n, c, s: (n + s * (c - n)).mean(0), "shape is"),
     "in place": (lambda n, c, s: n.add_(s * (c - n)), "in place"),
     "other": (lambda n, c, s: n + s**2 * (c - n), "not those of (5)"),
@@ -147,8 +150,8 @@ class Unprintable:
 
 
 ODD: dict[str, tuple[object, str]] = {
-    "no function": (None, "the function itself, not a NoneType"),
-    "its result": (torch.zeros(2), "the function itself, not a Tensor"),
+    "no function": (None, "the function itself; this is of type NoneType"),
+    "its result": (torch.zeros(2), "the function itself; this is of type Tensor"),
     "raises": (raising, "RuntimeError: The size of tensor a (4) must match"),
     "leaves": (leaving, "SystemExit"),
     "unwritten": (unwritten, "nothing is written yet"),
@@ -157,9 +160,9 @@ ODD: dict[str, tuple[object, str]] = {
     "returns NotImplemented": (lambda *_: NotImplemented, "nothing is written yet"),
     "too few arguments": (lambda a: a, "TypeError"),
     "recursion": (recursing, "RecursionError"),
-    "numpy": (lambda a, *_: a.numpy(), "not an ndarray"),
-    "number": (lambda *_: 1.0, "not a float"),
-    "unprintable": (lambda *_: Unprintable(), "not an Unprintable"),
+    "numpy": (lambda a, *_: a.numpy(), "one of type ndarray"),
+    "number": (lambda *_: 1.0, "one of type float"),
+    "unprintable": (lambda *_: Unprintable(), "one of type Unprintable"),
     "scalar": (lambda *_: torch.tensor(1.0), "shape is ()"),
     "empty": (lambda *_: torch.zeros(0), "shape is (0,)"),
     "complex": (lambda a, *_: a.to(torch.complex64), "values"),

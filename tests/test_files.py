@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minildm.files import atomic_write, data_dir, write_json
+from minildm.files import atomic_write, cache_dir, data_dir, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -133,3 +133,12 @@ def test_no_data_folder_says_where_it_looked_and_what_to_do(
     monkeypatch.setenv("MINILDM_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"nowhere.*clone.*MINILDM_DATA"):
         data_dir()
+
+
+def test_the_cache_is_in_the_home_or_where_the_variable_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINILDM_CACHE", str(tmp_path))
+    assert cache_dir() == tmp_path
+    monkeypatch.delenv("MINILDM_CACHE")
+    assert cache_dir() == Path.home() / ".cache" / "minildm"

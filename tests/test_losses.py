@@ -38,15 +38,27 @@ def test_the_true_noise_costs_nothing(randn: Any) -> None:
     assert torch.equal(loss, torch.zeros(2))
 
 
-def test_times_are_drawn_evenly_over_all_of_them() -> None:
+@pytest.mark.parametrize("t_bias", [0.5, 1.0, 2.0])
+def test_times_are_drawn_with_the_density_of_their_bias(t_bias: float) -> None:
     schedule, n = NoiseSchedule.scaled_linear(T=10), 20_000
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        t = draw_t(schedule, n, torch.device("cpu"))
+        t = draw_t(schedule, n, torch.device("cpu"), t_bias)
     assert t.dtype == torch.int64
     counts = torch.bincount(t, minlength=10).double()
     assert len(counts) == 10
-    assert ((counts - n / 10).abs() < 4.5 * (n * 0.1 * 0.9) ** 0.5).all()
+    below = (torch.arange(11).double() / 10) ** t_bias  # P(t < k); even for t_bias = 1
+    p = below.diff()
+    assert ((counts - n * p).abs() < 4.5 * (n * p * (1 - p)).sqrt()).all()
+
+
+def test_times_are_drawn_evenly_unless_told_otherwise() -> None:
+    schedule, cpu = NoiseSchedule.scaled_linear(), torch.device("cpu")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        first = draw_t(schedule, 100, cpu)
+        torch.manual_seed(0)
+        assert torch.equal(draw_t(schedule, 100, cpu, 1.0), first)
 
 
 @pytest.mark.parametrize(("kl_weight", "mse_weight"), [(1e-6, 0.0), (0.1, 3.0)])

@@ -38,6 +38,9 @@ def _noising(*shape: int) -> Trial:
         "the latent is not weighed; multiply z_0 by √ᾱ.": z0 + noise * eps,
         "the noise is subtracted; (2) adds it.": signal * z0 - noise * eps,
         "ε is missing: that is only the shrunken latent.": signal * z0,
+        "every sample gets the first sample's abar; make abar (B, 1, 1, 1) instead.": (
+            signal[0] * z0 + noise[0] * eps
+        ),
     }
     if shape[0] == shape[-1]:
         wide = abar.sqrt() * z0 + (1 - abar).sqrt() * eps
@@ -51,11 +54,8 @@ def _noising(*shape: int) -> Trial:
 def check_guidance(fn: object) -> Result:
     """Check `guide(eps_null, eps_c, s)`: two predictions (B, c, h, w) and a float -> the same."""
     praise = "s = 0 ignores the condition, s = 1 is the plain conditional, more overshoots it."
-    return check_function(fn, [_guiding(3.0), _guiding(1.0), _guiding(0.0), _guiding(7.5)], praise)
-
-
-def _guiding(s: float) -> Trial:
     null, c = _draw((2, 3, 4, 5), (2, 3, 4, 5))
+    s = 3.0
     mistakes = {
         "eps_null and eps_c are swapped: start at eps_null, go towards eps_c.": c + s * (null - c),
         "it starts at eps_c, so that s = 0 is the plain conditional; here that is s = 1: "
@@ -70,6 +70,9 @@ def _guiding(s: float) -> Trial:
         "it does not use the condition: that is the unconditional prediction.": null,
         "the direction is turned round: that goes away from the condition.": null - s * (c - null),
     }
-    plain = {1.0: " There it must be eps_c.", 0.0: " There it must be eps_null."}.get(s, "")
-    otherwise = f"its values at s = {s:g} are not those of (5).{plain}"
-    return Trial((null, c, s), null + s * (c - null), mistakes, otherwise)
+    otherwise = "its values at s = 3 are not those of (5)."
+    trials = [Trial((null, c, s), null + s * (c - null), mistakes, otherwise)]
+    for s, must in ((1.0, "eps_c"), (0.0, "eps_null"), (7.5, "far beyond eps_c")):
+        otherwise = f"it is right at s = 3, but not at s = {s:g}, where it must be {must}."
+        trials.append(Trial((null, c, s), null + s * (c - null), {}, otherwise))
+    return check_function(fn, trials, praise)

@@ -37,7 +37,7 @@ class Trial(NamedTuple):
 def check_function(fn: object, trials: Sequence[Trial], praise: str) -> Result:
     """Try `fn` on each trial in turn; the first that fails says why. It never raises."""
     if not callable(fn):
-        return Result(False, f"hand over the function itself, not {_article(fn)}.")
+        return Result(False, f"hand over the function itself; this is of type {type(fn).__name__}.")
     for trial in trials:
         try:
             problem = _problem(fn, trial)
@@ -63,7 +63,7 @@ def _problem(fn: Callable[..., Any], trial: Trial) -> str:
     if answer is None:
         return "it returns None; is there a `return` before the result?"
     if not isinstance(answer, Tensor):
-        return f"it must return a tensor, not {_article(answer)}."
+        return f"it must return a Tensor, and returns one of type {type(answer).__name__}."
     if answer.shape != trial.expected.shape:
         return f"its shape is {tuple(answer.shape)}, expected {tuple(trial.expected.shape)}."
     for arg, kept in zip(trial.args, args, strict=True):
@@ -89,8 +89,3 @@ def _said(error: BaseException) -> str:
     text = " ".join(str(error).split())
     text = f"{text[:120]} …" if len(text) > 120 else text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _article(value: object) -> str:
-    name = type(value).__name__
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
