@@ -93,9 +93,9 @@ class ClassConditioner(nn.Module):
         return Conditioning(tokens=rearrange(self.embedding(label), "b d -> b 1 d"))
 
     def batch_from(self, y: object, n: int) -> Batch:
-        """Class names or labels, or None for no class -> a batch with `label` (B,).
+        """Class names or labels -> a batch with `label` (B,).
 
-        Raises ValueError for an unknown name, with the nearest known ones.
+        Raises ValueError for None, and for an unknown name, with the nearest known ones.
         """
         if y is None:
             raise ValueError(f"y is None: name {n} of the classes {self.config.classes}")

@@ -186,6 +186,6 @@ PRESETS: dict[str, AutoencoderExperiment | LatentDiffusionExperiment | JudgeExpe
         t_bias=2.0,
     ),
     "emoji-judge": JudgeExperiment(
-        train=TrainConfig(steps=3000, batch_size=64, lr=2e-3, weight_decay=0.05, ema_decay=0.998),
+        train=TrainConfig(steps=1500, lr=2e-3, weight_decay=0.05, ema_decay=0.998),
     ),
 }

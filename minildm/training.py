@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,10 +35,17 @@ from minildm.types import Batch, Record
 
 
 def open_run(
-    run_dir: str | Path, experiment: object, device: str | None
+    run_dir: str | Path, experiment: object, device: str | None, data: Dataset, **folders: Any
 ) -> tuple[RunFolder, torch.device, str]:
-    """The run's folder, device and precision; a resumed run keeps the precision it began with."""
-    run = RunFolder(run_dir, {type(experiment).__name__: to_dict(experiment)})
+    """The run's folder, device and precision; a resumed run keeps the precision it began with.
+
+    Other data, or another first stage or init than it began with, is another run: ValueError.
+    """
+    inputs = {"data": data.fingerprint[:16]}
+    for name, folder in folders.items():
+        inputs[name] = fingerprint(load_model(folder))[:16] if folder is not None else None
+    kind = type(experiment).__name__
+    run = RunFolder(run_dir, {kind: to_dict(experiment), "inputs": inputs})
     chosen = pick_device(device)
     precision = run.fixed("precision", pick_precision(experiment.train.precision, chosen))
     return run, chosen, precision
@@ -83,7 +91,7 @@ def train_autoencoder(
     saved as the autoencoder's `scale`.
     """
     data = experiment.data.dataset("train") if data is None else data
-    run, place, precision = open_run(run_dir, experiment, device)
+    run, place, precision = open_run(run_dir, experiment, device, data, init=init)
     model = new_model(Autoencoder, experiment.model, experiment.train.seed, init)
 
     def loss(batch: Batch) -> dict[str, Tensor]:
@@ -99,8 +107,9 @@ def train_autoencoder(
         model, loss, data, experiment.train, run, device=place, precision=precision, save=save
     )
     model.scale.fill_(measure_scale(model, data, precision))
-    save_model(model, run_dir, info=_info(experiment.train, data))
-    Path(run_dir, "ema.safetensors").unlink(missing_ok=True)  # its weights are the model's now
+    save_model(
+        model, run_dir, info=_info(experiment.train, data)
+    )  # with the EMA weights as its own
 
 
 def train_ldm(
@@ -118,10 +127,14 @@ def train_ldm(
     folder in run_dir with the EMA weights beside the model's own.
     """
     data = experiment.data.dataset("train") if data is None else data
-    run, place, precision = open_run(run_dir, experiment, device)
+    run, place, precision = open_run(
+        run_dir, experiment, device, data, first_stage=first_stage, init=init
+    )
     autoencoder = load_model(first_stage, kind="autoencoder")
     config = experiment.model_config(autoencoder.config, tuple(data.classes))
     model = new_model(LatentDiffusion, config, experiment.train.seed, init)
+    if init is not None and fingerprint(model.autoencoder) != fingerprint(autoencoder):
+        raise ValueError(f"init={str(init)!r} was trained on another first stage")
     model.autoencoder.load_state_dict(autoencoder.state_dict())
     latents = LatentDataset(data, encode_dataset(autoencoder.to(place), data, precision))
 
@@ -153,7 +166,7 @@ def train_judge(
 ) -> Iterator[Record]:
     """A classifier of subgroup, group and style on pictures of the training split."""
     data = experiment.data.dataset("train") if data is None else data
-    run, place, precision = open_run(run_dir, experiment, device)
+    run, place, precision = open_run(run_dir, experiment, device, data, init=init)
     config = JudgeConfig(
         labels=tuple(data.classes),
         groups=tuple(data.groups),
@@ -224,13 +237,12 @@ def with_steps(experiment: object, steps: int, **changes: object) -> object:
 
 def progress(records: Iterator[Record], total: int, what: str) -> Iterator[Record]:
     """A progress bar with the loss around a training; the records pass through."""
-    start: int | None = None
-    with tqdm(total=total, desc=what, unit="step") as bar:
-        for record in records:
-            if start is None:
-                start = record.step - 1
-                bar.update(start)  # a resumed run begins where it stopped
-                bar.unpause()
-            bar.update(1)
-            bar.set_postfix(loss=f"{record.terms['loss']:.4f}", refresh=False)
-            yield record
+    bar = None
+    for record in records:
+        if bar is None:  # only now: bad input should end in its message alone
+            bar = tqdm(total=total, initial=record.step - 1, desc=what, unit="step")
+        bar.update(1)
+        bar.set_postfix(loss=f"{record.terms['loss']:.4f}", refresh=False)
+        yield record
+    if bar is not None:
+        bar.close()

@@ -402,6 +402,26 @@ def test_a_start_from_a_model_of_another_shape_is_refused(
         next(training(tmp_path / "run", init=tmp_path / "wide"))
 
 
+def test_other_pictures_are_another_run(
+    training: Training, make_pictures: Callable[..., Any], tmp_path: Path
+) -> None:
+    next(training(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"holds another run \(inputs\.data: \w+ there"):
+        next(training(tmp_path / "run", data=make_pictures(9)))
+
+
+def test_another_first_stage_is_another_run_and_no_start_for_an_init(
+    trainings: dict, ae_config: AutoencoderConfig, tmp_path: Path
+) -> None:
+    training = trainings["ldm"]
+    list(training(tmp_path / "run"))
+    save_model(Autoencoder(ae_config), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"inputs\.first_stage: \w+ there"):
+        next(training(tmp_path / "run", first_stage=tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"run' was trained on another first stage"):
+        next(training(tmp_path / "new", first_stage=tmp_path / "other", init=tmp_path / "run"))
+
+
 # --- small things ---
 
 
