@@ -5,7 +5,9 @@ BIN := .venv/bin
 .PHONY: demo test lint lab bench clean
 
 .venv/done: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("minildm needs Python 3.11 to 3.13, this is %d.%d; try make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv .venv
+	@echo "installing into .venv: PyTorch is large, this takes minutes"
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e ".[test]"
 	touch $@
@@ -15,7 +17,7 @@ demo: .venv/done  ## train both stages on the embedded emoji; pictures in runs/d
 
 test: .venv/done  ## unit tests, then every notebook, twice
 	$(BIN)/python -m pytest
-	MINILDM_SCALE=$${MINILDM_SCALE:-smoke} $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
+	MINILDM_CACHE=$(CURDIR)/.cache MINILDM_SCALE=$${MINILDM_SCALE:-smoke} $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 	    --override-ini filterwarnings= notebooks
 
 lint: .venv/done
@@ -29,4 +31,4 @@ bench: .venv/done
 	$(BIN)/python tests/bench/bench.py
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs notebooks/runs .cache

@@ -178,7 +178,10 @@ class Autoencoder(nn.Module):
         if x.shape[2] % self.f or x.shape[3] % self.f:
             h, w = x.shape[2:]
             raise ValueError(f"x is {h} x {w} pixels; both sides must be multiples of f={self.f}")
-        return DiagonalGaussian.from_moments(self.encoder(x))
+        moments = self.encoder(x)
+        if moments.dtype != x.dtype:  # autocast: exp and the KL sum want more than half precision
+            moments = moments.float()
+        return DiagonalGaussian.from_moments(moments)
 
     def encode(self, x: Tensor, *, sample: bool = True, noise: Noise = torch.randn_like) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> normalised z (B, c, H/f, W/f): a draw, or the mean."""

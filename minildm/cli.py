@@ -150,6 +150,9 @@ def evaluate(
             )
         else:
             results = ev.judge_accuracy(loaded)
+    for name in ("per_group_samples", "per_group_real"):
+        if name in results:
+            results[name] = {group: str(measured) for group, measured in results[name].items()}
     results = {"model": model, "device": describe(place), "seed": seed, **results}
     typer.echo(json.dumps(results, indent=2))
     if out is not None:
@@ -159,10 +162,11 @@ def evaluate(
 def main() -> None:
     """Run the command line; what is wrong with the input ends in one clear line."""
     try:
-        app(standalone_mode=True)
-    except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
+        app()
+    except (ValueError, FloatingPointError, OSError) as error:
         typer.secho(f"minildm: {error}", fg=typer.colors.RED, err=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("\nstopped; the same command goes on from the last checkpoint", err=True)
-        raise SystemExit(130) from None
+    except SystemExit as stop:
+        if stop.code == 130:  # Ctrl-C, as typer reports it
+            typer.echo("\nstopped; the same command goes on from the last checkpoint", err=True)
+        raise

@@ -1,7 +1,6 @@
 """The main job: both stages trained small on the embedded emoji, judged, sampled, shown."""
 
 import platform
-import resource
 import sys
 import tempfile
 import time
@@ -15,7 +14,7 @@ import torch
 
 from minildm import evaluation as ev
 from minildm import plots
-from minildm.checkpoints import load_model, pretrained
+from minildm.checkpoints import load_model, pretrained, to_dict
 from minildm.data.emoji import EmojiDataset
 from minildm.diffusion import LatentDiffusion
 from minildm.files import write_json
@@ -94,6 +93,7 @@ def demo(
         "seed": seed,
         "device": describe(place),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "experiments": {"first stage": to_dict(stage1), "diffusion": to_dict(stage2)},
         "train_seconds": {k: round(h[-1].seconds, 1) for k, h in histories.items()},
         "train_images": {k: h[-1].images for k, h in histories.items()},
         **_evaluate(run_dir, plan, place, seed, histories),
@@ -115,25 +115,31 @@ def describe(device: torch.device) -> str:
 def _train(name: str, start: Start, folder: Path, steps: int) -> list[Record]:
     """Run or go on with a training, behind a progress bar; what it logged."""
     if steps > 100 and not (folder / "training/state.pt").exists():
-        print(f"{name}: {estimate(start, steps)}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"{name}: {estimate(start, steps, folder)}", flush=True)
     for _ in progress(start(folder), steps, name):
         pass
     return read_log(folder)
 
 
-def estimate(start: Start, steps: int, tried: int = 6) -> str:
-    """Time and memory of a training, from its first steps, tried in a folder that goes away."""
-    with tempfile.TemporaryDirectory() as folder:
+def estimate(start: Start, steps: int, near: Path, tried: int = 6) -> str:
+    """Time and memory of a training, from its first steps; tried in a folder inside `near`."""
+    with tempfile.TemporaryDirectory(dir=near) as folder:
         trial = start(Path(folder))
         seconds = [record.seconds for record in islice(trial, tried)]
         trial.close()
     pace = (seconds[-1] - seconds[0]) / max(len(seconds) - 1, 1)
+    return f"{steps:,} steps, about {pace * steps / 60:.1f} minutes{_memory()}"
+
+
+def _memory() -> str:
+    """The most memory that this process ever held, in words; nothing where no one says."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return ""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    gigabytes = peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, else KiB
-    return (
-        f"{steps:,} steps, about {pace * steps / 60:.1f} minutes; {gigabytes:.1f} GB of memory "
-        "so far"
-    )
+    return f", {peak / (2**30 if sys.platform == 'darwin' else 2**20):.1f} GB of memory so far"
 
 
 def _evaluate(

@@ -12,7 +12,7 @@ from minildm.guidance import conditioned, guided
 from minildm.losses import draw_t, ldm_loss
 from minildm.samplers import SAMPLERS
 from minildm.schedule import NoiseSchedule
-from minildm.types import Batch, Conditioning, Noise, Step
+from minildm.types import Batch, Conditioning, Denoise, Noise, Step
 from minildm.unet import UNet, UNetConfig
 
 
@@ -143,6 +143,8 @@ class LatentDiffusion(nn.Module):
         if not count or n not in (None, count):
             raise ValueError(f"n={n}, but y names {count} samples")
         z_T = noise(torch.zeros(count, *self._latent_shape(size), device=self.device))
+        if eta and sampler != "ddim":
+            raise ValueError(f"eta={eta} belongs to the sampler 'ddim', not to {sampler!r}")
         options = {"eta": eta} if sampler == "ddim" else {}
         was_training = self.training
         self.eval()  # no condition is dropped when sampling
@@ -153,7 +155,7 @@ class LatentDiffusion(nn.Module):
         finally:
             self.train(was_training)
 
-    def _denoise(self, y_batch: Batch, n: int, guidance_scale: float) -> object:
+    def _denoise(self, y_batch: Batch, n: int, guidance_scale: float) -> Denoise:
         c, c_null = self.conditioner(y_batch, self.autoencoder.encode), self.conditioner.null(n)
         if c.tokens is None and c.concat is None:
             if guidance_scale != 1.0:

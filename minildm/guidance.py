@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from minildm.types import Conditioning, Denoise
+from minildm.types import Conditioning, Denoise, EpsTheta
 
 
 def cat_conditions(first: Conditioning, second: Conditioning) -> Conditioning:
@@ -13,13 +13,13 @@ def cat_conditions(first: Conditioning, second: Conditioning) -> Conditioning:
     )
 
 
-def conditioned(eps_theta: object, c: Conditioning) -> Denoise:
+def conditioned(eps_theta: EpsTheta, c: Conditioning) -> Denoise:
     """Bind a condition: eps_theta(z, t, c) -> denoise(z, t)."""
     return lambda z, t: eps_theta(z, t, c)
 
 
 def guided(
-    eps_theta: object, c: Conditioning, c_null: Conditioning, guidance_scale: float
+    eps_theta: EpsTheta, c: Conditioning, c_null: Conditioning, guidance_scale: float
 ) -> Denoise:
     """Classifier-free guidance (Ho & Salimans 2022), in one doubled call, null first.
 

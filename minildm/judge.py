@@ -95,5 +95,6 @@ def correct(judge: Judge, x: Tensor, truth: Tensor, question: str = "group") -> 
     """Whether the judge names the truth: (B, 3, H, W), (B,) int64 -> (B,) bool."""
     if question not in QUESTIONS:
         raise ValueError(f"question={question!r} is not known; known: {', '.join(QUESTIONS)}")
-    parts = [judge(part)[question].argmax(dim=1) for part in x.split(256)]
-    return torch.cat(parts) == truth
+    place = next(judge.parameters(), x).device
+    parts = [judge(part.to(place))[question].argmax(dim=1).cpu() for part in x.split(256)]
+    return torch.cat(parts) == truth.cpu()

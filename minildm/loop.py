@@ -29,12 +29,15 @@ class NonFiniteLossError(FloatingPointError):
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The named device, else the best there is: CUDA, Apple's MPS, the CPU."""
-    if name is not None:
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """The named device, else the best there is: CUDA, Apple's MPS, the CPU.
+
+    Raises ValueError for one that is not here.
+    """
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    known = [kind for kind, there in here.items() if there] + ["cpu"]
+    if name is not None and name not in known:
+        raise ValueError(f"device={name!r} is not here; there is {', '.join(known)}")
+    return torch.device(name or known[0])
 
 
 def pick_precision(wanted: str, device: torch.device) -> str:
@@ -144,8 +147,8 @@ def optimise(
         parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
     )
     ema = EMA(model, config.ema_decay)
-    step, images, seconds = _restore(run, model, ema, optimizer)
     accelerator = _accelerator(precision, device)
+    step, images, seconds = _restore(run, model, ema, optimizer, accelerator)
     forward, optimizer = accelerator.prepare(_LossModule(model, loss_fn), optimizer)
 
     source = batches(data, config, step)
@@ -162,15 +165,19 @@ def optimise(
         record = Record(step, images, time.perf_counter() - clock, lr, terms)
         run.log(record)
         if step % config.save_every == 0 or step == config.steps:
-            _save_state(run, record, model, ema, optimizer)
-            save(ema)
+            save(ema)  # before the state: a resume repeats what the state does not know
+            _save_state(run, record, model, ema, optimizer, accelerator)
         yield record
     ema.copy_to(model)
     model.eval()
 
 
 def _restore(
-    run: RunFolder, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer
+    run: RunFolder,
+    model: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
 ) -> tuple[int, int, float]:
     state = run.load_state()
     if state is None:
@@ -179,23 +186,31 @@ def _restore(
     model.load_state_dict(state["model"])
     ema.load_state_dict(state["ema"])
     optimizer.load_state_dict(state["optimizer"])
+    if accelerator.scaler is not None and "scaler" in state:
+        accelerator.scaler.load_state_dict(state["scaler"])
     run.rewind_log(state["step"])
     return state["step"], state["images"], state["seconds"]
 
 
 def _save_state(
-    run: RunFolder, record: Record, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer
+    run: RunFolder,
+    record: Record,
+    model: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
 ) -> None:
-    run.save_state(
-        {
-            "step": record.step,
-            "images": record.images,
-            "seconds": record.seconds,
-            "model": model.state_dict(),
-            "ema": ema.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-    )
+    state = {
+        "step": record.step,
+        "images": record.images,
+        "seconds": record.seconds,
+        "model": model.state_dict(),
+        "ema": ema.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    if accelerator.scaler is not None:  # fp16 alone
+        state["scaler"] = accelerator.scaler.state_dict()
+    run.save_state(state)
 
 
 class _LossModule(nn.Module):
@@ -211,9 +226,12 @@ class _LossModule(nn.Module):
 
 def _accelerator(precision: str, device: torch.device) -> Accelerator:
     # accelerate keeps its precision for the life of a process; a notebook trains several models.
-    AcceleratorState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
     mixed = "no" if precision == "fp32" else precision
-    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+    accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+    if accelerator.num_processes > 1:
+        raise ValueError("trainings run in one process so far; start without accelerate launch")
+    return accelerator
 
 
 def _one_step(

@@ -1,16 +1,12 @@
 """What is minimised: stage 1 (LDM Sec. 3.1) and stage 2 (Sec. 3.2)."""
 
-from collections.abc import Callable
-
 import torch
 from einops import reduce
 from torch import Tensor
 
 from minildm.autoencoder import Autoencoder
 from minildm.schedule import NoiseSchedule
-from minildm.types import Conditioning
-
-EpsTheta = Callable[[Tensor, Tensor, Conditioning], Tensor]  # (z_t, t, c) -> eps_hat
+from minildm.types import Conditioning, EpsTheta
 
 
 def autoencoder_loss(

@@ -64,7 +64,7 @@ class DataConfig:
         """The pictures of one split, "train" or "val"."""
         styles = self.styles or None
         if self.kind == "folder":
-            return ImageFolder(self.path, self.size, split=split)
+            return ImageFolder(self.path, self.size, split=split).checked()
         if self.kind == "scenes":
             return ScenesDataset(split, self.size, styles=styles)
         return EmojiDataset(split, self.size, styles=styles, subgroups=self.subgroups or None)
@@ -186,6 +186,6 @@ PRESETS: dict[str, AutoencoderExperiment | LatentDiffusionExperiment | JudgeExpe
         t_bias=2.0,
     ),
     "emoji-judge": JudgeExperiment(
-        train=TrainConfig(steps=1500, lr=2e-3, weight_decay=0.05, ema_decay=0.998),
+        train=TrainConfig(steps=2500, lr=2e-3, weight_decay=0.05, ema_decay=0.998),
     ),
 }

@@ -38,12 +38,15 @@ class RunFolder:
             )
 
     def fixed(self, name: str, value: Any) -> Any:
-        """A choice made once: `value` on the first start, and what was chosen then ever after."""
+        """A choice made once: `value` on the first start, and what was chosen then ever after.
+
+        A callable is called where there is a choice to make.
+        """
         content = {"experiment": self.experiment}
         if self._run.exists():
             content = json.loads(self._run.read_text())
         if name not in content:
-            content[name] = value
+            content[name] = value() if callable(value) else value
             write_json(self._run, content)
         return content[name]
 
@@ -71,17 +74,20 @@ class RunFolder:
 
     def rewind_log(self, step: int) -> None:
         """Drop what was logged after `step`: a resumed run does those steps again."""
-        rows = [r for r in self.history() if r.step <= step]
-        self._log.unlink(missing_ok=True)
-        for record in rows:
-            self.log(record)
+        if not self._log.exists():
+            return
+        header, *rows = self._log.read_text().splitlines() or [""]
+        whole = [row for row in rows if row.count(",") == header.count(",")]
+        kept = [row for row in whole if int(row.split(",")[0]) <= step]
+        with atomic_write(self._log) as file:
+            file.write("".join(f"{row}\n" for row in [header, *kept]).encode())
 
     def log(self, record: Record) -> None:
         """Append one step to `log.csv`."""
         self.path.mkdir(parents=True, exist_ok=True)
         fresh = not self._log.exists()
         with self._log.open("a", newline="") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             if fresh:
                 writer.writerow(["step", "images", "seconds", "lr", *record.terms])
             numbers = [record.seconds, record.lr, *record.terms.values()]

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 
 from minildm.autoencoder import Autoencoder
-from minildm.checkpoints import fingerprint, load_model, save_model, to_dict
+from minildm.checkpoints import fingerprint, load_model, read_card, save_model, to_dict
 from minildm.data.latents import LatentDataset, cached_moments
 from minildm.diffusion import LatentDiffusion
 from minildm.ema import EMA
@@ -47,7 +47,8 @@ def open_run(
     kind = type(experiment).__name__
     run = RunFolder(run_dir, {kind: to_dict(experiment), "inputs": inputs})
     chosen = pick_device(device)
-    precision = run.fixed("precision", pick_precision(experiment.train.precision, chosen))
+    wanted = experiment.train.precision
+    precision = run.fixed("precision", lambda: pick_precision(wanted, chosen))
     return run, chosen, precision
 
 
@@ -91,8 +92,8 @@ def train_autoencoder(
     saved as the autoencoder's `scale`.
     """
     data = experiment.data.dataset("train") if data is None else data
-    run, place, precision = open_run(run_dir, experiment, device, data, init=init)
     model = new_model(Autoencoder, experiment.model, experiment.train.seed, init)
+    run, place, precision = open_run(run_dir, experiment, device, data, init=init)
 
     def loss(batch: Batch) -> dict[str, Tensor]:
         x = random_flips(batch["image"]) if experiment.train.flip else batch["image"]
@@ -101,15 +102,14 @@ def train_autoencoder(
         )
 
     def save(ema: EMA) -> None:
-        save_model(model, run_dir, ema=ema.shadow, info=_info(experiment.train, data))
+        info = {**_info(experiment.train, data), "unfinished": "its scale is not measured yet"}
+        save_model(model, run_dir, ema=ema.shadow, info=info)
 
     yield from optimise(
         model, loss, data, experiment.train, run, device=place, precision=precision, save=save
     )
-    model.scale.fill_(measure_scale(model, data, precision))
-    save_model(
-        model, run_dir, info=_info(experiment.train, data)
-    )  # with the EMA weights as its own
+    model.scale.fill_(run.fixed("scale", lambda: measure_scale(model, data, precision)))
+    save_model(model, run_dir, info=_info(experiment.train, data))  # its weights are the EMA's
 
 
 def train_ldm(
@@ -127,15 +127,20 @@ def train_ldm(
     folder in run_dir with the EMA weights beside the model's own.
     """
     data = experiment.data.dataset("train") if data is None else data
-    run, place, precision = open_run(
-        run_dir, experiment, device, data, first_stage=first_stage, init=init
-    )
     autoencoder = load_model(first_stage, kind="autoencoder")
+    if "unfinished" in read_card(first_stage)["info"]:
+        raise ValueError(
+            f"first_stage={str(first_stage)!r} is still in training, its scale not measured; the "
+            "command that began it goes on with it"
+        )
     config = experiment.model_config(autoencoder.config, tuple(data.classes))
     model = new_model(LatentDiffusion, config, experiment.train.seed, init)
     if init is not None and fingerprint(model.autoencoder) != fingerprint(autoencoder):
         raise ValueError(f"init={str(init)!r} was trained on another first stage")
     model.autoencoder.load_state_dict(autoencoder.state_dict())
+    run, place, precision = open_run(
+        run_dir, experiment, device, data, first_stage=first_stage, init=init
+    )
     latents = LatentDataset(data, encode_dataset(autoencoder.to(place), data, precision))
 
     def loss(batch: Batch) -> dict[str, Tensor]:
@@ -145,11 +150,11 @@ def train_ldm(
         z = model.autoencoder.normalize(DiagonalGaussian.from_moments(chosen).sample())
         return model.loss({**batch, "z": z})
 
-    relative = os.path.relpath(Path(first_stage).resolve(), Path(run_dir).resolve())
+    reference = path_between(run_dir, first_stage)
 
     def save(ema: EMA) -> None:
         info = _info(experiment.train, data)
-        save_model(model, run_dir, ema=ema.shadow, first_stage=Path(relative).as_posix(), info=info)
+        save_model(model, run_dir, ema=ema.shadow, first_stage=reference, info=info)
 
     yield from optimise(
         model, loss, latents, experiment.train, run, device=place, precision=precision, save=save
@@ -166,7 +171,6 @@ def train_judge(
 ) -> Iterator[Record]:
     """A classifier of subgroup, group and style on pictures of the training split."""
     data = experiment.data.dataset("train") if data is None else data
-    run, place, precision = open_run(run_dir, experiment, device, data, init=init)
     config = JudgeConfig(
         labels=tuple(data.classes),
         groups=tuple(data.groups),
@@ -174,6 +178,7 @@ def train_judge(
         width=experiment.width,
     )
     model = new_model(Judge, config, experiment.train.seed, init)
+    run, place, precision = open_run(run_dir, experiment, device, data, init=init)
 
     def loss(batch: Batch) -> dict[str, Tensor]:
         x = random_flips(batch["image"]) if experiment.train.flip else batch["image"]
@@ -189,6 +194,15 @@ def train_judge(
 
 def _info(train: TrainConfig, data: Dataset) -> dict[str, object]:
     return {"data": data.name, "pictures": len(data), "train": to_dict(train)}
+
+
+def path_between(start: str | Path, target: str | Path) -> str:
+    """The way from one folder to another, relative, so that both can move together."""
+    start, target = Path(start).resolve(), Path(target).resolve()
+    try:
+        return Path(os.path.relpath(target, start)).as_posix()
+    except ValueError:  # on Windows, from one drive to another
+        return target.as_posix()
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ class Prediction(NamedTuple):
     z0: Tensor  # (B, c, h, w)
 
 
+EpsTheta = Callable[[Tensor, Tensor, Conditioning], Tensor]  # (z_t, t, c) -> eps_hat
 Denoise = Callable[[Tensor, Tensor], Tensor | Prediction]  # (z_t, t) -> eps_hat, y bound
 
 

@@ -143,7 +143,6 @@ class UNet(nn.Module):
             d_head=channels // heads,
             depth=config.depth,
             groups=config.groups,
-            dropout=config.dropout,
         )
 
     def _stage(self, c_in: int, c_out: int, attend: bool) -> Stage:

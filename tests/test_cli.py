@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,11 @@ def test_both_stages_train_on_a_folder_of_pictures(
         (["sample", "emoji-kl-f4"], "not a diffusion model"),
         (["sample", "emoji-class", "heart", "--steps", "0"], "steps=0 must lie in 1..T=1000"),
         (["demo", "--scale", "huge"], "scale='huge' is not known"),
+        (["demo", "--device", "abacus"], "device='abacus' is not here; there is"),
+        (
+            ["sample", "emoji-class", "heart", "--sampler", "euclid"],
+            "sampler='euclid' is not known; known: ddim, ddpm",
+        ),
     ],
 )
 def test_bad_input_ends_in_one_line_that_names_it(
@@ -95,6 +102,37 @@ def test_bad_input_ends_in_one_line_that_names_it(
     assert said in message
     assert len(message.strip().splitlines()) == 1
     assert not any(path.suffix in (".png", ".safetensors") for path in tmp_path.rglob("*"))
+
+
+def test_a_broken_picture_is_found_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    two_classes: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (two_classes / "dark/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n cut short")
+    command = ["train", "emoji-kl-f4", "--run-dir", str(tmp_path / "ae"), "--size", "32"]
+    command += ["--folder", str(two_classes), "--steps", "2", "--device", "cpu"]
+    assert run(monkeypatch, *command) == 2
+    assert "broken.png is not a readable picture" in capsys.readouterr().err
+    assert not (tmp_path / "ae").exists()
+    (two_classes / "dark/broken.png").unlink()
+    assert run(monkeypatch, *command) == 0  # the same command, with the picture moved away
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, two_classes: Path) -> None:
+    command = [sys.executable, "-m", "minildm", "train", "emoji-kl-f4", "--device", "cpu"]
+    command += ["--run-dir", str(tmp_path / "ae"), "--size", "32", "--folder", str(two_classes)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "ae/log.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from the last checkpoint" in err
+    assert "Traceback" not in err
 
 
 def test_python_m_minildm_is_the_same_command_line() -> None:

@@ -244,7 +244,7 @@ def test_the_precision_is_chosen_once(
         next(run)
         next(run)
         run.close()
-    assert list(chosen) == []  # asked twice
+    assert list(chosen) == ["bf16"]  # asked once
     card = json.loads((tmp_path / "run/training/run.json").read_text())
     assert card["precision"] == "fp32"
     monkeypatch.undo()
@@ -391,6 +391,35 @@ def test_a_training_can_start_from_a_trained_model(training: Training, tmp_path:
     one, other = load_model(tmp_path / "first"), load_model(tmp_path / "second")
     for (name, weight), later in zip(one.named_parameters(), other.parameters(), strict=True):
         assert torch.allclose(weight, later, atol=1e-6), name
+
+
+def test_a_first_stage_in_training_is_no_first_stage(trainings: dict, tmp_path: Path) -> None:
+    stage1 = trainings["autoencoder"](tmp_path / "ae")
+    list(islice(stage1, 2))  # saved, and abandoned
+    stage1.close()
+    with pytest.raises(ValueError, match=r"first_stage=.*ae' is still in training"):
+        next(trainings["ldm"](tmp_path / "ldm", first_stage=tmp_path / "ae"))
+    list(trainings["autoencoder"](tmp_path / "ae"))
+    list(trainings["ldm"](tmp_path / "ldm", first_stage=tmp_path / "ae"))
+
+
+def test_a_full_disk_at_the_last_save_loses_no_step(
+    trainings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, real = trainings["ldm"], save_model
+
+    def fails_at_the_end(*arguments: Any, **options: Any) -> None:
+        if (tmp_path / "run/log.csv").read_text().count("\n") > STEPS:
+            raise OSError(28, "No space left on device")
+        real(*arguments, **options)
+
+    monkeypatch.setattr("minildm.training.save_model", fails_at_the_end)
+    with pytest.raises(OSError, match="No space left"):
+        list(training(tmp_path / "run"))
+    monkeypatch.undo()
+    list(training(tmp_path / "run"))
+    list(training(tmp_path / "whole"))
+    assert identical(tmp_path / "run", tmp_path / "whole")
 
 
 def test_a_start_from_a_model_of_another_shape_is_refused(

@@ -9,7 +9,7 @@ data/weights/emoji-kl-f4), as its folder names that one and its hash.
 import sys
 from pathlib import Path
 
-from minildm.checkpoints import load_model, read_card, save_model
+from minildm.checkpoints import fingerprint, load_model, read_card, save_model
 from minildm.diffusion import LatentDiffusion
 
 FIRST_STAGE = "../emoji-kl-f4"
@@ -19,11 +19,13 @@ def main() -> None:
     """Copy the weights that sampling uses (EMA) from a run's folder to data/weights/NAME."""
     run_dir, name = Path(sys.argv[1]), sys.argv[2]
     model = load_model(run_dir)
-    first_stage = FIRST_STAGE if isinstance(model, LatentDiffusion) else None
-    target = Path(__file__).parent / name
+    first_stage, target = None, Path(__file__).parent / name
+    if isinstance(model, LatentDiffusion):
+        first_stage = FIRST_STAGE
+        if fingerprint(model.autoencoder) != fingerprint(load_model(target / FIRST_STAGE)):
+            raise SystemExit(f"{run_dir} was trained on another first stage than the shipped one")
     info = read_card(run_dir)["info"]
     save_model(model, target, first_stage=first_stage, half=True, info=info)
-    load_model(target)  # raises where the first stage is another one
     size = (target / "model.safetensors").stat().st_size
     print(f"{target}: {size / 1e6:.2f} MB")
 

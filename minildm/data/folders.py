@@ -76,6 +76,12 @@ class PictureSet(Dataset[dict[str, Any]]):
             self._kept[i] = images[i]  # a view: there is no second copy
         return images
 
+    def checked(self) -> "PictureSet":
+        """The same set, every picture decoded once: a broken one is found now, not in training."""
+        for i in tqdm(range(len(self)), desc=f"reading {self.name}", delay=2):
+            self._picture(i)
+        return self
+
     def _picture(self, i: int) -> Tensor:
         """(3, S, S) uint8, decoded once, as long as there is room."""
         picture = self._kept[i] if i in self._kept else self._decode(i)

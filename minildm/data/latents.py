@@ -26,6 +26,9 @@ def cached_moments(key: str, compute: Callable[[], Tensor]) -> Tensor:
     return moments
 
 
+COLUMNS = {"label": "labels", "group": "group_ids", "style": "style_ids", "caption": "captions"}
+
+
 class LatentDataset(Dataset):
     """The items of `data` with `moments` (2, 2c, h, w) in place of `image`."""
 
@@ -38,6 +41,11 @@ class LatentDataset(Dataset):
         return len(self.moments)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        item = dict(self.data[index])
-        del item["image"]
+        # Not self.data[index], which would draw or decode the picture at every step.
+        columns = {key: getattr(self.data, name, None) for key, name in COLUMNS.items()}
+        if any(column is None for column in columns.values()):
+            item = dict(self.data[index])
+            del item["image"]
+        else:
+            item = {key: column[index] for key, column in columns.items()}
         return {**item, "moments": self.moments[index]}
