@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
-from minildm import EmojiDataset, evaluation, pretrained
-from minildm.checkpoints import read_card
+from minildm import PRESETS, EmojiDataset, evaluation, pretrained
+from minildm.checkpoints import read_card, to_dict
 from minildm.judge import correct
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,6 +77,10 @@ def test_the_demo_met_its_goals() -> None:
     """On two cores: ten minutes, 26 dB, and three quarters of the judge's rate on real ones."""
     results = json.loads((ROOT / "data/results/demo.json").read_text())
     assert results["scale"] == "cpu"
+    assert results["device"] == "cpu, 2 threads"
+    presets = {"first stage": "emoji-kl-f4", "diffusion": "emoji-class"}
+    for stage, preset in presets.items():  # these very recipes, not older ones
+        assert results["experiments"][stage] == to_dict(PRESETS[preset])
     assert sum(results["train_seconds"].values()) <= 600
     assert results["psnr"] >= 26
     fresh = results["judge"]["fresh"]
