@@ -4,15 +4,28 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from trainings import DATA, KINDS, TRAIN, Training
 
-from minildm import Autoencoder, AutoencoderConfig, ConditionerConfig, UNetConfig
+from minildm import (
+    Autoencoder,
+    AutoencoderConfig,
+    ConditionerConfig,
+    UNetConfig,
+    save_model,
+    train_autoencoder,
+    train_judge,
+    train_ldm,
+)
 from minildm.diffusion import LatentDiffusionConfig
+from minildm.presets import AutoencoderExperiment, JudgeExperiment, LatentDiffusionExperiment
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -168,3 +181,32 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(os, "fdopen", lambda *a, **k: FilledFile(real(*a, **k), room, error))
 
     return fill
+
+
+@pytest.fixture
+def trainings(
+    pictures: Any,
+    ae_config: AutoencoderConfig,
+    unet_config: UNetConfig,
+    autoencoder: Autoencoder,
+    tmp_path: Path,
+) -> dict[str, Training]:
+    autoencoder.scale.fill_(2.0)
+    save_model(autoencoder, tmp_path / "first-stage")
+    data = {"data": pictures}
+    conditioner = ConditionerConfig(kind="class", d_cond=8, p_uncond=0.5)
+    ldm = LatentDiffusionExperiment(
+        unet=replace(unet_config, dropout=0.1), train=TRAIN, data=DATA, conditioner=conditioner
+    )
+    return {
+        "autoencoder": Training(
+            train_autoencoder, AutoencoderExperiment(model=ae_config, train=TRAIN, data=DATA), data
+        ),
+        "ldm": Training(train_ldm, ldm, {**data, "first_stage": tmp_path / "first-stage"}),
+        "judge": Training(train_judge, JudgeExperiment(train=TRAIN, data=DATA, width=8), data),
+    }
+
+
+@pytest.fixture(params=KINDS)
+def training(request: pytest.FixtureRequest, trainings: dict[str, Training]) -> Training:
+    return trainings[request.param]

@@ -3,8 +3,8 @@
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -12,123 +12,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from trainings import (
+    STEPS,
+    TRAIN,
+    Training,
+    identical,
+    outcome,
+)
 
 from minildm import (
-    Autoencoder,
-    AutoencoderConfig,
     LatentDiffusion,
-    Record,
-    UNetConfig,
     load_model,
-    save_model,
-    train_autoencoder,
-    train_judge,
-    train_ldm,
 )
 from minildm.checkpoints import fingerprint, read_card
-from minildm.conditioning import ConditionerConfig
 from minildm.judge import Judge
-from minildm.presets import (
-    AutoencoderExperiment,
-    DataConfig,
-    JudgeExperiment,
-    LatentDiffusionExperiment,
-    TrainConfig,
-)
 from minildm.training import progress, with_steps
-
-STEPS = 6
-TRAIN = TrainConfig(
-    steps=STEPS,
-    batch_size=4,
-    lr=0.01,
-    warmup_steps=2,
-    ema_decay=0.5,
-    precision="fp32",
-    save_every=2,
-)
-DATA = DataConfig(size=16)
-KINDS = ("autoencoder", "ldm", "judge")
-
-
-@dataclass
-class Training:
-    """One of the three trainings, on the tiny pictures."""
-
-    start: Callable[..., Iterator[Record]]
-    experiment: Any
-    options: dict[str, Any]
-
-    def __call__(self, run_dir: Path, experiment: Any = None, **more: Any) -> Iterator[Record]:
-        experiment = experiment or self.experiment
-        return self.start(experiment, run_dir=run_dir, device="cpu", **{**self.options, **more})
-
-
-@pytest.fixture
-def trainings(
-    pictures: Any,
-    ae_config: AutoencoderConfig,
-    unet_config: UNetConfig,
-    autoencoder: Autoencoder,
-    tmp_path: Path,
-) -> dict[str, Training]:
-    autoencoder.scale.fill_(2.0)
-    save_model(autoencoder, tmp_path / "first-stage")
-    data = {"data": pictures}
-    conditioner = ConditionerConfig(kind="class", d_cond=8, p_uncond=0.5)
-    ldm = LatentDiffusionExperiment(
-        unet=replace(unet_config, dropout=0.1), train=TRAIN, data=DATA, conditioner=conditioner
-    )
-    return {
-        "autoencoder": Training(
-            train_autoencoder, AutoencoderExperiment(model=ae_config, train=TRAIN, data=DATA), data
-        ),
-        "ldm": Training(train_ldm, ldm, {**data, "first_stage": tmp_path / "first-stage"}),
-        "judge": Training(train_judge, JudgeExperiment(train=TRAIN, data=DATA, width=8), data),
-    }
-
-
-@pytest.fixture(params=KINDS)
-def training(request: pytest.FixtureRequest, trainings: dict[str, Training]) -> Training:
-    return trainings[request.param]
-
-
-def flat(state: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested state as path -> leaf."""
-    pairs = state.items() if isinstance(state, dict) else enumerate(state)
-    leaves: dict[str, Any] = {}
-    for key, value in pairs:
-        nested = isinstance(value, dict | list | tuple)
-        leaves |= flat(value, f"{prefix}{key}/") if nested else {f"{prefix}{key}": value}
-    return leaves
-
-
-def outcome(run_dir: Path) -> dict[str, Any]:
-    """All that a training leaves, but for how long it took."""
-    left: dict[str, Any] = {"config": json.loads((run_dir / "config.json").read_text())}
-    for file in sorted(run_dir.glob("*.safetensors")):
-        left[file.name] = load_file(file)
-    left["state"] = torch.load(run_dir / "training/state.pt", weights_only=True)
-    rows = [line.split(",") for line in (run_dir / "log.csv").read_text().splitlines()]
-    left["log"] = [row[:2] + row[3:] for row in rows]
-    return {k: v for k, v in flat(left).items() if k != "state/seconds"}
-
-
-def identical(one: Path, other: Path) -> bool:
-    first, second = outcome(one), outcome(other)
-    assert first.keys() == second.keys()
-    assert any("optimizer" in key for key in first)
-    differ = [
-        key
-        for key, value in first.items()
-        if not (
-            torch.equal(value, second[key]) if isinstance(value, Tensor) else value == second[key]
-        )
-    ]
-    assert not differ, differ[:10]
-    return True
-
 
 # --- resuming ---
 
@@ -379,76 +277,6 @@ def test_a_diffusion_model_overfits_one_batch(
     losses = [r.terms["loss"] for r in training(tmp_path / "run", overfit, data=make_pictures(2))]
     assert losses[0] == pytest.approx(1.0, abs=0.15)  # the untrained UNet says 0
     assert sum(losses[-10:]) / 10 < 0.5
-
-
-# --- starting from a trained model ---
-
-
-def test_a_training_can_start_from_a_trained_model(training: Training, tmp_path: Path) -> None:
-    list(training(tmp_path / "first"))
-    further = with_steps(training.experiment, 2, lr=1e-9, warmup_steps=0, ema_decay=0.0)
-    list(training(tmp_path / "second", further, init=tmp_path / "first"))
-    one, other = load_model(tmp_path / "first"), load_model(tmp_path / "second")
-    for (name, weight), later in zip(one.named_parameters(), other.parameters(), strict=True):
-        assert torch.allclose(weight, later, atol=1e-6), name
-
-
-def test_a_first_stage_in_training_is_no_first_stage(trainings: dict, tmp_path: Path) -> None:
-    stage1 = trainings["autoencoder"](tmp_path / "ae")
-    list(islice(stage1, 2))  # saved, and abandoned
-    stage1.close()
-    with pytest.raises(ValueError, match=r"first_stage=.*ae' is still in training"):
-        next(trainings["ldm"](tmp_path / "ldm", first_stage=tmp_path / "ae"))
-    list(trainings["autoencoder"](tmp_path / "ae"))
-    list(trainings["ldm"](tmp_path / "ldm", first_stage=tmp_path / "ae"))
-
-
-def test_a_full_disk_at_the_last_save_loses_no_step(
-    trainings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    training, real = trainings["ldm"], save_model
-
-    def fails_at_the_end(*arguments: Any, **options: Any) -> None:
-        if (tmp_path / "run/log.csv").read_text().count("\n") > STEPS:
-            raise OSError(28, "No space left on device")
-        real(*arguments, **options)
-
-    monkeypatch.setattr("minildm.training.save_model", fails_at_the_end)
-    with pytest.raises(OSError, match="No space left"):
-        list(training(tmp_path / "run"))
-    monkeypatch.undo()
-    list(training(tmp_path / "run"))
-    list(training(tmp_path / "whole"))
-    assert identical(tmp_path / "run", tmp_path / "whole")
-
-
-def test_a_start_from_a_model_of_another_shape_is_refused(
-    trainings: dict, ae_config: AutoencoderConfig, tmp_path: Path
-) -> None:
-    training = trainings["autoencoder"]
-    save_model(Autoencoder(replace(ae_config, width=16)), tmp_path / "wide")
-    with pytest.raises(ValueError, match=r"wide' holds a model of another kind or config"):
-        next(training(tmp_path / "run", init=tmp_path / "wide"))
-
-
-def test_other_pictures_are_another_run(
-    training: Training, make_pictures: Callable[..., Any], tmp_path: Path
-) -> None:
-    next(training(tmp_path / "run"))
-    with pytest.raises(ValueError, match=r"holds another run \(inputs\.data: \w+ there"):
-        next(training(tmp_path / "run", data=make_pictures(9)))
-
-
-def test_another_first_stage_is_another_run_and_no_start_for_an_init(
-    trainings: dict, ae_config: AutoencoderConfig, tmp_path: Path
-) -> None:
-    training = trainings["ldm"]
-    list(training(tmp_path / "run"))
-    save_model(Autoencoder(ae_config), tmp_path / "other")
-    with pytest.raises(ValueError, match=r"inputs\.first_stage: \w+ there"):
-        next(training(tmp_path / "run", first_stage=tmp_path / "other"))
-    with pytest.raises(ValueError, match=r"run' was trained on another first stage"):
-        next(training(tmp_path / "new", first_stage=tmp_path / "other", init=tmp_path / "run"))
 
 
 # --- small things ---
