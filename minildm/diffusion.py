@@ -24,6 +24,10 @@ class ScheduleConfig:
     b0: float = 0.0015
     b1: float = 0.0195
 
+    def __post_init__(self) -> None:
+        if self.T < 1 or not 0 < self.b0 <= self.b1 < 1:
+            raise ValueError(f"need T >= 1 and 0 < b0 <= b1 < 1, got {self}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatentDiffusionConfig:
@@ -172,7 +176,19 @@ class LatentDiffusion(nn.Module):
         return (self.config.autoencoder.z_channels, height // f, width // f)
 
     @torch.no_grad()
-    def sample(self, y: object = None, **options: object) -> Tensor:
+    def sample(
+        self,
+        y: object = None,
+        *,
+        n: int | None = None,
+        size: int | tuple[int, int] | None = None,
+        sampler: str = "ddim",
+        steps: int = 50,
+        eta: float = 0.0,
+        guidance_scale: float = 1.0,
+        seed: int | None = None,
+        noise: Noise | None = None,
+    ) -> Tensor:
         """Pictures for the conditions y: (B, 3, H, W) in [-1, 1].
 
         y: class names or labels, None for an unconditional model, which makes `n` pictures.
@@ -181,5 +197,15 @@ class LatentDiffusion(nn.Module):
         pictures again; or noise, a function like torch.randn_like. ValueErrors name what is
         wrong.
         """
-        *_, last = self.steps(y, **options)
+        *_, last = self.steps(
+            y,
+            n=n,
+            size=size,
+            sampler=sampler,
+            steps=steps,
+            eta=eta,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            noise=noise,
+        )
         return self.autoencoder.decode(last.z).clamp(-1.0, 1.0)

@@ -254,3 +254,15 @@ def test_the_schedule_is_the_configs(ldm_config: LatentDiffusionConfig) -> None:
     assert model.schedule.T == 10
     assert model.schedule.alphas_cumprod[0].item() == pytest.approx(0.9)
     assert model.sample("red", steps=10, seed=0).shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("wrong", [{"T": 0}, {"b0": 0.0}, {"b1": 1.0}, {"b0": 0.5, "b1": 0.1}])
+def test_a_schedule_that_cannot_be_is_refused_when_it_is_configured(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="need T >= 1 and 0 < b0 <= b1 < 1"):
+        ScheduleConfig(**wrong)
+
+
+def test_ancestral_sampling_has_no_eta(ldm_config: LatentDiffusionConfig) -> None:
+    model = LatentDiffusion(ldm_config)
+    with pytest.raises(ValueError, match="eta=0.5 belongs to the sampler 'ddim', not to 'ddpm'"):
+        model.sample("red", sampler="ddpm", steps=2, eta=0.5)
