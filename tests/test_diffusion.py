@@ -264,5 +264,5 @@ def test_a_schedule_that_cannot_be_is_refused_when_it_is_configured(wrong: dict)
 
 def test_ancestral_sampling_has_no_eta(ldm_config: LatentDiffusionConfig) -> None:
     model = LatentDiffusion(ldm_config)
-    with pytest.raises(ValueError, match="eta=0.5 belongs to the sampler 'ddim', not to 'ddpm'"):
+    with pytest.raises(ValueError, match=r"eta=0\.5 belongs to the sampler 'ddim', not to 'ddpm'"):
         model.sample("red", sampler="ddpm", steps=2, eta=0.5)
