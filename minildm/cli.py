@@ -14,14 +14,11 @@ from minildm.checkpoints import Model, load_model, pretrained
 from minildm.data.emoji import EmojiDataset
 from minildm.demo import SCALES, demo, describe
 from minildm.diffusion import LatentDiffusion
+from minildm.experiments import AutoencoderExperiment, DataConfig, LatentDiffusionExperiment
 from minildm.files import write_json
 from minildm.loop import pick_device
-from minildm.presets import (
-    PRESETS,
-    AutoencoderExperiment,
-    DataConfig,
-    LatentDiffusionExperiment,
-)
+from minildm.metrics import evaluate_first_stage
+from minildm.presets import PRESETS
 from minildm.training import progress, train_autoencoder, train_judge, train_ldm
 
 app = typer.Typer(
@@ -133,12 +130,13 @@ def evaluate(
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Measure a model on the validation emoji: PSNR, or what the judge sees in its samples."""
+    """Measure a model on the validation emoji: reconstructions, or what the judge sees."""
     loaded, place = _model(model), pick_device(device)
     with ev.on_device(loaded, place):
         if isinstance(loaded, Autoencoder):
             x = ev.pictures(EmojiDataset("val", 64))
-            results = {"psnr": str(ev.reconstruction_psnr(loaded, x))}
+            found = evaluate_first_stage(loaded, x, seed=seed)
+            results = {name: str(measured) for name, measured in found.items()} | found.as_dict()
         elif isinstance(loaded, LatentDiffusion):
             results = ev.class_accuracy(
                 loaded,

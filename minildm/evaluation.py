@@ -12,7 +12,7 @@ from minildm.autoencoder import Autoencoder
 from minildm.data.emoji import EmojiDataset
 from minildm.diffusion import LatentDiffusion, seeded_noise
 from minildm.judge import Judge, correct
-from minildm.metrics import Measured, mean_interval, proportion_interval, psnr
+from minildm.metrics import Measured, mean_interval, proportion_interval, psnr, reconstruct
 
 
 @contextmanager
@@ -27,14 +27,6 @@ def on_device(model: torch.nn.Module, device: torch.device) -> Iterator[torch.nn
 def pictures(data: EmojiDataset) -> Tensor:
     """All pictures of a set: (N, 3, H, W) float32 in [-1, 1]."""
     return data.images.float() / 127.5 - 1.0
-
-
-@torch.no_grad()
-def reconstruct(autoencoder: Autoencoder, x: Tensor) -> Tensor:
-    """D(mean of E(x)), clipped: (B, 3, H, W) in [-1, 1] -> the same, in parts of 64."""
-    place = next(autoencoder.parameters()).device
-    parts = [autoencoder.decode(autoencoder.encode(p.to(place), sample=False)) for p in x.split(64)]
-    return torch.cat([part.cpu() for part in parts]).clamp(-1.0, 1.0)
 
 
 def reconstruction_psnr(autoencoder: Autoencoder, x: Tensor) -> Measured:

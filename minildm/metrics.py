@@ -1,134 +1,84 @@
-"""How good are pictures? PSNR, SSIM, Frechet and kernel distances, the judge; with intervals.
+"""How good are pictures? Each number alone, or all in one call; with intervals.
 
-Every result is a `Measured`: a value, an interval, and the N without which neither means much.
-The features are EfficientNet's, not Inception's, hence *proxy*-FID: compare its values only with
-each other, at one N, one picture size and one reference set. A Frechet distance falls as N grows
-(Chong & Forsyth 2020), by an amount that depends on the model; `kid` does not: give both.
+`evaluate_pictures` and `evaluate_first_stage` give an `Evaluation`, names to `Measured`: a value,
+an interval, and the N without which neither means much. On other features than Inception's a
+Frechet distance is a *proxy*-FID: compare its values only with each other, at one N, one picture
+size and one reference set. It falls as N grows (Chong & Forsyth 2020), by an amount that depends
+on the model; `kid` does not: give both.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
-from statistics import NormalDist
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from einops import reduce
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minildm.features import OfflineFeatures
+from minildm.autoencoder import Autoencoder
+from minildm.distances import (
+    Lots,
+    Neighbours,
+    PrecisionRecall,
+    frechet_distance,
+    frechet_distances,
+    kernel_distance,
+    kernel_distances,
+    nearest,
+    precision_recall,
+    precision_recalls,
+)
+from minildm.features import OfflineFeatures, frechet_features, perceptual_distance
+from minildm.fidelity import (
+    PART,
+    as_floats,
+    check_set,
+    compare_pairs,
+    device_of,
+    evaluating,
+    extract,
+    name_of,
+    psnr,
+    ssim,
+)
+from minildm.intervals import (
+    Evaluation,
+    Measured,
+    exactly,
+    jackknife_interval,
+    lots,
+    mean_interval,
+    median_interval,
+    proportion_interval,
+)
 from minildm.judge import Judge, correct
+from minildm.regularizers import code_usage
 
-Distance = Callable[[Tensor, Tensor], Tensor]  # (N, D), (M, D) -> a scalar
-SSIM_SIDE = 11  # of the Gaussian window
+__all__ = [
+    "Evaluation",
+    "Measured",
+    "Neighbours",
+    "PrecisionRecall",
+    "accuracy",
+    "evaluate_first_stage",
+    "evaluate_pictures",
+    "extract",
+    "frechet_distance",
+    "kernel_distance",
+    "kid",
+    "mean_interval",
+    "median_interval",
+    "nearest_neighbours",
+    "precision_recall",
+    "proportion_interval",
+    "proxy_fid",
+    "psnr",
+    "reconstruct",
+    "ssim",
+]
 
-
-class Measured(NamedTuple):
-    """A number, the interval that holds the true one with the asked confidence, and the N.
-
-    `low` and `high` are NaN where there is no interval.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        """As "27.1 [26.9, 27.3] (N=812)", with as many digits as the interval deserves."""
-        width = self.high - self.low
-        if not (0 < width < math.inf):
-            return f"{self.value:.4g} (N={self.n:,})"
-        digits = max(0, -math.floor(math.log10(width)))
-        value, low, high = (f"{number:z.{digits}f}" for number in self[:3])
-        return f"{value} [{low}, {high}] (N={self.n:,})"
-
-
-# Intervals.
-
-
-def mean_interval(values: Tensor | Sequence[float], confidence: float = 0.95) -> Measured:
-    """The mean of independent values (N,), N >= 2, with Student's t interval.
-
-    Raises ValueError for fewer values, and for NaN or infinite ones.
-    """
-    numbers = torch.as_tensor(values).detach().cpu().double()
-    n = numbers.numel()
-    if numbers.ndim != 1 or n < 2:
-        raise ValueError(f"values must be (N,) with N >= 2, got {tuple(numbers.shape)}")
-    if not numbers.isfinite().all():
-        raise ValueError(f"values: {int((~numbers.isfinite()).sum())} of {n} are not finite")
-    mean, half = float(numbers.mean()), float(numbers.std()) / math.sqrt(n)
-    half *= _student(confidence, n - 1)
-    return Measured(mean, mean - half, mean + half, n)
-
-
-def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> Measured:
-    """successes / n with Wilson's interval (1927), which stays inside [0, 1] and is never empty."""
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"need n >= 1 and 0 <= successes <= n, got {successes} of {n}")
-    z, p = NormalDist().inv_cdf(0.5 + _checked(confidence) / 2), successes / n
-    center = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return Measured(p, min(p, max(0.0, center - half)), max(p, min(1.0, center + half)), int(n))
-
-
-@lru_cache(maxsize=64)
-def _student(confidence: float, freedom: int) -> float:
-    """The t with P(|T| < t) = confidence: t = sqrt(freedom) tan(a), a's density cos^(freedom-1)."""
-    angle = np.linspace(0, np.pi / 2, 100_001)
-    density = np.cos(angle) ** (freedom - 1)
-    cdf = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return math.sqrt(freedom) * math.tan(np.interp(_checked(confidence) * cdf[-1], cdf, angle))
-
-
-def _checked(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} must lie in (0, 1)")
-    return confidence
-
-
-# A picture against its original.
-
-
-def psnr(x: Tensor, x_rec: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB: two (B, 3, H, W) in [-1, 1] -> (B,).
-
-    On [0, 1], after clamping: -10 log10 of the mean squared error of each picture; infinite for
-    equal pictures. Average over pictures, not over their errors: `mean_interval(psnr(...))`.
-    """
-    a, b = _unit_range(x, x_rec)
-    return -10 * reduce((a - b) ** 2, "b c h w -> b", "mean").log10()
-
-
-def ssim(x: Tensor, x_rec: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004), at most 1: two (B, 3, H, W) in [-1, 1] -> (B,).
-
-    torchmetrics', on [0, 1] after clamping, window of 11 with sigma 1.5; sides of 11 at least.
-    """
-    from torchmetrics.functional.image import (  # here: it takes seconds to import
-        structural_similarity_index_measure,
-    )
-
-    a, b = _unit_range(x, x_rec)
-    if min(x.shape[-2:]) < SSIM_SIDE:
-        raise ValueError(f"SSIM needs sides of {SSIM_SIDE} pixels at least, got {tuple(x.shape)}")
-    found = structural_similarity_index_measure(b, a, data_range=1.0, reduction="none")
-    return found.reshape(len(x))
-
-
-def _unit_range(x: Tensor, x_rec: Tensor) -> tuple[Tensor, Tensor]:
-    """[-1, 1] -> [0, 1], clamped, float32; both checked."""
-    if x.shape != x_rec.shape or x.ndim != 4 or not x.numel():
-        shapes = f"{tuple(x.shape)} and {tuple(x_rec.shape)}"
-        raise ValueError(f"x and x_rec must both be (B, C, H, W), B >= 1, got {shapes}")
-    for name, part in (("x", x), ("x_rec", x_rec)):
-        if not part.is_floating_point() or not part.isfinite().all():
-            raise ValueError(f"{name} must be finite floats in [-1, 1], got {part.dtype}")
-    return ((x.float() + 1) / 2).clamp(0, 1), ((x_rec.float() + 1) / 2).clamp(0, 1)
+CONFIDENCE = 0.95
 
 
 # Many pictures against many others.
@@ -150,7 +100,9 @@ def proxy_fid(
     which is about this N (the bias of a finite N is in all its values alike); 0: no interval.
     n is the smaller set's size. ValueErrors name too small sets, other shapes, NaN.
     """
-    return _compared(frechet_distance, real, fake, features, groups, confidence)
+    real, fake, drawn = _compared(real, fake, features, groups)
+    found = frechet_distances(real, fake, drawn)
+    return jackknife_interval(found, min(len(real), len(fake)), confidence, (0.0, math.inf))
 
 
 def kid(
@@ -165,101 +117,249 @@ def kid(
 
     It may be slightly negative. The unbiased estimate uses all pairs, not subsets of 1,000.
     """
-    return _compared(kernel_distance, real, fake, features, groups, confidence)
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
-    """|mu_a - mu_b|^2 + Tr(A + B - 2 (A B)^(1/2)) of Gaussians with the means and covariances.
-
-    Features (N, D), (M, D) -> scalar, in float64. With A = Ra^T Ra and B = Rb^T Rb the last
-    trace is the sum of the singular values of Ra Rb^T: no root of a matrix, nothing complex.
-    """
-    a, b = _features(a, b)
-    root_a, root_b = _root(a), _root(b)
-    cross = torch.linalg.svdvals(root_a @ root_b.T).sum()
-    trace = root_a.square().sum() + root_b.square().sum()
-    return ((a.mean(0) - b.mean(0)).square().sum() + trace - 2 * cross).clamp(min=0)
-
-
-def _root(a: Tensor) -> Tensor:
-    """R with R^T R = cov(a): (N, D) -> (min(N, D), D)."""
-    root = (a - a.mean(0)) / math.sqrt(len(a) - 1)
-    return torch.linalg.qr(root, mode="r").R if len(a) > a.shape[1] else root
-
-
-def kernel_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Unbiased squared MMD with the kernel (x.y / D + 1)^3: (N, D), (M, D) -> scalar, float64."""
-    a, b = _features(a, b)
-
-    def total(u: Tensor, v: Tensor) -> Tensor:
-        return sum(((part @ v.T / u.shape[1] + 1) ** 3).sum() for part in u.split(1024))
-
-    def among(u: Tensor) -> Tensor:  # all pairs but those of a picture with itself
-        itself = ((u.square().sum(1) / u.shape[1] + 1) ** 3).sum()
-        return (total(u, u) - itself) / (len(u) * (len(u) - 1))
-
-    return among(a) + among(b) - 2 * total(a, b) / (len(a) * len(b))
-
-
-def _features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two sets of features, checked, in float64 on the CPU."""
-    shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"features must be (N, D) and (M, D) with N, M >= 2, got {shapes}")
-    if not (a.isfinite().all() and b.isfinite().all()):
-        raise ValueError("features must be finite: are there NaN among the pictures?")
-    return a.detach().cpu().double(), b.detach().cpu().double()
-
-
-@torch.no_grad()
-def extract(x: Tensor, features: nn.Module, batch_size: int = 128) -> Tensor:
-    """Features of pictures, in batches: (N, 3, S, S), float in [-1, 1] or uint8 -> (N, D), CPU."""
-    if x.ndim != 4 or not len(x):
-        raise ValueError(f"pictures must be (N, 3, S, S), N >= 1, got {tuple(x.shape)}")
-    device = next(features.parameters(), x).device
-    parts = tqdm(x.split(batch_size), desc="features", unit="batch", delay=2, leave=False)
-    return torch.cat([features(_floats(part).to(device)).float().cpu() for part in parts])
-
-
-def _floats(x: Tensor) -> Tensor:
-    """uint8 or floats in [-1, 1] -> float32 in [-1, 1], checked."""
-    if not x.isfinite().all():
-        raise ValueError("pictures must be finite: there are NaN or infinite values")
-    return x / 127.5 - 1 if x.dtype == torch.uint8 else x.float()
+    real, fake, drawn = _compared(real, fake, features, groups)
+    found = kernel_distances(real, fake, drawn)
+    return jackknife_interval(found, min(len(real), len(fake)), confidence)
 
 
 def _compared(
-    distance: Distance,
-    real: Tensor,
-    fake: Tensor,
-    features: nn.Module | None,
-    groups: int,
-    confidence: float,
-) -> Measured:
+    real: Tensor, fake: Tensor, features: nn.Module | None, groups: int
+) -> tuple[Tensor, Tensor, Lots | None]:
+    """Two sets of pictures or features, checked -> their features, and the jackknife's lots."""
+    _check_sets(real, fake, groups)
+    if real.ndim == 4:
+        features = features or OfflineFeatures()
+        real, fake = extract(real, features), extract(fake, features)
+    return real, fake, _lots(len(real), len(fake), groups)
+
+
+def _check_sets(real: Tensor, fake: Tensor, groups: int) -> None:
     if real.shape[1:] != fake.shape[1:]:
         shapes = f"{tuple(real.shape)} and {tuple(fake.shape)}"
         raise ValueError(f"real and fake must be alike but for their number, got {shapes}")
-    n = min(len(real), len(fake))
-    if groups < 0 or groups == 1 or n < max(2, 2 * groups):
+    if groups < 0 or groups == 1 or min(len(real), len(fake)) < max(2, 2 * groups):
         raise ValueError(
             f"groups={groups} must be 0 or 2 and more, with two pictures each at least: got "
             f"{len(real)} real and {len(fake)} fake"
         )
-    if real.ndim == 4:
-        features = features or OfflineFeatures()
-        real, fake = extract(real, features), extract(fake, features)
-    value, half = float(distance(real, fake)), math.nan
-    if groups:
-        half = _student(confidence, groups - 1) * _jackknife(distance, real, fake, groups)
-    return Measured(value, value - half, value + half, n)
 
 
-def _jackknife(distance: Distance, real: Tensor, fake: Tensor, groups: int) -> float:
-    """The distance's standard error: its spread when a group of both sets is left out in turn."""
-    generator = torch.Generator().manual_seed(0)  # groups by lot: the data may lie in some order
-    sets = [(v, torch.randperm(len(v), generator=generator) % groups) for v in (real, fake)]
-    without = torch.stack([distance(*(v[g != i] for v, g in sets)) for i in range(groups)])
-    return math.sqrt((groups - 1) * float(without.var(correction=0)))
+def _lots(n: int, m: int, groups: int, seed: int = 0, paired: bool = False) -> Lots | None:
+    """Groups of both sets; a pair falls into one."""
+    if not groups:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    of_real = lots(n, groups, generator)
+    return of_real, of_real if paired else lots(m, groups, generator)
+
+
+def nearest_neighbours(
+    fake: Tensor,
+    train: Tensor,
+    k: int = 1,
+    *,
+    features: nn.Module | Literal["pixels"] | None = None,
+) -> Neighbours:
+    """The k training pictures nearest to each picture: does a model copy? (N, k) twice.
+
+    fake, train: pictures (N, 3, S, S) and (M, 3, S, S), float in [-1, 1] or uint8; or features,
+    as `proxy_fid` takes them. Distances are Euclidean on the features, `frechet_features()` by
+    default; for "pixels" the root of the mean squared difference. ValueError unless 1 <= k <= M.
+    """
+    if fake.shape[1:] != train.shape[1:]:
+        shapes = f"{tuple(fake.shape)} and {tuple(train.shape)}"
+        raise ValueError(f"fake and train must be alike but for their number, got {shapes}")
+    if isinstance(features, str) and features != "pixels":
+        raise ValueError(f"features={features!r} must be 'pixels', a module or None")
+    if features == "pixels":
+        found = nearest(as_floats(fake).flatten(1), as_floats(train).flatten(1), k)
+        return found._replace(distances=found.distances / math.sqrt(fake[0].numel()))
+    if fake.ndim == 4:
+        features = features or frechet_features()
+        fake, train = extract(fake, features), extract(train, features)
+    return nearest(fake, train, k)
+
+
+# All in one call.
+
+
+@torch.no_grad()
+def evaluate_pictures(
+    real: Tensor,
+    fake: Tensor,
+    *,
+    paired: bool = False,
+    train: Tensor | None = None,
+    features: nn.Module | None = None,
+    perceptual: nn.Module | None = None,
+    groups: int = 10,
+    k: int = 3,
+    seed: int = 0,
+) -> Evaluation:
+    """Everything that can be said of fake pictures beside real ones.
+
+    real (N, 3, S, S), fake (M, 3, S, S), float in [-1, 1] or uint8. `fid` (`proxy_fid` on other
+    features than Inception's), `kid`, `precision` and `recall`. paired: fake[i] was made from
+    real[i]; then `psnr` (infinite, without an interval, where a picture is reproduced exactly),
+    `ssim` and `perceptual` too, and the Frechet distance is `r_fid` (`proxy_r_fid`). train,
+    pictures (or their features, from `extract`): `train_distance`, the median distance of a fake
+    picture to the nearest training picture, and `nearer_to_train`, the share of fake pictures
+    that are nearer to one than the median real picture is: 0.5 where the model draws as the data
+    do, near 1 where it copies (real must then be pictures it was not trained on).
+
+    features, perceptual: `frechet_features()`, `perceptual_distance()` by default. Means have
+    Student's t intervals, the median that of its neighbours in order; the others a jackknife over
+    `groups` groups drawn by `seed`, about their expectation at these N (0: none). Raises
+    ValueError for other shapes, values that are not finite or leave [-1, 1], and too few
+    pictures: 2 * groups, and k + 1 beside a group.
+    """
+    for name, x in (("real", real), ("fake", fake)):
+        check_set(x, name)
+    _check_sets(real, fake, groups)
+    _check_left(min(len(real), len(fake)), groups, k)
+    if paired and len(real) != len(fake):
+        raise ValueError(f"paired sets must be equally many: {len(real)} real, {len(fake)} fake")
+    if train is not None and train.ndim == 4:
+        check_set(train, "train", real.shape[1:])
+    features = features or frechet_features().to(real.device)
+    settings: dict[str, Any] = {"features": name_of(features), "groups": groups, "k": k}
+    settings |= {"seed": seed, "confidence": CONFIDENCE, "picture": list(real.shape[1:])}
+    measured = {}
+    if paired:
+        perceptual = perceptual or perceptual_distance().to(real.device)
+        settings["perceptual"] = name_of(perceptual)
+        measured |= compare_pairs(real, fake, perceptual)
+    drawn = _lots(len(real), len(fake), groups, seed, paired)
+    with evaluating(features):
+        a, b = extract(real, features), extract(fake, features)
+        if train is not None and train.ndim == 4:
+            train = extract(train, features)
+    frechet = ("r_" if paired else "") + "fid"
+    frechet = frechet if name_of(features) == "Inception" else f"proxy_{frechet}"
+    measured |= _sets(a, b, drawn, k, paired, frechet)
+    if train is not None:
+        measured |= _copying(a, b, train, drawn)
+    return Evaluation(measured, settings)
+
+
+def _sets(
+    a: Tensor, b: Tensor, drawn: Lots | None, k: int, paired: bool, frechet: str
+) -> dict[str, Measured]:
+    """Distances of two sets of features, real and fake."""
+    spread = frechet_distances(a, b, drawn), kernel_distances(a, b, drawn, paired=paired)
+    precision, recall = precision_recalls(a, b, drawn, k)
+    n = min(len(a), len(b))
+    return {
+        frechet: jackknife_interval(spread[0], n, CONFIDENCE, (0.0, math.inf)),
+        "kid": jackknife_interval(spread[1], n),
+        "precision": jackknife_interval(precision, len(b), CONFIDENCE, (0.0, 1.0)),
+        "recall": jackknife_interval(recall, len(a), CONFIDENCE, (0.0, 1.0)),
+    }
+
+
+def _copying(a: Tensor, b: Tensor, train: Tensor, drawn: Lots | None) -> dict[str, Measured]:
+    """How near fake pictures are to training pictures, beside real ones that are none."""
+    of_real, of_fake = nearest(a, train).distances[:, 0], nearest(b, train).distances[:, 0]
+    shares = [_below_median(of_fake, of_real)]
+    for i in range(0 if drawn is None else int(drawn[0].max()) + 1):
+        shares.append(_below_median(of_fake[drawn[1] != i], of_real[drawn[0] != i]))
+    share = jackknife_interval(torch.stack(shares), len(b), CONFIDENCE, (0.0, 1.0))
+    return {"train_distance": median_interval(of_fake, CONFIDENCE), "nearer_to_train": share}
+
+
+def _below_median(values: Tensor, reference: Tensor) -> Tensor:
+    return (values < reference.median()).double().mean()
+
+
+def _check_left(n: int, groups: int, k: int) -> None:
+    left = n - (math.ceil(n / groups) if groups else 0)
+    if not 1 <= k < left:
+        raise ValueError(
+            f"k={k} must lie in 1..{left - 1}: {left} pictures are left beside a group"
+        )
+
+
+# A first stage.
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: Autoencoder, x: Tensor) -> Tensor:
+    """D(E(x)), for KL of the mean, clipped: (B, 3, H, W) in [-1, 1] -> the same, on the CPU."""
+    return torch.cat([x_rec for x_rec, _ in _reconstructions(autoencoder, x)])
+
+
+def _reconstructions(autoencoder: Autoencoder, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Reconstructions and latents of parts of x."""
+    place = device_of(autoencoder, x.device)
+    for part in tqdm(x.split(PART), "reconstruct", unit="batch", delay=2, leave=False):
+        z = autoencoder.encode(as_floats(part).to(place), sample=False)
+        yield autoencoder.decode(z).cpu().float().clamp(-1.0, 1.0), z
+
+
+@torch.no_grad()
+def evaluate_first_stage(
+    autoencoder: Autoencoder,
+    x: Tensor,
+    *,
+    features: nn.Module | None = None,
+    perceptual: nn.Module | None = None,
+    groups: int = 10,
+    k: int = 3,
+    seed: int = 0,
+) -> Evaluation:
+    """How well pictures survive a first stage, and what it makes of them; LDM Tab. 8 and more.
+
+    x (N, 3, H, W), float in [-1, 1] or uint8, which it was not trained on, against D(E(x)) by
+    `evaluate_pictures(paired=True)`, and: `compression`, the numbers of a picture over those of
+    its latent, H W 3 / (h w c). For VQ also `bits_per_pixel`, log2(K) h w / (H W), of a code
+    without entropy coding; `code_usage`, the share of the K codes that these pictures use (it
+    grows with N, so it has no interval), and `perplexity`, exp of the entropy of their counts
+    over the whole set. Pixel space (f = 1) is exact: PSNR infinite. Networks not given run where
+    the autoencoder is. ValueErrors as `evaluate_pictures`.
+    """
+    check_set(x, "x")
+    _check_sets(x, x, groups)
+    _check_left(len(x), groups, k)
+    place, config = device_of(autoencoder, x.device), autoencoder.config
+    lot = lots(len(x), max(groups, 1), torch.Generator().manual_seed(seed))
+    counts = torch.zeros(max(groups, 1), config.codebook_size or 0, dtype=torch.int64)
+    found = []
+    with evaluating(autoencoder):
+        of_part = iter(lot.split(PART))
+        for x_rec, z in _reconstructions(autoencoder, x):
+            found.append(x_rec)
+            if config.regularizer == "vq":
+                _count_codes(counts, autoencoder.code_indices(z).cpu(), next(of_part))
+    evaluation = evaluate_pictures(
+        x.cpu(),
+        torch.cat(found),
+        paired=True,
+        features=features or frechet_features().to(place),
+        perceptual=perceptual or perceptual_distance().to(place),
+        groups=groups,
+        k=k,
+        seed=seed,
+    )
+    extra = {"compression": exactly(x[0].numel() / z[0].numel(), len(x))}
+    if config.regularizer == "vq":
+        bits = math.log2(config.codebook_size) * z[0, 0].numel() / x[0, 0].numel()
+        extra |= {"bits_per_pixel": exactly(bits, len(x)), **_codes(counts, len(x), groups)}
+    return replace(evaluation, measured=evaluation.measured | extra)
+
+
+def _count_codes(counts: Tensor, indices: Tensor, lot: Tensor) -> None:
+    """Adds choices (B, h, w) of pictures in groups (B,) to counts (G, K), in place."""
+    group = lot[:, None, None].expand_as(indices)
+    flat = (group * counts.shape[1] + indices).flatten()
+    counts += flat.bincount(minlength=counts.numel()).view_as(counts)
+
+
+def _codes(counts: Tensor, n: int, groups: int) -> dict[str, Measured]:
+    """Usage and perplexity from the counts of each group's pictures (G, K)."""
+    usage, perplexity = code_usage(counts.sum(0))
+    without = [code_usage(counts.sum(0) - counts[i])[1] for i in range(groups)]
+    spread = jackknife_interval(torch.stack([perplexity, *without]), n, bounds=(1.0, math.inf))
+    return {"code_usage": exactly(float(usage), n), "perplexity": spread}
 
 
 # The judge.
@@ -275,16 +375,6 @@ def accuracy(judge: Judge, x: Tensor, truth: Tensor, question: str = "group") ->
         shapes = f"{tuple(x.shape)} and {tuple(truth.shape)}"
         raise ValueError(f"x must be (N, 3, H, W) and truth (N,), N >= 1, got {shapes}")
     device = next(judge.parameters()).device
-    with _evaluating(judge):
-        right = correct(judge, _floats(x).to(device), truth.to(device), question)
+    with evaluating(judge):
+        right = correct(judge, as_floats(x).to(device), truth.to(device), question)
     return proportion_interval(int(right.sum()), len(x))
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)

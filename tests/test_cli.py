@@ -47,6 +47,22 @@ def test_evaluate_writes_the_numbers_it_prints(
     assert {"label", "group", "style"} <= found.keys()
 
 
+def test_evaluate_measures_a_first_stage_in_one_call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = cli.ev.pictures
+    monkeypatch.setattr(cli.ev, "pictures", lambda data: pictures(data)[:24])
+    out = tmp_path / "first_stage.json"
+    assert run(monkeypatch, "evaluate", "emoji-kl-f4", "--out", str(out)) == 0
+    found = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == found
+    rows = found["measured"]
+    assert {"psnr", "ssim", "perceptual", "kid", "precision", "recall", "compression"} < rows.keys()
+    assert found["psnr"].endswith("(N=24)") and rows["psnr"]["value"] > 25
+    assert rows["compression"] == {"value": 16.0, "low": None, "high": None, "n": 24}
+    assert found["settings"]["features"] in ("EfficientNet-Lite0", "Inception")
+
+
 @pytest.fixture
 def two_classes(tmp_path: Path) -> Path:
     for name, value in (("dark", 40), ("light", 220)):
