@@ -1,8 +1,6 @@
 """Element by element against diffusers, with random weights and replayed noise.
 
 What differs there, and is set or handled here:
-- q, k, v are three linear layers, one after the other; ours is one 1x1 convolution that keeps
-  q, k and v of a head beside each other.
 - `attention_head_dim` of UNet2DConditionModel is the *number* of heads, of UNet2DModel their width.
 - The timestep embedding starts with the sines unless `flip_sin_to_cos`.
 - The schedulers make their table in float32; ours is put in its place. `clip_sample` is on by
@@ -13,36 +11,23 @@ What differs there, and is set or handled here:
 """
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from einops import rearrange
-from torch import Tensor, nn
+from diffusers_copy import DTYPES, TOLERANCE, copy_unet, error, same_parameters
+from torch import Tensor
 
-from minildm import Autoencoder, AutoencoderConfig, NoiseSchedule, UNet, UNetConfig, ddim, ddpm
-from minildm.layers import Downsample, ResBlock, SelfAttention2d, SpatialTransformer, Upsample
+from minildm import NoiseSchedule, UNet, UNetConfig, ddim, ddpm
 
 with warnings.catch_warnings():
     # Deprecations inside diffusers and what it imports, none of which a test could mend.
     warnings.simplefilter("ignore", DeprecationWarning)
     warnings.simplefilter("ignore", FutureWarning)
     import diffusers
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        DDPMScheduler,
-        UNet2DConditionModel,
-        UNet2DModel,
-    )
+    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the output's largest value
-DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=("float32", "float64"))
-AE = AutoencoderConfig(
-    z_channels=3, hid_z_channels=3, width=8, width_mult=(1, 2, 2), attn_levels=(1,), groups=4
-)
 UNET = UNetConfig(
     in_channels=3,
     out_channels=2,
@@ -52,174 +37,6 @@ UNET = UNetConfig(
     d_head=4,
     groups=4,
 )
-
-
-def pieces(module: nn.Module, kinds: tuple[type, ...]) -> list[nn.Module]:
-    """The module's blocks of these kinds in the order in which they run."""
-    if isinstance(module, kinds):
-        return [module]
-    return [piece for child in module.children() for piece in pieces(child, kinds)]
-
-
-OURS = (ResBlock, SelfAttention2d, SpatialTransformer, Downsample, Upsample)
-
-
-def their_pieces(module: nn.Module) -> Iterator[nn.Module]:
-    """The same of one of their blocks: each residual block before its attention."""
-    attentions = list(getattr(module, "attentions", None) or [])
-    resnets = list(module.resnets)
-    if "Mid" in type(module).__name__:
-        yield from (resnets[0], *attentions, resnets[1])
-    else:
-        for i, resnet in enumerate(resnets):
-            yield from (resnet, *attentions[i : i + 1])
-    for name in ("downsamplers", "upsamplers"):
-        yield from getattr(module, name, None) or []
-
-
-def their_blocks(net: nn.Module, order: str) -> list[nn.Module]:
-    blocks = [b for name in order.split() for b in _listed(getattr(net, name))]
-    return [piece for block in blocks for piece in their_pieces(block)]
-
-
-def _listed(module: nn.Module) -> list[nn.Module]:
-    return list(module) if isinstance(module, nn.ModuleList) else [module]
-
-
-def copy(source: nn.Module, target: nn.Module) -> None:
-    """One layer's weights; 1x1 convolutions and linear layers hold the same numbers."""
-    for name in ("weight", "bias"):
-        value, into = getattr(source, name), getattr(target, name)
-        assert (value is None) == (into is None)
-        if into is not None:
-            into.data.copy_(value.reshape(into.shape))
-
-
-def copy_res(ours: ResBlock, theirs: nn.Module) -> None:
-    pairs = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2"}
-    if ours.to_emb is not None:
-        pairs["to_emb"] = "time_emb_proj"
-    if not isinstance(ours.skip, nn.Identity):
-        pairs["skip"] = "conv_shortcut"
-    assert (theirs.conv_shortcut is not None) == ("skip" in pairs)
-    for mine, name in pairs.items():
-        copy(getattr(ours, mine), getattr(theirs, name))
-
-
-def copy_attention(ours: SelfAttention2d, theirs: nn.Module) -> None:
-    copy(ours.norm, theirs.group_norm)
-    copy(ours.to_out, theirs.to_out[0])
-    for name in ("weight", "bias"):
-        rows = getattr(ours.to_qkv, name).data
-        rows = rearrange(rows, "(head qkv d) ... -> qkv (head d) ...", head=ours.heads, qkv=3)
-        for part, layer in zip(rows, (theirs.to_q, theirs.to_k, theirs.to_v), strict=True):
-            into = getattr(layer, name)
-            into.data.copy_(part.reshape(into.shape))
-
-
-def copy_transformer(ours: SpatialTransformer, theirs: nn.Module) -> None:
-    for name in ("norm", "proj_in", "proj_out"):
-        copy(getattr(ours, name), getattr(theirs, name))
-    for mine, block in zip(ours.blocks, theirs.transformer_blocks, strict=True):
-        for name in ("norm1", "norm2", "norm3"):
-            copy(getattr(mine, name), getattr(block, name))
-        for attn, name in ((mine.self_attn, "attn1"), (mine.cross_attn, "attn2")):
-            for layer in ("to_q", "to_k", "to_v"):
-                copy(getattr(attn, layer), getattr(getattr(block, name), layer))
-            copy(attn.to_out, getattr(block, name).to_out[0])
-        copy(mine.ff[0].proj, block.ff.net[0].proj)
-        copy(mine.ff[2], block.ff.net[2])
-
-
-def copy_blocks(ours: list[nn.Module], theirs: list[nn.Module]) -> None:
-    for mine, block in zip(ours, theirs, strict=True):
-        if isinstance(mine, ResBlock):
-            copy_res(mine, block)
-        elif isinstance(mine, SelfAttention2d):
-            copy_attention(mine, block)
-        elif isinstance(mine, SpatialTransformer):
-            copy_transformer(mine, block)
-        else:
-            copy(mine.conv, block.conv)
-
-
-def copy_autoencoder(ours: Autoencoder, theirs: AutoencoderKL) -> None:
-    for mine, net, order in (
-        (ours.encoder, theirs.encoder, "down_blocks mid_block"),
-        (ours.decoder, theirs.decoder, "mid_block up_blocks"),
-    ):
-        copy_blocks(pieces(mine, OURS), their_blocks(net, order))
-        copy(mine.conv_in, net.conv_in)
-        copy(mine.norm_out, net.conv_norm_out)
-        copy(mine.conv_out, net.conv_out)
-    copy(ours.encoder.to_moments, theirs.quant_conv)
-    copy(ours.decoder.from_z, theirs.post_quant_conv)
-
-
-def copy_unet(ours: UNet, theirs: nn.Module) -> None:
-    copy_blocks(pieces(ours, OURS), their_blocks(theirs, "down_blocks mid_block up_blocks"))
-    copy(ours.time_mlp[0], theirs.time_embedding.linear_1)
-    copy(ours.time_mlp[2], theirs.time_embedding.linear_2)
-    copy(ours.down[0][0], theirs.conv_in)
-    copy(ours.norm_out, theirs.conv_norm_out)
-    copy(ours.conv_out, theirs.conv_out)
-
-
-def same_parameters(ours: nn.Module, theirs: nn.Module) -> bool:
-    return sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-
-
-def error(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, as a part of the largest value."""
-    assert ours.shape == theirs.shape
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
-def autoencoders(dtype: torch.dtype, shaken: Any) -> tuple[Autoencoder, AutoencoderKL]:
-    ours = shaken(Autoencoder(AE)).to(dtype)
-    attends = [i in AE.attn_levels for i in range(len(AE.width_mult))]
-    theirs = AutoencoderKL(
-        block_out_channels=[AE.width * m for m in AE.width_mult],
-        down_block_types=["AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends],
-        up_block_types=["AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in attends[::-1]],
-        layers_per_block=AE.res_blocks,
-        latent_channels=AE.z_channels,
-        norm_num_groups=AE.groups,
-    ).to(dtype)
-    copy_autoencoder(ours, theirs)
-    assert same_parameters(ours, theirs)
-    return ours.eval(), theirs.eval()
-
-
-@DTYPES
-@torch.no_grad()
-def test_the_encoder_is_theirs(dtype: torch.dtype, shaken: Any, randn: Any) -> None:
-    ours, theirs = autoencoders(dtype, shaken)
-    x = randn(2, 3, 16, 24, dtype=dtype)
-    moments = theirs.encode(x).latent_dist
-    posterior = ours.posterior(x)
-    assert error(posterior.mean, moments.mean) < TOLERANCE[dtype]
-    assert error(posterior.logvar, moments.logvar) < TOLERANCE[dtype]
-    assert error(posterior.kl(), moments.kl()) < TOLERANCE[dtype]
-
-
-@DTYPES
-@torch.no_grad()
-def test_the_decoder_is_theirs(dtype: torch.dtype, shaken: Any, randn: Any) -> None:
-    ours, theirs = autoencoders(dtype, shaken)
-    z = randn(2, 3, 4, 6, dtype=dtype)
-    assert error(ours.decode(z), theirs.decode(z).sample) < TOLERANCE[dtype]
-
-
-@torch.no_grad()
-def test_scale_is_one_over_their_scaling_factor(shaken: Any, randn: Any) -> None:
-    ours, theirs = autoencoders(torch.float64, shaken)
-    theirs.config.scaling_factor = 0.18215
-    ours.scale.fill_(1 / 0.18215)
-    x = randn(1, 3, 8, 8, dtype=torch.float64)
-    z = theirs.encode(x).latent_dist.mean * theirs.config.scaling_factor
-    assert error(ours.encode(x, sample=False), z) < 1e-10
-    assert error(ours.decode(z), theirs.decode(z / 0.18215).sample) < 1e-10
 
 
 def unconditional(config: UNetConfig) -> UNet2DModel:

@@ -1,37 +1,21 @@
-"""Every published KL first stage and every UNet has the official number and shapes of tensors."""
+"""Every published first stage and every UNet has the official number and shapes of tensors."""
 
-import json
+import ast
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
+from published import CONFIGS, FIRST_STAGES, TENSORS, official_config, official_shapes, on_meta
 from torch import nn
 
-from minildm import Autoencoder, AutoencoderConfig, UNet, UNetConfig
+from minildm import Autoencoder, UNet, UNetConfig, interop
+from minildm.layers import SelfAttention2d
 
-OFFICIAL = Path(__file__).parent / "official"
-CONFIGS = json.loads((OFFICIAL / "params.json").read_text())["configs"]
-TENSORS = json.loads((OFFICIAL / "tensors.json").read_text())  # hash -> ["name (shape)", ...]
-FIRST_STAGES = {c["path"]: c for c in CONFIGS if c["kind"] == "kl first stage"}
 MODELS = {c["path"]: c for c in CONFIGS if "unet_config" in c}
 
 
 def official_autoencoder(stage: dict) -> Autoencoder:
-    shape, levels = stage["ddconfig"], range(len(stage["ddconfig"]["ch_mult"]))
-    config = AutoencoderConfig(
-        in_channels=shape["in_channels"],
-        z_channels=stage["embed_dim"],
-        hid_z_channels=shape["z_channels"],
-        width=shape["ch"],
-        width_mult=tuple(shape["ch_mult"]),
-        res_blocks=shape["num_res_blocks"],
-        attn_levels=tuple(
-            i for i in levels if shape["resolution"] // 2**i in shape["attn_resolutions"]
-        ),
-    )
-    with torch.device("meta"):
-        return Autoencoder(config)
+    return interop.load_compvis(official_config(stage), on_meta(official_shapes(stage)))
 
 
 def official_unet(shape: dict) -> UNet:
@@ -64,45 +48,49 @@ def shapes(module: nn.Module) -> Counter[tuple[int, ...]]:
     return Counter(tuple(p.shape) for p in module.parameters())
 
 
-def official_shapes(key: str) -> Counter[tuple[int, ...]]:
-    """The shapes listed under a hash, after the two merges that our modules make.
+def unet_shapes(key: str) -> Counter[tuple[int, ...]]:
+    """The shapes listed under a hash.
 
-    The autoencoder's q, k and v are one convolution here; the UNet's attention convolves over
-    flattened pixels there, so its kernels (c_out, c_in, 1) get a second spatial axis of 1.
+    The official attention convolves over flattened pixels: its kernels (c_out, c_in, 1) get a
+    second spatial axis of 1, as ours have.
     """
-    merged = Counter()
-    for line in TENSORS[key]:
-        name, _, listed = line.partition(" ")
-        shape = tuple(int(n) for n in listed.strip("()").split(",") if n)
-        module, _, leaf = name.rpartition(".")[0].rpartition(".")
-        if leaf in ("k", "v") and "attn" in module:
-            continue  # q stands for the three
-        if leaf == "q" and "attn" in module:
-            shape = (3 * shape[0], *shape[1:])
-        merged[(*shape, 1) if len(shape) == 3 else shape] += 1
-    return merged
+    listed = (ast.literal_eval(line.split(" ", 1)[1]) for line in TENSORS[key])
+    return Counter((*shape, 1) if len(shape) == 3 else shape for shape in listed)
 
 
 @pytest.mark.parametrize("path", FIRST_STAGES)
-def test_a_kl_first_stage_has_the_official_size(path: str) -> None:
+def test_a_first_stage_has_the_official_size(path: str) -> None:
     stage = FIRST_STAGES[path]
     ours, theirs = official_autoencoder(stage), stage["params"]
-    assert parameters(ours) == theirs["total"]
-    assert parameters(ours.encoder) == theirs["encoder"] + theirs["quant_conv"]
-    assert parameters(ours.decoder) == theirs["decoder"] + theirs["post_quant_conv"]
-    assert shapes(ours) == official_shapes(stage["state_dict"]["keys_sha256"])
+    quantizer = ours.decoder.quantizer
+    parts = {
+        "encoder": parameters(ours.encoder) - parameters(ours.encoder.to_moments),
+        "quant_conv": parameters(ours.encoder.to_moments),
+        "post_quant_conv": parameters(ours.decoder.from_z),
+        "codebook": 0 if quantizer is None else parameters(quantizer),
+        "total": parameters(ours),
+    }
+    parts["decoder"] = parameters(ours.decoder) - parts["post_quant_conv"] - parts["codebook"]
+    assert parts == theirs
     assert ours.f == stage["f"]
 
 
 @pytest.mark.parametrize("path", FIRST_STAGES)
-def test_a_kl_first_stage_has_the_official_latent(path: str) -> None:
-    stage = FIRST_STAGES[path]
+def test_a_first_stage_has_the_official_latent(path: str) -> None:
+    stage, model = FIRST_STAGES[path], official_autoencoder(FIRST_STAGES[path])
     side = stage["ddconfig"]["resolution"]
-    x = torch.empty(1, 3, side, side, device="meta")
-    assert (
-        list(official_autoencoder(stage).posterior(x).mean.shape[1:])
-        == (stage["latent_shape_at_resolution"])
-    )
+    z = model.encode(torch.empty(1, 3, side, side, device="meta"), sample=False)
+    assert list(z.shape[1:]) == stage["latent_shape_at_resolution"]
+    assert model.decoder.render(z).shape == (1, 3, side, side)
+
+
+@pytest.mark.parametrize("path", FIRST_STAGES)
+def test_a_first_stage_attends_where_the_official_one_does(path: str) -> None:
+    """Counted on what its official tensors are called."""
+    stage = FIRST_STAGES[path]
+    modules = official_autoencoder(stage).modules()
+    theirs = sum(name.endswith(".q.weight") for name in official_shapes(stage))
+    assert sum(isinstance(module, SelfAttention2d) for module in modules) == theirs
 
 
 @pytest.mark.parametrize("path", MODELS)
@@ -115,17 +103,23 @@ def test_a_unet_has_the_official_size(path: str) -> None:
     assert parameters(ours.middle) == parts["middle_block"]
     assert parameters(ours.up) == parts["output_blocks"]
     assert parameters(ours.norm_out) + parameters(ours.conv_out) == parts["out"]
-    assert shapes(ours) == official_shapes(model["unet_state_dict"]["keys_sha256"])
+    assert shapes(ours) == unet_shapes(model["unet_state_dict"]["keys_sha256"])
 
 
 def test_all_published_models_are_covered() -> None:
     kinds = Counter(config["kind"] for config in CONFIGS)
-    assert len(FIRST_STAGES) == kinds["kl first stage"] == 8
+    assert (kinds["kl first stage"], kinds["vq first stage"]) == (8, 5)
+    assert len(FIRST_STAGES) == 13
     assert len(MODELS) == sum(n for kind, n in kinds.items() if "first stage" not in kind) > 15
 
 
-def test_a_wrong_shape_would_show() -> None:
-    stage = next(iter(FIRST_STAGES.values()))
-    wrong = {**stage, "ddconfig": {**stage["ddconfig"], "attn_resolutions": []}}
-    key = stage["state_dict"]["keys_sha256"]
-    assert shapes(official_autoencoder(wrong)) != official_shapes(key)
+@pytest.mark.parametrize(
+    "wrong",
+    [{"attn_resolutions": []}, {"attn_type": "none"}, {"num_res_blocks": 1}, {"ch_mult": [1, 2]}],
+    ids=str,
+)
+def test_a_wrong_shape_would_show(wrong: dict) -> None:
+    stage = FIRST_STAGES["models/first_stage_models/vq-f8/config.yaml"]
+    changed = {**stage, "ddconfig": stage["ddconfig"] | wrong}
+    with pytest.raises(ValueError, match="tensors do not fit"):
+        official_autoencoder(changed)
