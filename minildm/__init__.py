@@ -1,15 +1,19 @@
 """minildm: Latent Diffusion Models (Rombach et al., CVPR 2022), to read and to learn from."""
 
+from minildm import interop
 from minildm.autoencoder import Autoencoder, AutoencoderConfig
 from minildm.checkpoints import load_model, pretrained, save_model
 from minildm.conditioning import ConditionerConfig
 from minildm.data.emoji import EmojiDataset
 from minildm.data.folders import ImageFolder, torchvision_set
+from minildm.data.photos import PhotoDataset, load_photo
 from minildm.data.scenes import ScenesDataset
 from minildm.diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.ema import EMA
+from minildm.features import perceptual_distance
 from minildm.guidance import guided
 from minildm.losses import ldm_loss
+from minildm.metrics import evaluate_first_stage, evaluate_pictures
 from minildm.presets import PRESETS
 from minildm.samplers import ddim, ddpm
 from minildm.schedule import NoiseSchedule
@@ -30,6 +34,7 @@ __all__ = [
     "LatentDiffusion",
     "LatentDiffusionConfig",
     "NoiseSchedule",
+    "PhotoDataset",
     "Prediction",
     "Record",
     "ScenesDataset",
@@ -38,9 +43,14 @@ __all__ = [
     "UNetConfig",
     "ddim",
     "ddpm",
+    "evaluate_first_stage",
+    "evaluate_pictures",
     "guided",
+    "interop",
     "ldm_loss",
     "load_model",
+    "load_photo",
+    "perceptual_distance",
     "pretrained",
     "save_model",
     "torchvision_set",

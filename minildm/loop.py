@@ -8,6 +8,7 @@ weights, EMA, optimiser and n, and ends bit-for-bit where the unbroken one ends.
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -17,11 +18,24 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data import Sampler as IndexSampler
 
 from minildm.ema import EMA
-from minildm.presets import TrainConfig
+from minildm.experiments import TrainConfig
 from minildm.runs import RunFolder
 from minildm.types import Batch, Record
 
-LossFn = Callable[[Batch], dict[str, Tensor]]
+LossFn = Callable[[Batch, int], dict[str, Tensor]]  # (batch, step) -> terms, "loss" among them
+
+
+class Player(NamedTuple):
+    """What one optimiser trains, and on which of the terms."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    parameters: list[nn.Parameter]
+    term: str  # "loss", or "disc_loss"
+    lr_factor: float  # of the training's learning rate
+
+
+STATE_NAMES = (("model", "optimizer"), ("adversary", "adversary_optimizer"))  # in state.pt
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -133,32 +147,38 @@ def optimise(
     device: torch.device,
     precision: str,
     save: Callable[[EMA], None],
+    adversary: nn.Module | None = None,
+    adversary_lr: float = 1.0,
 ) -> Iterator[Record]:
-    """Train `model` in place on `loss_fn(batch)["loss"]`, from where `run` stopped.
+    """Train `model` in place on `loss_fn(batch, step)["loss"]`, from where `run` stopped.
 
+    adversary: trained beside it on the term "disc_loss" by an optimiser of its own, at
+    adversary_lr times the learning rate; the two terms must not reach each other's weights.
     At the end the model holds its EMA weights. `save` writes the model's folder, every
     save_every steps and at the end. Raises NonFiniteLossError, leaving the last checkpoint.
     """
-    model.to(device).train()
-    if device.type != "mps":
-        model.to(memory_format=torch.channels_last)  # what convolutions run fastest on
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-    )
+    players = [_player(model, "loss", config, 1.0, device)]
+    if adversary is not None:
+        players.append(_player(adversary, "disc_loss", config, adversary_lr, device))
     ema = EMA(model, config.ema_decay)
     accelerator = _accelerator(precision, device)
-    step, images, seconds = _restore(run, model, ema, optimizer, accelerator)
-    forward, optimizer = accelerator.prepare(_LossModule(model, loss_fn), optimizer)
+    step, images, seconds = _restore(run, players, ema, accelerator)
+    modules = nn.ModuleList(player.module for player in players)
+    prepared = accelerator.prepare(
+        _LossModule(modules, loss_fn), *(player.optimizer for player in players)
+    )
+    forward = prepared[0]
+    players = [p._replace(optimizer=o) for p, o in zip(players, prepared[1:], strict=True)]
 
     source = batches(data, config, step)
     clock = time.perf_counter() - seconds
     while step < config.steps:
         step += 1
         lr = lr_at(config, step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        terms = _one_step(forward, source, optimizer, accelerator, config, step, parameters)
+        for player in players:
+            for group in player.optimizer.param_groups:
+                group["lr"] = lr * player.lr_factor
+        terms = _one_step(forward, source, players, accelerator, config, step)
         _check_finite(terms, step, run)
         ema.update(model)
         images += config.batch_size * config.accumulate
@@ -166,26 +186,36 @@ def optimise(
         run.log(record)
         if step % config.save_every == 0 or step == config.steps:
             save(ema)  # before the state: a resume repeats what the state does not know
-            _save_state(run, record, model, ema, optimizer, accelerator)
+            _save_state(run, record, players, ema, accelerator)
         yield record
     ema.copy_to(model)
     model.eval()
 
 
+def _player(
+    module: nn.Module, term: str, config: TrainConfig, lr_factor: float, device: torch.device
+) -> Player:
+    module.to(device).train()
+    if device.type != "mps":
+        module.to(memory_format=torch.channels_last)  # what convolutions run fastest on
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+    )
+    return Player(module, optimizer, parameters, term, lr_factor)
+
+
 def _restore(
-    run: RunFolder,
-    model: nn.Module,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
+    run: RunFolder, players: list[Player], ema: EMA, accelerator: Accelerator
 ) -> tuple[int, int, float]:
     state = run.load_state()
     if state is None:
         run.rewind_log(0)
         return 0, 0, 0.0
-    model.load_state_dict(state["model"])
+    for player, (module, optimizer) in zip(players, STATE_NAMES, strict=False):
+        player.module.load_state_dict(state[module])
+        player.optimizer.load_state_dict(state[optimizer])
     ema.load_state_dict(state["ema"])
-    optimizer.load_state_dict(state["optimizer"])
     if accelerator.scaler is not None and "scaler" in state:
         accelerator.scaler.load_state_dict(state["scaler"])
     run.rewind_log(state["step"])
@@ -193,21 +223,17 @@ def _restore(
 
 
 def _save_state(
-    run: RunFolder,
-    record: Record,
-    model: nn.Module,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
+    run: RunFolder, record: Record, players: list[Player], ema: EMA, accelerator: Accelerator
 ) -> None:
     state = {
         "step": record.step,
         "images": record.images,
         "seconds": record.seconds,
-        "model": model.state_dict(),
         "ema": ema.state_dict(),
-        "optimizer": optimizer.state_dict(),
     }
+    for player, (module, optimizer) in zip(players, STATE_NAMES, strict=False):
+        state[module] = player.module.state_dict()
+        state[optimizer] = player.optimizer.state_dict()
     if accelerator.scaler is not None:  # fp16 alone
         state["scaler"] = accelerator.scaler.state_dict()
     run.save_state(state)
@@ -216,12 +242,12 @@ def _save_state(
 class _LossModule(nn.Module):
     """accelerate wraps a module's forward; ours returns the terms of the loss."""
 
-    def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
+    def __init__(self, modules: nn.ModuleList, loss_fn: LossFn) -> None:
         super().__init__()
-        self.model, self.loss_fn = model, loss_fn
+        self.players, self.loss_fn = modules, loss_fn
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self.loss_fn(batch)
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        return self.loss_fn(batch, step)
 
 
 def _accelerator(precision: str, device: torch.device) -> Accelerator:
@@ -237,30 +263,34 @@ def _accelerator(precision: str, device: torch.device) -> Accelerator:
 def _one_step(
     forward: nn.Module,
     source: Iterator[Batch],
-    optimizer: torch.optim.Optimizer,
+    players: list[Player],
     accelerator: Accelerator,
     config: TrainConfig,
     step: int,
-    parameters: list[nn.Parameter],
 ) -> dict[str, float]:
-    """One optimiser step on the mean gradient of `accumulate` micro-batches."""
+    """One step of each optimiser on the mean gradient of `accumulate` micro-batches."""
     sums: dict[str, float] = {}
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     for micro in range(config.accumulate):
         batch = to_device(next(source), accelerator.device)
         with torch.random.fork_rng(devices):  # the caller's random state is not ours to change
             torch.manual_seed(seed_of(config.seed, step, micro))
-            terms = forward(batch)
-        accelerator.backward(terms["loss"] / config.accumulate)
+            terms = forward(batch, step)
+        # The players' graphs share no weight: one backward pass of the sum serves them all.
+        minimised = [terms[p.term] for p in players if terms[p.term].requires_grad]
+        accelerator.backward(sum(minimised) / config.accumulate)
         for name, term in terms.items():
             if term.ndim == 0:
                 sums[name] = sums.get(name, 0.0) + term.item() / config.accumulate
-    norm = accelerator.clip_grad_norm_(parameters, config.grad_clip)
-    if accelerator.scaler is None and not math.isfinite(norm):  # fp16's scaler skips such steps
-        sums["grad_norm"] = float(norm)
-    if all(math.isfinite(term) for term in sums.values()):
-        optimizer.step()
-    optimizer.zero_grad()
+    for player in players:
+        norm = accelerator.clip_grad_norm_(player.parameters, config.grad_clip)
+        if accelerator.scaler is None and not math.isfinite(norm):  # fp16's scaler skips those
+            sums["grad_norm"] = float(norm)
+    finite = all(math.isfinite(term) for term in sums.values())
+    for player in players:
+        if finite and any(p.grad is not None for p in player.parameters):
+            player.optimizer.step()
+        player.optimizer.zero_grad()
     return sums
 
 

@@ -1,29 +1,161 @@
-"""What is minimised: stage 1 (LDM Sec. 3.1) and stage 2 (Sec. 3.2)."""
+"""What is minimised: stage 1 (LDM Sec. 3.1, appendix G) and stage 2 (Sec. 3.2)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from einops import reduce
-from torch import Tensor
+from torch import Tensor, nn
 
-from minildm.autoencoder import Autoencoder
+from minildm.autoencoder import Autoencoder, check_pictures
+from minildm.discriminator import DiscriminatorConfig
 from minildm.schedule import NoiseSchedule
 from minildm.types import Conditioning, EpsTheta
 
+Perceptual = Callable[[Tensor, Tensor], Tensor]  # two (B, 3, H, W) -> (B,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialConfig:
+    """When and how the discriminator takes part."""
+
+    weight: float = 0.5  # of the adversarial term, times the adaptive weight
+    kind: Literal["hinge", "vanilla"] = "hinge"
+    start: int = 1  # the first step with a discriminator; the KL stages wait until 50,001
+    ramp: int = 0  # steps from 0 to the full weight; not the paper's: spares reconstructions
+    lr_factor: float = 1.0  # the discriminator's learning rate, as a part of the autoencoder's
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("hinge", "vanilla"):
+            raise ValueError(f"kind={self.kind!r} is not known; known: 'hinge', 'vanilla'")
+        if self.weight < 0 or self.start < 0 or self.ramp < 0 or not self.lr_factor > 0:
+            raise ValueError(f"need weight, start, ramp >= 0 and lr_factor > 0, got {self}")
+
+    def weight_at(self, step: int) -> float:
+        """The term's weight at step 1, 2, ...: 0 before the start, then up the ramp."""
+        if step < self.start:
+            return 0.0
+        return self.weight * min(1.0, (step - self.start + 1) / max(self.ramp, 1))
+
 
 def autoencoder_loss(
-    autoencoder: Autoencoder, x: Tensor, *, kl_weight: float, mse_weight: float = 0.0
+    autoencoder: Autoencoder,
+    x: Tensor,
+    *,
+    kl_weight: float,
+    mse_weight: float = 0.0,
+    codebook_weight: float = 1.0,
+    perceptual: Perceptual | None = None,
+    perceptual_weight: float = 1.0,
+    discriminator: nn.Module | None = None,
+    adversarial: AdversarialConfig | None = None,
+    step: int = 1,
 ) -> dict[str, Tensor]:
-    """L1 reconstruction (plus a weighted L2) and the KL penalty, each per image value.
+    """L1 (+ weighted L2 + perceptual + adversarial) and the regulariser, each logged alone.
 
-    (B, 3, H, W) in [-1, 1] -> scalars `loss`, `rec_loss`, `mse`, `reg_loss`. The official
-    weight of 1e-6 multiplies a KL sum beside a reconstruction sum; here both are divided by
-    the number of values in an image, which leaves their ratio, so weights mean the same.
+    (B, 3, H, W) in [-1, 1] -> scalars: `loss`, for the autoencoder; `rec_loss`, `mse`,
+    `reg_loss` (KL, or codebook and commitment); `perceptual`; for VQ `code_usage` and
+    `perplexity`; with a discriminator `adversarial_terms`, among them `disc_loss`, which is
+    minimised by its own optimiser and reaches none of the autoencoder's weights.
+
+    All terms are means over an image's values. The official KL stages sum both the
+    reconstruction and the KL instead: their ratio is the same, so weights mean the same.
     """
-    posterior = autoencoder.posterior(x)
-    x_rec = autoencoder.decoder(posterior.sample())
+    check_pictures(x, "image")
+    x_rec, regular = reconstruct_and_regularise(autoencoder, x)
     rec_loss, mse = (x - x_rec).abs().mean(), ((x - x_rec) ** 2).mean()
-    reg_loss = posterior.kl().mean() / x[0].numel()
-    loss = rec_loss + mse_weight * mse + kl_weight * reg_loss
-    return {"loss": loss, "rec_loss": rec_loss, "mse": mse, "reg_loss": reg_loss}
+    fidelity = rec_loss + mse_weight * mse
+    terms = {"rec_loss": rec_loss, "mse": mse}
+    if perceptual is not None:
+        terms["perceptual"] = perceptual(x, x_rec).mean()
+        fidelity = fidelity + perceptual_weight * terms["perceptual"]
+    terms |= regular
+    kl = autoencoder.config.regularizer == "kl"
+    loss = fidelity + (kl_weight if kl else codebook_weight) * regular["reg_loss"]
+    if discriminator is not None:
+        last = autoencoder.decoder.conv_out.weight
+        adversarial = adversarial or AdversarialConfig()
+        game = adversarial_terms(discriminator, x, x_rec, fidelity, last, adversarial, step)
+        loss = loss + game["adv_weight"] * game["adv_loss"]
+        terms |= game
+    return {"loss": loss, **terms}
+
+
+def reconstruct_and_regularise(
+    autoencoder: Autoencoder, x: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pictures (B, 3, H, W) -> D(E(x)) with a drawn or quantised latent, and `reg_loss`."""
+    quantizer = getattr(autoencoder.decoder, "quantizer", None)
+    if quantizer is None:
+        posterior = autoencoder.posterior(x)
+        reg_loss = posterior.kl().mean() / x[0].numel()
+        return autoencoder.decoder(posterior.sample()), {"reg_loss": reg_loss}
+    quantized = quantizer(autoencoder.moments(x))
+    usage, perplexity = quantizer.usage()
+    terms = {"reg_loss": quantized.loss, "code_usage": usage, "perplexity": perplexity}
+    return autoencoder.decoder.render(quantized.z), terms
+
+
+def adversarial_terms(
+    discriminator: nn.Module,
+    x: Tensor,
+    x_rec: Tensor,
+    fidelity: Tensor,
+    last: Tensor,
+    config: AdversarialConfig,
+    step: int,
+) -> dict[str, Tensor]:
+    """The two sides of the game at one step, LDM appendix G, Eq. 25; all scalars.
+
+    `adv_loss` = -mean D(x_rec), for the autoencoder, with its weight `adv_weight` (adaptive
+    times the schedule's); `disc_loss`; mean logits `logits_real` and `logits_fake`. All are 0
+    before the start. fidelity: the reconstruction terms; last: the decoder's last weight.
+    """
+    names = ("adv_loss", "adv_weight", "disc_loss", "logits_real", "logits_fake")
+    weight = config.weight_at(step)
+    if step < config.start:
+        return dict.fromkeys(names, fidelity.new_zeros(()))
+    discriminator.requires_grad_(False)  # the autoencoder's turn: no gradient for the critic
+    adv_loss = -at_least_float32(discriminator(x_rec)).mean()
+    adv_weight = weight * adaptive_weight(fidelity, adv_loss, last)
+    discriminator.requires_grad_(True)  # the critic's turn: none for the autoencoder
+    real, fake = (at_least_float32(discriminator(y)) for y in (x, x_rec.detach()))
+    disc_loss = discriminator_loss(real, fake, config.kind)
+    means = real.mean().detach(), fake.mean().detach()
+    return dict(zip(names, (adv_loss, adv_weight, disc_loss, *means), strict=True))
+
+
+def adaptive_weight(fidelity: Tensor, adv_loss: Tensor, last: Tensor) -> Tensor:
+    """|grad fidelity| / (|grad adv_loss| + 1e-4) at the decoder's last weight, in [0, 1e4].
+
+    Esser et al. 2021 (taming transformers), Eq. 7: both terms then push equally hard. The
+    norms are taken in float32, as squares of half-precision gradients underflow; no gradient
+    flows through the weight.
+    """
+    norms = [
+        at_least_float32(torch.autograd.grad(term, last, retain_graph=True)[0]).norm()
+        for term in (fidelity, adv_loss)
+    ]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, 1e4).detach()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision -> float32; float32 and float64 stay."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "hinge") -> Tensor:
+    """Logits on real and on reconstructed pictures -> what D minimises, a scalar.
+
+    hinge: (mean relu(1 - real) + mean relu(1 + fake)) / 2; vanilla: the same with softplus(-real)
+    and softplus(fake), the cross-entropy of Goodfellow et al. 2014.
+    """
+    if kind == "hinge":
+        return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
 def ldm_loss(

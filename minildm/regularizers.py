@@ -1,10 +1,11 @@
-"""What bounds the latent space: the small KL penalty of the paper's KL-reg autoencoders."""
+"""What bounds the latent space: a KL penalty (KL-reg) or a codebook (VQ-reg), LDM Sec. 3.1."""
 
 from typing import NamedTuple
 
 import torch
-from einops import reduce
-from torch import Tensor
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
 
 from minildm.types import Noise
 
@@ -33,3 +34,110 @@ class DiagonalGaussian(NamedTuple):
         """KL(q || N(0, I)) in nats, summed over a latent: (B,)."""
         terms = 0.5 * (self.mean**2 + self.logvar.exp() - 1.0 - self.logvar)
         return reduce(terms, "b c h w -> b", "sum")
+
+
+class Quantized(NamedTuple):
+    """What a codebook makes of a latent."""
+
+    z: Tensor  # (B, c, h, w), the nearest codes; their gradient passes straight through to z
+    loss: Tensor  # scalar, pulls codes to latents and latents to codes
+    indices: Tensor  # (B, h, w) int64, which codes
+
+
+class VectorQuantizer(nn.Module):
+    """Each latent pixel becomes its nearest code, van den Oord et al. 2017 (VQ-VAE).
+
+    commitment: beta, the weight of |z - sg[code]|^2 beside |sg[z] - code|^2. legacy: beta
+    multiplies the other term, as in the released first stages; the value is the same, the
+    gradients are not. In training, choices are counted over an epoch of `epoch_latents`, and a
+    code that no latent chose for `restart_after` batches moves onto a latent drawn by lot.
+    Without it many codes may never be chosen.
+
+    (B, c, h, w) -> Quantized
+    """
+
+    counts: Tensor  # (K,) int64, choices in this epoch so far
+    last_counts: Tensor  # (K,) int64, choices in the epoch before
+    idle: Tensor  # (K,) int64, batches since a latent chose the code
+
+    def __init__(
+        self, size: int, channels: int, *, commitment: float = 0.25, legacy: bool = False
+    ) -> None:
+        super().__init__()
+        self.commitment, self.legacy = commitment, legacy
+        self.epoch_latents: int | None = None  # None: one epoch without end
+        self.restart_after: int | None = None  # None: never
+        self.codebook = nn.Parameter(torch.empty(size, channels).uniform_(-1 / size, 1 / size))
+        self.register_buffer("counts", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("last_counts", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("idle", torch.zeros(size, dtype=torch.int64))
+
+    def forward(self, z: Tensor) -> Quantized:
+        place = "cpu" if z.is_meta else z.device.type
+        with torch.autocast(place, enabled=False):  # distances want float32
+            z = z.to(self.codebook.dtype)
+            if self.training and self.restart_after is not None:
+                self._restart_dead(z)
+            indices = self.nearest(z)
+            codes = self.codes(indices)
+            to_codes, to_latents = F.mse_loss(codes, z.detach()), F.mse_loss(z, codes.detach())
+            if self.legacy:
+                to_codes, to_latents = to_latents, to_codes
+            if self.training:
+                self._count(indices)
+            straight_through = z + (codes - z).detach()
+            return Quantized(straight_through, to_codes + self.commitment * to_latents, indices)
+
+    @torch.no_grad()
+    def nearest(self, z: Tensor) -> Tensor:
+        """Indices of the codes nearest to each latent pixel: (B, c, h, w) -> (B, h, w) int64."""
+        flat = rearrange(z, "b c h w -> (b h w) c")
+        norms = self.codebook.square().sum(1)  # |z|^2 is the same for all codes: left out
+        rows = max(1, 2**24 // len(norms))  # a table of distances takes 64 MiB at most
+        parts = [
+            torch.addmm(norms, part, self.codebook.T, alpha=-2).argmin(1)
+            for part in flat.split(rows)
+        ]
+        return rearrange(torch.cat(parts), "(b h w) -> b h w", b=len(z), h=z.shape[2])
+
+    def codes(self, indices: Tensor) -> Tensor:
+        """The codes behind indices: (B, h, w) int64 -> (B, c, h, w)."""
+        return rearrange(F.embedding(indices, self.codebook), "b h w c -> b c h w")
+
+    def usage(self) -> tuple[Tensor, Tensor]:
+        """Share of the codes in use, and perplexity, over the last whole epoch of training.
+
+        Before the first one ends, over what was seen of it. A batch's own numbers mislead: few
+        pictures never use many codes.
+        """
+        return code_usage(self.last_counts if self.last_counts.any() else self.counts)
+
+    def restart_all(self) -> None:
+        """Let the next batch of training place every code, if `restart_after` is set at all."""
+        self.idle.fill_(2**40)
+
+    @torch.no_grad()
+    def _count(self, indices: Tensor) -> None:
+        if self.epoch_latents is not None and self.counts.sum() >= self.epoch_latents:
+            self.last_counts.copy_(self.counts)
+            self.counts.zero_()
+        chosen = indices.flatten().bincount(minlength=len(self.counts))
+        self.counts += chosen
+        self.idle = torch.where(chosen > 0, 0, self.idle + 1)
+
+    @torch.no_grad()
+    def _restart_dead(self, z: Tensor) -> None:
+        dead = self.idle >= self.restart_after
+        flat = rearrange(z, "b c h w -> (b h w) c")
+        lot = torch.randint(len(flat), (len(dead),), device=flat.device)
+        self.codebook.copy_(torch.where(dead[:, None], flat[lot], self.codebook))
+        self.idle.masked_fill_(dead, 0)
+
+
+def code_usage(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Choices of each code (K,) -> the share of codes in use, and exp of the choices' entropy.
+
+    The perplexity is K where all codes are chosen alike, 1 where only one is.
+    """
+    share = counts.double() / counts.sum().clamp(min=1)
+    return (counts > 0).double().mean(), torch.special.entr(share).sum().exp()

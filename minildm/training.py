@@ -19,17 +19,19 @@ from minildm.autoencoder import Autoencoder
 from minildm.checkpoints import fingerprint, load_model, read_card, save_model, to_dict
 from minildm.data.latents import LatentDataset, cached_moments
 from minildm.diffusion import LatentDiffusion
+from minildm.discriminator import PatchDiscriminator
 from minildm.ema import EMA
-from minildm.judge import Judge, JudgeConfig
-from minildm.loop import optimise, pick_device, pick_precision
-from minildm.losses import autoencoder_loss
-from minildm.presets import (
+from minildm.experiments import (
     AutoencoderExperiment,
     JudgeExperiment,
     LatentDiffusionExperiment,
     TrainConfig,
 )
-from minildm.regularizers import DiagonalGaussian
+from minildm.features import perceptual_distance
+from minildm.judge import Judge, JudgeConfig
+from minildm.loop import LossFn, optimise, pick_device, pick_precision
+from minildm.losses import Perceptual, autoencoder_loss
+from minildm.regularizers import DiagonalGaussian, VectorQuantizer
 from minildm.runs import RunFolder
 from minildm.types import Batch, Record
 
@@ -73,6 +75,9 @@ def new_model(
         if trained.config != config:
             raise ValueError(f"init={str(init)!r} holds a model of another kind or config")
         model.load_state_dict(trained.state_dict())
+        for module in model.modules():
+            if isinstance(module, VectorQuantizer):  # its count of idle batches starts anew
+                module.idle.zero_()
     return model
 
 
@@ -88,28 +93,73 @@ def train_autoencoder(
 
     init: a model's folder to start from, to train it further.
 
-    After the last step the latents' standard deviation over the training set is measured and
-    saved as the autoencoder's `scale`.
+    After the last step the standard deviation of KL latents over the training set is measured
+    and saved as the autoencoder's `scale`. Raises ValueError for "identity": nothing to train.
     """
+    if experiment.model.regularizer == "identity":
+        raise ValueError("'identity' has nothing to train: save_model(Autoencoder(config), folder)")
     data = experiment.data.dataset("train") if data is None else data
     model = new_model(Autoencoder, experiment.model, experiment.train.seed, init)
     run, place, precision = open_run(run_dir, experiment, device, data, init=init)
-
-    def loss(batch: Batch) -> dict[str, Tensor]:
-        x = random_flips(batch["image"]) if experiment.train.flip else batch["image"]
-        return autoencoder_loss(
-            model, x, kl_weight=experiment.kl_weight, mse_weight=experiment.mse_weight
-        )
+    info = _info(experiment.train, data)
+    adversary, critic = experiment.adversarial, None
+    if adversary is not None:
+        critic = new_model(PatchDiscriminator, adversary.discriminator, experiment.train.seed)
+    perceptual = None
+    if experiment.perceptual_weight:
+        perceptual = perceptual_distance(experiment.perceptual).to(place)
+        info["perceptual"] = perceptual.name
+    if model.decoder.quantizer is not None:
+        pixels = data[0]["image"][0].numel()
+        model.decoder.quantizer.epoch_latents = len(data) * pixels // model.f**2
+        model.decoder.quantizer.restart_after = experiment.restart_dead or None
+        if init is None:
+            model.decoder.quantizer.restart_all()
 
     def save(ema: EMA) -> None:
-        info = {**_info(experiment.train, data), "unfinished": "its scale is not measured yet"}
-        save_model(model, run_dir, ema=ema.shadow, info=info)
+        unfinished = {"unfinished": "its scale is not measured yet"}
+        save_model(model, run_dir, ema=ema.shadow, info={**info, **unfinished})
 
     yield from optimise(
-        model, loss, data, experiment.train, run, device=place, precision=precision, save=save
+        model,
+        first_stage_loss(experiment, model, perceptual, critic),
+        data,
+        experiment.train,
+        run,
+        device=place,
+        precision=precision,
+        save=save,
+        adversary=critic,
+        adversary_lr=adversary.lr_factor if adversary else 1.0,
     )
     model.scale.fill_(run.fixed("scale", lambda: measure_scale(model, data, precision)))
-    save_model(model, run_dir, info=_info(experiment.train, data))  # its weights are the EMA's
+    save_model(model, run_dir, info=info)  # its weights are the EMA's
+
+
+def first_stage_loss(
+    experiment: AutoencoderExperiment,
+    model: Autoencoder,
+    perceptual: Perceptual | None,
+    discriminator: PatchDiscriminator | None,
+) -> LossFn:
+    """`autoencoder_loss` with an experiment's weights, as the loop calls it."""
+
+    def loss(batch: Batch, step: int) -> dict[str, Tensor]:
+        x = random_flips(batch["image"]) if experiment.train.flip else batch["image"]
+        return autoencoder_loss(
+            model,
+            x,
+            kl_weight=experiment.kl_weight,
+            mse_weight=experiment.mse_weight,
+            codebook_weight=experiment.codebook_weight,
+            perceptual=perceptual,
+            perceptual_weight=experiment.perceptual_weight,
+            discriminator=discriminator,
+            adversarial=experiment.adversarial,
+            step=step,
+        )
+
+    return loss
 
 
 def train_ldm(
@@ -143,12 +193,11 @@ def train_ldm(
     )
     latents = LatentDataset(data, encode_dataset(autoencoder.to(place), data, precision))
 
-    def loss(batch: Batch) -> dict[str, Tensor]:
-        moments = batch["moments"]  # (B, 2, 2c, h, w): as drawn, and mirrored
+    def loss(batch: Batch, _step: int) -> dict[str, Tensor]:
+        moments = batch["moments"]  # (B, 2, c', h, w): as drawn, and mirrored
         side = torch.randint(2, (len(moments),), device=moments.device)
         chosen = moments[torch.arange(len(moments)), side * experiment.train.flip]
-        z = model.autoencoder.normalize(DiagonalGaussian.from_moments(chosen).sample())
-        return model.loss({**batch, "z": z})
+        return model.loss({**batch, "z": model.autoencoder.latent(chosen)})
 
     reference = path_between(run_dir, first_stage)
 
@@ -180,7 +229,7 @@ def train_judge(
     model = new_model(Judge, config, experiment.train.seed, init)
     run, place, precision = open_run(run_dir, experiment, device, data, init=init)
 
-    def loss(batch: Batch) -> dict[str, Tensor]:
+    def loss(batch: Batch, _step: int) -> dict[str, Tensor]:
         x = random_flips(batch["image"]) if experiment.train.flip else batch["image"]
         return model.loss({**batch, "image": x})
 
@@ -207,25 +256,25 @@ def path_between(start: str | Path, target: str | Path) -> str:
 
 @torch.no_grad()
 def encode_dataset(autoencoder: Autoencoder, data: Dataset, precision: str) -> Tensor:
-    """Moments of every picture and of its mirror image: (N, 2, 2c, h, w) float32 on the CPU.
+    """Moments of every picture and of its mirror image: (N, 2, c', h, w) float32 on the CPU.
 
     Kept on disk under the data's fingerprint, the encoder's hash and the precision.
     """
 
     def compute() -> Tensor:
-        parameter = next(autoencoder.parameters())
+        place = autoencoder.scale.device
         mixed = torch.autocast(
-            parameter.device.type,
+            place.type,
             torch.float16 if precision == "fp16" else torch.bfloat16,
             enabled=precision != "fp32",
         )
         parts = []
         for start in tqdm(range(0, len(data), 128), "encode", delay=2, unit="batch"):
             stop = min(start + 128, len(data))
-            x = default_collate([data[i]["image"] for i in range(start, stop)]).to(parameter)
+            x = default_collate([data[i]["image"] for i in range(start, stop)]).to(place)
             with mixed:
                 both = [autoencoder.encoder(side).float() for side in (x, x.flip(-1))]
-            parts.append(torch.stack(both, dim=1).cpu())  # (B, 2, 2c, h, w)
+            parts.append(torch.stack(both, dim=1).cpu())  # (B, 2, c', h, w)
         return torch.cat(parts)
 
     return cached_moments(
@@ -234,11 +283,13 @@ def encode_dataset(autoencoder: Autoencoder, data: Dataset, precision: str) -> T
 
 
 def measure_scale(autoencoder: Autoencoder, data: Dataset, precision: str = "fp32") -> float:
-    """Standard deviation of a draw from the posteriors over the training set, one scalar.
+    """Standard deviation of a draw from the posteriors over the training set; 1 unless KL.
 
     LDM appendix G estimates it on the first batch; this is the same over all pictures, in
     closed form: the variance of the means, plus the mean of the variances.
     """
+    if autoencoder.config.regularizer != "kl":
+        return 1.0  # VQ latents have a variance near one and are left alone (LDM appendix G)
     moments = encode_dataset(autoencoder, data, precision).flatten(0, 1)
     mean, logvar = DiagonalGaussian.from_moments(moments.double())
     return (mean.var() + logvar.exp().mean()).sqrt().item()

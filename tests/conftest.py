@@ -25,7 +25,9 @@ from minildm import (
     train_ldm,
 )
 from minildm.diffusion import LatentDiffusionConfig
-from minildm.presets import AutoencoderExperiment, JudgeExperiment, LatentDiffusionExperiment
+from minildm.discriminator import DiscriminatorConfig
+from minildm.experiments import AutoencoderExperiment, JudgeExperiment, LatentDiffusionExperiment
+from minildm.losses import AdversarialConfig
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -183,6 +185,18 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return fill
 
 
+def vq_gan(config: AutoencoderConfig) -> AutoencoderExperiment:
+    """A codebook that counts epochs and restarts codes, and a critic that enters at step 3."""
+    critic = DiscriminatorConfig(width=4, layers=1)
+    return AutoencoderExperiment(
+        model=replace(config, regularizer="vq", codebook_size=64),
+        train=TRAIN,
+        data=DATA,
+        restart_dead=2,
+        adversarial=AdversarialConfig(start=3, ramp=3, lr_factor=0.5, discriminator=critic),
+    )
+
+
 @pytest.fixture
 def trainings(
     pictures: Any,
@@ -202,6 +216,7 @@ def trainings(
         "autoencoder": Training(
             train_autoencoder, AutoencoderExperiment(model=ae_config, train=TRAIN, data=DATA), data
         ),
+        "vq-gan": Training(train_autoencoder, vq_gan(ae_config), data),
         "ldm": Training(train_ldm, ldm, {**data, "first_stage": tmp_path / "first-stage"}),
         "judge": Training(train_judge, JudgeExperiment(train=TRAIN, data=DATA, width=8), data),
     }

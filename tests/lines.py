@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from minildm.presets import TrainConfig
+from minildm.experiments import TrainConfig
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(

@@ -22,8 +22,8 @@ from minildm import (
     save_model,
 )
 from minildm.checkpoints import CheckpointError, fingerprint, from_dict, read_card, to_dict
+from minildm.experiments import LatentDiffusionExperiment
 from minildm.judge import Judge, JudgeConfig
-from minildm.presets import LatentDiffusionExperiment
 
 KINDS = ("autoencoder", "latent-diffusion", "judge")
 

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from minildm import EMA, Conditioning, NoiseSchedule, Record, UNet, UNetConfig, ldm_loss
 from minildm.checkpoints import to_dict
+from minildm.experiments import TrainConfig
 from minildm.loop import (
     NonFiniteLossError,
     batches,
@@ -24,7 +25,6 @@ from minildm.loop import (
     pick_device,
     pick_precision,
 )
-from minildm.presets import TrainConfig
 from minildm.runs import RunFolder
 
 
@@ -36,8 +36,8 @@ def line_model() -> nn.Linear:
     return model
 
 
-def square_loss(model: nn.Module) -> Callable[[dict], dict[str, Tensor]]:
-    def loss(batch: dict) -> dict[str, Tensor]:
+def square_loss(model: nn.Module) -> Callable[..., dict[str, Tensor]]:
+    def loss(batch: dict, step: int = 1) -> dict[str, Tensor]:
         square = (model(batch["x"]) - batch["y"]).square().mean()
         return {"loss": square, "double": 2 * square, "index": batch["index"]}
 
@@ -46,7 +46,7 @@ def square_loss(model: nn.Module) -> Callable[[dict], dict[str, Tensor]]:
 
 def train(
     model: nn.Module,
-    loss: Callable[[dict], dict[str, Tensor]],
+    loss: Callable[..., dict[str, Tensor]],
     config: TrainConfig,
     folder: Path,
     data: Dataset | None = None,
@@ -225,7 +225,7 @@ def poisoned(model: nn.Module, step: int, poison: Callable[[Tensor], Tensor]) ->
     """The loss, gone wrong at that step."""
     loss, calls = square_loss(model), 0
 
-    def at(batch: dict) -> dict[str, Tensor]:
+    def at(batch: dict, step_: int) -> dict[str, Tensor]:
         nonlocal calls
         calls += 1
         terms = loss(batch)
@@ -265,7 +265,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(step: int, poison: str, tmp_pat
 def test_any_term_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     model = line_model()
 
-    def loss(batch: dict) -> dict[str, Tensor]:
+    def loss(batch: dict, step: int = 1) -> dict[str, Tensor]:
         return {**square_loss(model)(batch), "side": torch.tensor(float("inf"))}
 
     with pytest.raises(NonFiniteLossError, match="side=inf"):
@@ -282,8 +282,8 @@ def random_states() -> tuple[Any, ...]:
 
 
 def test_the_callers_random_state_is_untouched_and_has_no_say(tmp_path: Path) -> None:
-    def noisy(model: nn.Module) -> Callable[[dict], dict[str, Tensor]]:
-        def loss(batch: dict) -> dict[str, Tensor]:
+    def noisy(model: nn.Module) -> Callable[..., dict[str, Tensor]]:
+        def loss(batch: dict, step: int = 1) -> dict[str, Tensor]:
             x = batch["x"] + torch.randn_like(batch["x"])
             return {"loss": (model(x) - batch["y"]).square().mean()}
 
@@ -326,7 +326,7 @@ def test_a_unet_overfits_one_noised_batch(
         def __getitem__(self, i: int) -> dict[str, Tensor]:
             return {"z0": z0[i], "eps": eps[i], "t": t[i]}
 
-    def loss(batch: dict) -> dict[str, Tensor]:
+    def loss(batch: dict, step: int = 1) -> dict[str, Tensor]:
         def eps_theta(z_t: Tensor, t: Tensor, c: Conditioning) -> Tensor:
             return unet(z_t, t)
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from lines import CONFIG, Line
 
+from minildm.experiments import TrainConfig
 from minildm.loop import (
     EndlessBatches,
     batches,
     lr_at,
     seed_of,
 )
-from minildm.presets import TrainConfig
 
 # --- the order of the data ---
 

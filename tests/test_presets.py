@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from minildm import PRESETS, ConditionerConfig
-from minildm.presets import (
+from minildm.experiments import (
     AutoencoderExperiment,
     DataConfig,
     JudgeExperiment,

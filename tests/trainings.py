@@ -1,4 +1,4 @@
-"""The three trainings on the tiny pictures, and what to compare of what they leave."""
+"""The trainings on the tiny pictures, and what to compare of what they leave."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from torch import Tensor
 from minildm import (
     Record,
 )
-from minildm.presets import (
+from minildm.experiments import (
     DataConfig,
     TrainConfig,
 )
@@ -29,12 +29,12 @@ TRAIN = TrainConfig(
     save_every=2,
 )
 DATA = DataConfig(size=16)
-KINDS = ("autoencoder", "ldm", "judge")
+KINDS = ("autoencoder", "vq-gan", "ldm", "judge")
 
 
 @dataclass
 class Training:
-    """One of the three trainings, on the tiny pictures."""
+    """One of the trainings, on the tiny pictures."""
 
     start: Callable[..., Iterator[Record]]
     experiment: Any

@@ -30,7 +30,7 @@ COLUMNS = {"label": "labels", "group": "group_ids", "style": "style_ids", "capti
 
 
 class LatentDataset(Dataset):
-    """The items of `data` with `moments` (2, 2c, h, w) in place of `image`."""
+    """The items of `data` with `moments` (2, c', h, w) in place of `image`."""
 
     def __init__(self, data: Dataset, moments: Tensor) -> None:
         if len(data) != len(moments):

@@ -1,0 +1,136 @@
+"""Experiments as data: which model, which pictures, how to train; an ablation is a `replace`."""
+
+from dataclasses import dataclass, field, replace
+
+from minildm.autoencoder import AutoencoderConfig
+from minildm.conditioning import ConditionerConfig
+from minildm.data.emoji import EmojiDataset
+from minildm.data.folders import ImageFolder
+from minildm.data.photos import PhotoDataset
+from minildm.data.scenes import ScenesDataset
+from minildm.diffusion import LatentDiffusionConfig
+from minildm.losses import AdversarialConfig
+from minildm.unet import UNetConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train: the same fields for every model."""
+
+    steps: int
+    batch_size: int = 64
+    lr: float = 1e-3
+    warmup_steps: int = 100  # linear, from 0
+    decay: str = "cosine"  # to zero at the last step; or "constant"
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    grad_clip: float = 1.0  # of the gradient's norm
+    accumulate: int = 1  # micro-batches of batch_size per optimiser step
+    ema_decay: float = 0.999
+    flip: bool = True  # mirror half of the pictures
+    precision: str = "auto"  # "fp32", "bf16", "fp16"; auto: bf16 where it is faster
+    seed: int = 0
+    save_every: int = 100  # steps
+    workers: int = 0  # processes that load data
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("lr", "grad_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if self.decay not in ("cosine", "constant"):
+            raise ValueError(f"decay={self.decay!r} is not known; known: 'cosine', 'constant'")
+        if self.precision not in ("auto", "fp32", "bf16", "fp16"):
+            raise ValueError(f"precision={self.precision!r} must be auto, fp32, bf16 or fp16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which pictures: "emoji", "scenes", "photos", or "folder" with the path of one."""
+
+    kind: str = "emoji"
+    size: int = 64
+    styles: tuple[str, ...] = ()  # none named: all
+    subgroups: tuple[str, ...] = ()  # none named: all with at least ten emoji
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        known = ("emoji", "scenes", "photos", "folder")
+        if self.kind not in known:
+            raise ValueError(f"kind={self.kind!r} is not known; known: {', '.join(known)}")
+        if (self.kind == "folder") != bool(self.path):
+            raise ValueError(f"kind={self.kind!r} with path={self.path!r}: a folder needs a path")
+
+    def dataset(self, split: str) -> EmojiDataset | ScenesDataset | PhotoDataset | ImageFolder:
+        """The pictures of one split, "train" or "val"."""
+        styles = self.styles or None
+        if self.kind == "folder":
+            return ImageFolder(self.path, self.size, split=split).checked()
+        if self.kind == "photos":
+            return PhotoDataset(split, self.size)
+        if self.kind == "scenes":
+            return ScenesDataset(split, self.size, styles=styles)
+        return EmojiDataset(split, self.size, styles=styles, subgroups=self.subgroups or None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderExperiment:
+    """Stage 1. The paper's loss is L1 + perceptual + adversarial + regulariser."""
+
+    model: AutoencoderConfig
+    train: TrainConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    kl_weight: float = 1e-6  # of a KL latent
+    mse_weight: float = 0.0  # not the paper's: squared error beside L1
+    codebook_weight: float = 1.0  # of a VQ latent
+    restart_dead: int = 0  # VQ, not the paper's: steps until an unused code moves; 0: never
+    perceptual_weight: float = 0.0  # 0: no perceptual term
+    perceptual: str = "auto"  # which distance: see features.perceptual_distance
+    adversarial: AdversarialConfig | None = None  # None: no discriminator
+
+    def __post_init__(self) -> None:
+        weights = ("kl_weight", "mse_weight", "codebook_weight", "perceptual_weight")
+        for name in (*weights, "restart_dead"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.restart_dead and self.model.regularizer != "vq":
+            raise ValueError(f"restart_dead={self.restart_dead} needs regularizer='vq'")
+        if self.adversarial and self.train.precision == "fp16":
+            raise ValueError("precision='fp16' does not go with adversarial: take bf16 or fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentDiffusionExperiment:
+    """Stage 2, on a trained first stage. The classes come from the data if none are named."""
+
+    unet: UNetConfig
+    train: TrainConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)
+    t_bias: float = 1.0  # see losses.draw_t
+
+    def model_config(
+        self, autoencoder: AutoencoderConfig, classes: tuple[str, ...]
+    ) -> LatentDiffusionConfig:
+        """The model for that first stage; ValueError where the parts do not fit."""
+        conditioner = self.conditioner
+        if conditioner.kind == "class":
+            conditioner = replace(conditioner, classes=tuple(classes))
+        return LatentDiffusionConfig(
+            autoencoder=autoencoder,
+            unet=self.unet,
+            conditioner=conditioner,
+            image_size=self.data.size,
+            t_bias=self.t_bias,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeExperiment:
+    """The classifier that says what is in a picture; trained on the data alone."""
+
+    train: TrainConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    width: int = 32
