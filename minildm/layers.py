@@ -131,8 +131,9 @@ class SelfAttention2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[-2:]
-        qkv = self.to_qkv(self.norm(x))  # (B, 3C, h, w)
-        q, k, v = rearrange(qkv, "b (head qkv d) h w -> qkv b head (h w) d", qkv=3, head=self.heads)
+        # Fused attention, which never holds all N x N weights, wants d to be the fastest axis.
+        qkv = rearrange(self.to_qkv(self.norm(x)), "b c h w -> b (h w) c").contiguous()
+        q, k, v = rearrange(qkv, "b n (head qkv d) -> qkv b head n d", qkv=3, head=self.heads)
         out = F.scaled_dot_product_attention(q, k, v)  # softmax(q k^T / sqrt(d)) v
         return x + self.to_out(rearrange(out, "b head (h w) d -> b (head d) h w", h=h, w=w))
 

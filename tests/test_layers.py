@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minildm.layers import (
     GEGLU,
@@ -135,6 +136,17 @@ def test_self_attention_splits_heads_before_q_k_v(shaken: Any, randn: Any) -> No
             heads.append(attend(q, k, v).T.reshape(4, 3, 5))
         out[b] = torch.cat(heads)
     assert torch.allclose(block(x), x + block.to_out(out), atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_self_attention_never_holds_all_n_by_n_weights(
+    layout: torch.memory_format, randn: Any
+) -> None:
+    """The fused kernel alone is allowed; it refuses tokens whose channels lie apart."""
+    block = SelfAttention2d(8, heads=2, groups=4, eps=1e-6, zero_out=False)
+    x = randn(2, 8, 6, 4).contiguous(memory_format=layout)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        assert block.to(memory_format=layout)(x).shape == x.shape
 
 
 @pytest.mark.parametrize("d_cond", [None, 6])

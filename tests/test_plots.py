@@ -43,6 +43,7 @@ EVERY = {
     "bars": lambda: plots.bars({"fruit": 0.8, "cars": 0.4}, {"fruit": (0.7, 0.9)}, chance=0.1),
     "loss_against_t": lambda: plots.loss_against_t(T_ALL, 1.0 / (1 + T_ALL), 100),
     "latent_maps": lambda: plots.latent_maps(torch.randn(2, 3, 4, 5), rows=["a", "b"]),
+    "curves": lambda: plots.curves({"a": {"KL": ([1, 2], [3, 4])}}, xlabel="f", ylabel="dB"),
 }
 
 

@@ -1,74 +1,95 @@
-"""How fast the shipped models train and sample here: `make bench`.
+"""What the models cost here in time and memory: `make bench`.
 
-Each row times two precisions in turn, A B A B ..., so that a drift of the machine's speed hits
-both; the ratio is the median over pairs.
+    python tests/bench/bench.py [shipped] [first_stage] [memory] [--out data/results]
+
+`shipped`: the shipped models, float32 against bfloat16. `first_stage`: against diffusers'.
+`memory`: the peak of decoding, with and without attention. Nothing fails where a target is
+missed: a busy machine would decide it. With --out the tables (JSON) and the figure are kept.
 """
 
-import statistics
-import time
+import argparse
 from collections.abc import Callable
+from pathlib import Path
 
+import first_stage
+import memory
 import torch
+from timing import interleaved
 
 from minildm import LatentDiffusion, pretrained
 from minildm.demo import describe
+from minildm.files import write_json
 from minildm.loop import pick_device
 from minildm.losses import autoencoder_loss
 
-REPEATS = 7
+PARTS = ("shipped", "first_stage", "memory")
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """One run's time, until the device is done."""
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def compare(name: str, count: int, run: Callable[[], object], device: torch.device) -> None:
+def precisions(
+    name: str, count: int, run: Callable[[], object], device: torch.device, repeats: int
+) -> None:
     """Print pictures a second in float32 and bfloat16, and the ratio of the times."""
-    pairs = []
-    for repeat in range(REPEATS + 1):
-        pair = []
-        for enabled in (False, True):
-            with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-                pair.append(seconds(run, device))
-        if repeat:  # the first pair warms up
-            pairs.append(pair)
-    fp32, bf16 = (count / statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(b / a for a, b in pairs)
-    print(f"{name:34} {fp32:8.0f}/s fp32 {bf16:8.0f}/s bf16   time ratio {ratio:.2f}", flush=True)
+
+    def under(half: bool) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            run()
+
+    pairs = interleaved(lambda: under(True), lambda: under(False), repeats, device)
+    rates = f"{count / pairs.b:8.0f}/s fp32 {count / pairs.a:8.0f}/s bf16"
+    print(f"{name:34} {rates}   time ratio {pairs.ratio:.2f}", flush=True)
 
 
-def main() -> None:
-    """Time encode, decode, both training steps, and one step of sampling."""
-    device = pick_device()
+def shipped(device: torch.device, *, repeats: int = 7, batch: int = 64) -> None:
+    """Time encode, decode, one step of sampling, and both training steps."""
     model: LatentDiffusion = pretrained("emoji-class").to(device)
     model.to(memory_format=torch.channels_last)
     autoencoder = model.autoencoder
-    x = torch.rand(64, 3, 64, 64, device=device) * 2 - 1
-    z = torch.randn(64, 3, 16, 16, device=device)
-    label = torch.arange(64, device=device) % len(model.config.conditioner.classes)
-    t = torch.full((64,), 500, device=device)
-    print(f"on {describe(device)}, batches of 64, medians of {REPEATS} runs")
+    x = torch.rand(batch, 3, 64, 64, device=device) * 2 - 1
+    z = torch.randn(batch, 3, 16, 16, device=device)
+    label = torch.arange(batch, device=device) % len(model.config.conditioner.classes)
+    t = torch.full((batch,), 500, device=device)
+    print(f"shipped models, batches of {batch}, medians of {repeats} pairs of runs")
+
+    def show(name: str, run: Callable[[], object]) -> None:
+        precisions(name, batch, run, device, repeats)
 
     with torch.no_grad():
-        compare("encode", 64, lambda: autoencoder.encode(x), device)
-        compare("decode", 64, lambda: autoencoder.decode(z), device)
+        show("encode", lambda: autoencoder.encode(x))
+        show("decode", lambda: autoencoder.decode(z))
         tokens = model.conditioner({"label": label})
-        compare("one step of sampling", 64, lambda: model.eps_theta(z, t, tokens), device)
+        show("one step of sampling", lambda: model.eps_theta(z, t, tokens))
     model.train()
-    batch = {"z": z, "label": label}
-    compare("training step, diffusion", 64, lambda: model.loss(batch)["loss"].backward(), device)
+    data = {"z": z, "label": label}
+    show("training step, diffusion", lambda: model.loss(data)["loss"].backward())
     autoencoder.requires_grad_(True)
-    compare(
+    show(
         "training step, first stage",
-        64,
         lambda: autoencoder_loss(autoencoder, x, kl_weight=1e-6)["loss"].backward(),
-        device,
     )
+
+
+def main() -> None:
+    """Run the parts that the command line names, else all."""
+    parser = argparse.ArgumentParser(description="Time and memory; see this file's first lines.")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--out", type=Path, help="folder for JSON and figure, as data/results")
+    parser.add_argument("--repeats", type=int, default=11, help="pairs of runs, first_stage")
+    parser.add_argument("--width", type=int, default=32, help="memory: 128 is the paper's")
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(PARTS)}")
+    parts, device = args.parts or PARTS, pick_device()
+    print(f"on {describe(device)}, torch {torch.__version__}")
+    if "shipped" in parts:
+        shipped(device)
+    if "first_stage" in parts:
+        table = first_stage.compare(device, repeats=args.repeats)
+        if args.out:
+            write_json(args.out / "bench_first_stage.json", table)
+    if "memory" in parts:
+        table = memory.table(args.width)
+        if args.out:
+            memory.keep(table, args.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,33 @@
+"""Every figure of the notebooks; the only module that imports matplotlib.
+
+Each function returns a figure that shows itself, once, as the last line of a notebook cell (use
+`display(fig)` elsewhere), and carries an `alt_text` for those who cannot see it; `save` writes
+both into a PNG. No figure is registered with pyplot, so none stays open. Colours are those of
+Okabe and Ito (2008), which nearly everybody can tell apart.
+"""
+
+from minildm.plots.charts import bars, curves, loss_against_t, loss_curves, schedule_curves
+from minildm.plots.sheets import class_grid, image_grid, latent_maps, pairs, trajectory
+from minildm.plots.style import BLUE, DPI, FRAME, GAP, LINE, PALETTE, RED, NotebookFigure, save
+
+__all__ = [
+    "BLUE",
+    "DPI",
+    "FRAME",
+    "GAP",
+    "LINE",
+    "PALETTE",
+    "RED",
+    "NotebookFigure",
+    "bars",
+    "class_grid",
+    "curves",
+    "image_grid",
+    "latent_maps",
+    "loss_against_t",
+    "loss_curves",
+    "pairs",
+    "save",
+    "schedule_curves",
+    "trajectory",
+]
