@@ -46,6 +46,8 @@ class AutoencoderConfig:
                 f"regularizer={self.regularizer!r} is not known; known: 'kl', 'vq', 'identity'"
             )
         self._check_codebook()
+        if self.hid_z_channels is not None and self.hid_z_channels < 1:
+            raise ValueError(f"hid_z_channels={self.hid_z_channels} must be None or at least 1")
         if self.regularizer == "identity" and self.z_channels != self.in_channels:
             raise ValueError(
                 f"z_channels={self.z_channels} must be in_channels={self.in_channels}: the latent "
@@ -70,7 +72,7 @@ class AutoencoderConfig:
             raise ValueError(f"codebook_size={size} must be at least 1 where regularizer='vq'")
         if self.regularizer != "vq" and size is not None:
             raise ValueError(f"codebook_size={size} belongs to 'vq', not to {self.regularizer!r}")
-        if self.commitment < 0:
+        if not self.commitment >= 0:
             raise ValueError(f"commitment={self.commitment} must not be negative")
 
     @property
@@ -268,18 +270,30 @@ class Autoencoder(nn.Module):
         return (z - self.shift) / self.scale
 
     def decode(self, z: Tensor) -> Tensor:
-        """Normalised z (B, c, h, w) -> x (B, 3, f h, f w), about [-1, 1], not clipped."""
-        return self.decoder(z * self.scale + self.shift)
+        """Normalised z (B, c, h, w) -> x (B, 3, f h, f w), about [-1, 1], not clipped.
+
+        Raises ValueError for a latent of other channels.
+        """
+        return self.decoder(self._own(z))
 
     def code_indices(self, z: Tensor) -> Tensor:
         """Which codes the decoder takes for z: (B, c, h, w) -> (B, h, w) int64; VQ alone."""
         if self.config.regularizer != "vq":
             raise ValueError(f"regularizer={self.config.regularizer!r} has no codes, 'vq' has")
-        return self.decoder.quantizer.nearest(z * self.scale + self.shift)
+        return self.decoder.quantizer.nearest(self._own(z))
+
+    def _own(self, z: Tensor) -> Tensor:
+        """A normalised latent, checked -> the decoder's own."""
+        if z.ndim != 4 or z.shape[1] != self.config.z_channels:
+            want = self.config.z_channels
+            raise ValueError(f"z must be (B, {want}, h, w), got {tuple(z.shape)}")
+        return z * self.scale + self.shift
 
 
 def check_pictures(x: Tensor, name: str = "x") -> None:
-    """ValueError unless all values are finite and lie in [-1, 1]."""
+    """ValueError unless there are values, floats, all finite and in [-1, 1]."""
+    if not x.is_floating_point() or not x.numel():
+        raise ValueError(f"{name} must be floats in [-1, 1], got {x.dtype} {tuple(x.shape)}")
     if x.is_meta or torch.compiler.is_compiling():
         return
     low, high = (bound.item() for bound in x.detach().aminmax())

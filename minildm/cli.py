@@ -11,7 +11,6 @@ from minildm import evaluation as ev
 from minildm import plots
 from minildm.autoencoder import Autoencoder
 from minildm.checkpoints import Model, load_model, pretrained
-from minildm.data.emoji import EmojiDataset
 from minildm.demo import SCALES, demo, describe
 from minildm.diffusion import LatentDiffusion
 from minildm.experiments import AutoencoderExperiment, DataConfig, LatentDiffusionExperiment
@@ -28,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+DATA = "emoji, scenes or photos, whole, in place of the preset's"
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; default: the best there is")]
 Seed = Annotated[int, typer.Option(help="the same seed, the same result")]
 
@@ -56,6 +56,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="optimiser steps")] = None,
     batch_size: Annotated[int | None, typer.Option(help="pictures a step")] = None,
     lr: Annotated[float | None, typer.Option(help="highest learning rate")] = None,
+    data: Annotated[str | None, typer.Option(help=DATA)] = None,
     folder: Annotated[Path | None, typer.Option(help="train on this folder of pictures")] = None,
     size: Annotated[int | None, typer.Option(help="side of the pictures in pixels")] = None,
     device: Device = None,
@@ -68,9 +69,8 @@ def train(
     asked = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     changes = {name: value for name, value in asked.items() if value is not None}
     experiment = replace(experiment, train=replace(experiment.train, **changes))
-    if folder is not None:
-        data = DataConfig(kind="folder", path=str(folder.resolve()), size=experiment.data.size)
-        experiment = replace(experiment, data=data)
+    if data is not None or folder is not None:
+        experiment = replace(experiment, data=_data(data, folder, experiment.data.size))
     if size is not None:
         experiment = replace(experiment, data=replace(experiment.data, size=size))
     where = {"run_dir": run_dir, "device": device, "init": init}
@@ -85,6 +85,15 @@ def train(
     for _ in progress(records, experiment.train.steps, preset):
         pass
     typer.echo(f"trained on {describe(pick_device(device))}: {run_dir}")
+
+
+def _data(kind: str | None, folder: Path | None, size: int) -> DataConfig:
+    """What the command line says of the pictures."""
+    if folder is None:
+        return DataConfig(kind=kind or "emoji", size=size)
+    if kind not in (None, "folder"):
+        raise ValueError(f"give --data {kind} or --folder {folder}, not both")
+    return DataConfig(kind="folder", path=str(folder.resolve()), size=size)
 
 
 def _model(name: str) -> Model:
@@ -124,19 +133,28 @@ def sample(
 def evaluate(
     model: Annotated[str, typer.Argument(help="a model's folder, or the name of a shipped one")],
     out: Annotated[Path | None, typer.Option(help="a JSON file for the numbers")] = None,
+    data: Annotated[str | None, typer.Option(help="first stages: emoji, scenes, photos")] = None,
+    folder: Annotated[Path | None, typer.Option(help="first stages: your own pictures")] = None,
+    size: Annotated[int, typer.Option(help="first stages: side of the pictures")] = 64,
     per_class: Annotated[int, typer.Option(help="samples of each class")] = 24,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 25,
     guidance_scale: Annotated[float, typer.Option(help="1: the plain conditional")] = 3.0,
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Measure a model on the validation emoji: reconstructions, or what the judge sees."""
+    """Measure a model on validation pictures: reconstructions, or what the judge sees."""
     loaded, place = _model(model), pick_device(device)
+    if not isinstance(loaded, Autoencoder) and (data is not None or folder is not None):
+        raise ValueError("--data and --folder are for first stages; others know their own data")
     with ev.on_device(loaded, place):
         if isinstance(loaded, Autoencoder):
-            x = ev.pictures(EmojiDataset("val", 64))
-            found = evaluate_first_stage(loaded, x, seed=seed)
-            results = {name: str(measured) for name, measured in found.items()} | found.as_dict()
+            val = _data(data, folder, size).dataset("val")
+            clusters = getattr(
+                val, "photo_ids", None
+            )  # crops of one photograph are not independent
+            found = evaluate_first_stage(loaded, val.images, clusters=clusters, seed=seed)
+            results = {"data": val.name, "size": size}
+            results |= {name: str(measured) for name, measured in found.items()} | found.as_dict()
         elif isinstance(loaded, LatentDiffusion):
             results = ev.class_accuracy(
                 loaded,

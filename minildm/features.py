@@ -68,6 +68,7 @@ class PerceptualDistance(nn.Module):
     """
 
     name: str
+    kind: str  # by which `perceptual_distance` gives it again
     min_side: int
 
     def train(self, mode: bool = True) -> "PerceptualDistance":
@@ -106,6 +107,7 @@ class OfflineDistance(PerceptualDistance):
     """
 
     name = "EfficientNet-Lite0 distance"
+    kind = "offline"
     min_side = MIN_SIDE
 
     def __init__(self) -> None:
@@ -127,6 +129,7 @@ class LPIPS(PerceptualDistance):
     """
 
     name = "LPIPS (VGG)"
+    kind = "lpips"
     min_side = VGG_SIDE
 
     def __init__(self) -> None:

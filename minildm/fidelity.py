@@ -55,7 +55,9 @@ def _unit_range(x: Tensor, x_rec: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def compare_pairs(real: Tensor, fake: Tensor, perceptual: nn.Module) -> dict[str, Measured]:
+def compare_pairs(
+    real: Tensor, fake: Tensor, perceptual: nn.Module, clusters: Tensor | None = None
+) -> dict[str, Measured]:
     """Means of `psnr`, `ssim` and `perceptual` over pairs: two (N, 3, H, W), float or uint8.
 
     A mean that is infinite, PSNR's where a picture is reproduced exactly, has no interval.
@@ -69,7 +71,11 @@ def compare_pairs(real: Tensor, fake: Tensor, perceptual: nn.Module) -> dict[str
             for name, compare in (("psnr", psnr), ("ssim", ssim), ("perceptual", perceptual)):
                 found[name].append(compare(a, b).cpu())
     values = {name: torch.cat(parts) for name, parts in found.items()}
-    means = {name: mean_interval(v) for name, v in values.items() if v.isfinite().all()}
+    means = {
+        name: mean_interval(v, clusters=clusters)
+        for name, v in values.items()
+        if v.isfinite().all()
+    }
     exact = exactly(math.inf, len(real))  # only PSNR can be infinite
     return {name: means.get(name, exact) for name in values}
 

@@ -120,10 +120,15 @@ def exactly(value: float, n: int) -> Measured:
     return Measured(float(value), math.nan, math.nan, int(n))
 
 
-def mean_interval(values: Tensor | Sequence[float], confidence: float = 0.95) -> Measured:
+def mean_interval(
+    values: Tensor | Sequence[float], confidence: float = 0.95, clusters: Tensor | None = None
+) -> Measured:
     """The mean of independent values (N,), N >= 2, with Student's t interval.
 
-    Raises ValueError for fewer values, and for NaN or infinite ones.
+    clusters: (N,) int, which values belong together, such as the crops of one photograph: only
+    whole clusters are independent then, and the interval is the wider one that they leave
+    (cluster-robust, with C - 1 degrees of freedom). Raises ValueError for fewer than two values
+    or clusters, and for NaN or infinite values.
     """
     numbers = torch.as_tensor(values).detach().cpu().double()
     n = numbers.numel()
@@ -131,9 +136,25 @@ def mean_interval(values: Tensor | Sequence[float], confidence: float = 0.95) ->
         raise ValueError(f"values must be (N,) with N >= 2, got {tuple(numbers.shape)}")
     if not numbers.isfinite().all():
         raise ValueError(f"values: {int((~numbers.isfinite()).sum())} of {n} are not finite")
-    mean, half = float(numbers.mean()), float(numbers.std()) / math.sqrt(n)
-    half *= _student(confidence, n - 1)
+    sums, mean = numbers - numbers.mean(), float(numbers.mean())
+    if clusters is not None:
+        _, member = check_clusters(clusters, n).unique(return_inverse=True)
+        sums = torch.zeros(int(member.max()) + 1, dtype=sums.dtype).index_add_(0, member, sums)
+    freedom = len(sums) - 1
+    half = math.sqrt(float(sums.square().sum()) * (freedom + 1) / freedom) / n
+    half *= _student(confidence, freedom)
     return Measured(mean, mean - half, mean + half, n)
+
+
+def check_clusters(clusters: Tensor, n: int, least: int = 2) -> Tensor:
+    """The cluster of each of n values, on the CPU; ValueError for too few clusters."""
+    clusters = torch.as_tensor(clusters).cpu()
+    if clusters.shape != (n,) or len(clusters.unique()) < least:
+        raise ValueError(
+            f"clusters must be ({n},) with {least} different ones at least, got "
+            f"{tuple(clusters.shape)} with {len(clusters.unique())}"
+        )
+    return clusters
 
 
 def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> Measured:
@@ -188,9 +209,16 @@ def jackknife_interval(
     return Measured(value, max(value - half, bounds[0]), min(value + half, bounds[1]), int(n))
 
 
-def lots(n: int, groups: int, generator: torch.Generator) -> Tensor:
-    """Each of n pictures to one of the groups, by lot, since data may lie in some order: (n,)."""
-    return torch.randperm(n, generator=generator) % groups
+def lots(n: int, groups: int, generator: torch.Generator, clusters: Tensor | None = None) -> Tensor:
+    """Each of n pictures to one of the groups, by lot, since data may lie in some order: (n,).
+
+    clusters: (n,) int; those of one cluster stay together.
+    """
+    if clusters is None:
+        return torch.randperm(n, generator=generator) % groups
+    clusters = check_clusters(clusters, n, least=groups)
+    _, member = clusters.unique(return_inverse=True)
+    return lots(int(member.max()) + 1, groups, generator)[member]
 
 
 @lru_cache(maxsize=64)

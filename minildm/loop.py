@@ -178,7 +178,10 @@ def optimise(
         for player in players:
             for group in player.optimizer.param_groups:
                 group["lr"] = lr * player.lr_factor
-        terms = _one_step(forward, source, players, accelerator, config, step)
+        try:
+            terms = _one_step(forward, source, players, accelerator, config, step)
+        except ValueError as error:  # a picture with NaN, say
+            raise ValueError(f"step {step}: {error}; {run.last_good()}") from error
         _check_finite(terms, step, run)
         ema.update(model)
         images += config.batch_size * config.accumulate

@@ -19,11 +19,17 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]  # two (B, 3, H, W) -> (B,)
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialConfig:
-    """When and how the discriminator takes part."""
+    """When and how the discriminator takes part.
+
+    limit: the official code cuts the adaptive weight at 1e4, its VQ stages beside means over an
+    image's values, as here, its KL stages beside sums: in our units theirs is 1e4 / (3 H W),
+    .05 at 256 pixels, and binds nearly always.
+    """
 
     weight: float = 0.5  # of the adversarial term, times the adaptive weight
     kind: Literal["hinge", "vanilla"] = "hinge"
-    start: int = 1  # the first step with a discriminator; the KL stages wait until 50,001
+    limit: float = 1e4  # of the adaptive weight
+    start: int = 1  # the first step with a discriminator (counted from 1)
     ramp: int = 0  # steps from 0 to the full weight; not the paper's: spares reconstructions
     lr_factor: float = 1.0  # the discriminator's learning rate, as a part of the autoencoder's
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
@@ -31,8 +37,11 @@ class AdversarialConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("hinge", "vanilla"):
             raise ValueError(f"kind={self.kind!r} is not known; known: 'hinge', 'vanilla'")
-        if self.weight < 0 or self.start < 0 or self.ramp < 0 or not self.lr_factor > 0:
-            raise ValueError(f"need weight, start, ramp >= 0 and lr_factor > 0, got {self}")
+        for name in ("weight", "limit", "start", "ramp"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if not self.lr_factor > 0:
+            raise ValueError(f"lr_factor={self.lr_factor} must be positive")
 
     def weight_at(self, step: int) -> float:
         """The term's weight at step 1, 2, ...: 0 before the start, then up the ramp."""
@@ -62,9 +71,14 @@ def autoencoder_loss(
     minimised by its own optimiser and reaches none of the autoencoder's weights.
 
     All terms are means over an image's values. The official KL stages sum both the
-    reconstruction and the KL instead: their ratio is the same, so weights mean the same.
+    reconstruction and the KL instead: their ratio is the same, so weights mean the same, but
+    for the adaptive weight's bound: see `AdversarialConfig`. Without gradients the adversarial
+    terms are left out of the loss. Raises ValueError for pictures that are not finite or leave
+    [-1, 1], and for `adversarial` without a discriminator.
     """
     check_pictures(x, "image")
+    if adversarial is not None and discriminator is None:
+        raise ValueError(f"adversarial={adversarial} needs a discriminator, got None")
     x_rec, regular = reconstruct_and_regularise(autoencoder, x)
     rec_loss, mse = (x - x_rec).abs().mean(), ((x - x_rec) ** 2).mean()
     fidelity = rec_loss + mse_weight * mse
@@ -113,23 +127,31 @@ def adversarial_terms(
     `adv_loss` = -mean D(x_rec), for the autoencoder, with its weight `adv_weight` (adaptive
     times the schedule's); `disc_loss`; mean logits `logits_real` and `logits_fake`. All are 0
     before the start. fidelity: the reconstruction terms; last: the decoder's last weight.
+
+    The critic learns from the same reconstructions as the autoencoder; the official code makes
+    them anew after the autoencoder's step, at the cost of another pass.
     """
     names = ("adv_loss", "adv_weight", "disc_loss", "logits_real", "logits_fake")
     weight = config.weight_at(step)
     if step < config.start:
         return dict.fromkeys(names, fidelity.new_zeros(()))
     discriminator.requires_grad_(False)  # the autoencoder's turn: no gradient for the critic
-    adv_loss = -at_least_float32(discriminator(x_rec)).mean()
-    adv_weight = weight * adaptive_weight(fidelity, adv_loss, last)
-    discriminator.requires_grad_(True)  # the critic's turn: none for the autoencoder
+    try:
+        adv_loss = -at_least_float32(discriminator(x_rec)).mean()
+    finally:
+        discriminator.requires_grad_(True)
+    adv_weight = adv_loss.new_zeros(())
+    if fidelity.requires_grad:
+        adv_weight = weight * adaptive_weight(fidelity, adv_loss, last, config.limit)
+    # The critic's turn: none for the autoencoder.
     real, fake = (at_least_float32(discriminator(y)) for y in (x, x_rec.detach()))
     disc_loss = discriminator_loss(real, fake, config.kind)
     means = real.mean().detach(), fake.mean().detach()
     return dict(zip(names, (adv_loss, adv_weight, disc_loss, *means), strict=True))
 
 
-def adaptive_weight(fidelity: Tensor, adv_loss: Tensor, last: Tensor) -> Tensor:
-    """|grad fidelity| / (|grad adv_loss| + 1e-4) at the decoder's last weight, in [0, 1e4].
+def adaptive_weight(fidelity: Tensor, adv_loss: Tensor, last: Tensor, limit: float = 1e4) -> Tensor:
+    """|grad fidelity| / (|grad adv_loss| + 1e-4) at the decoder's last weight, in [0, limit].
 
     Esser et al. 2021 (taming transformers), Eq. 7: both terms then push equally hard. The
     norms are taken in float32, as squares of half-precision gradients underflow; no gradient
@@ -139,7 +161,7 @@ def adaptive_weight(fidelity: Tensor, adv_loss: Tensor, last: Tensor) -> Tensor:
         at_least_float32(torch.autograd.grad(term, last, retain_graph=True)[0]).norm()
         for term in (fidelity, adv_loss)
     ]
-    return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, 1e4).detach()
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, limit).detach()
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -155,6 +177,8 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "hinge") -> Tenso
     """
     if kind == "hinge":
         return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+    if kind != "vanilla":
+        raise ValueError(f"kind={kind!r} is not known; known: 'hinge', 'vanilla'")
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 

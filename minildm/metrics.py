@@ -144,12 +144,26 @@ def _check_sets(real: Tensor, fake: Tensor, groups: int) -> None:
         )
 
 
-def _lots(n: int, m: int, groups: int, seed: int = 0, paired: bool = False) -> Lots | None:
+def _check_pairs(real: Tensor, fake: Tensor, paired: bool, clusters: Tensor | None) -> None:
+    if paired and len(real) != len(fake):
+        raise ValueError(f"paired sets must be equally many: {len(real)} real, {len(fake)} fake")
+    if clusters is not None and not paired:
+        raise ValueError(f"clusters {tuple(clusters.shape)} are for paired sets, paired=False")
+
+
+def _lots(
+    n: int,
+    m: int,
+    groups: int,
+    seed: int = 0,
+    paired: bool = False,
+    clusters: Tensor | None = None,
+) -> Lots | None:
     """Groups of both sets; a pair falls into one."""
     if not groups:
         return None
     generator = torch.Generator().manual_seed(seed)
-    of_real = lots(n, groups, generator)
+    of_real = lots(n, groups, generator, clusters)
     return of_real, of_real if paired else lots(m, groups, generator)
 
 
@@ -192,6 +206,7 @@ def evaluate_pictures(
     train: Tensor | None = None,
     features: nn.Module | None = None,
     perceptual: nn.Module | None = None,
+    clusters: Tensor | None = None,
     groups: int = 10,
     k: int = 3,
     seed: int = 0,
@@ -207,7 +222,9 @@ def evaluate_pictures(
     that are nearer to one than the median real picture is: 0.5 where the model draws as the data
     do, near 1 where it copies (real must then be pictures it was not trained on).
 
-    features, perceptual: `frechet_features()`, `perceptual_distance()` by default. Means have
+    clusters, for pairs: (N,) int, which pictures belong together (crops of one photograph, styles
+    of one emoji) and are not independent: intervals are then over clusters. features,
+    perceptual: `frechet_features()`, `perceptual_distance()` by default. Means have
     Student's t intervals, the median that of its neighbours in order; the others a jackknife over
     `groups` groups drawn by `seed`, about their expectation at these N (0: none). Raises
     ValueError for other shapes, values that are not finite or leave [-1, 1], and too few
@@ -217,8 +234,7 @@ def evaluate_pictures(
         check_set(x, name)
     _check_sets(real, fake, groups)
     _check_left(min(len(real), len(fake)), groups, k)
-    if paired and len(real) != len(fake):
-        raise ValueError(f"paired sets must be equally many: {len(real)} real, {len(fake)} fake")
+    _check_pairs(real, fake, paired, clusters)
     if train is not None and train.ndim == 4:
         check_set(train, "train", real.shape[1:])
     features = features or frechet_features().to(real.device)
@@ -228,8 +244,10 @@ def evaluate_pictures(
     if paired:
         perceptual = perceptual or perceptual_distance().to(real.device)
         settings["perceptual"] = name_of(perceptual)
-        measured |= compare_pairs(real, fake, perceptual)
-    drawn = _lots(len(real), len(fake), groups, seed, paired)
+        measured |= compare_pairs(real, fake, perceptual, clusters)
+    if clusters is not None:
+        settings["clusters"] = len(clusters.unique())
+    drawn = _lots(len(real), len(fake), groups, seed, paired, clusters)
     with evaluating(features):
         a, b = extract(real, features), extract(fake, features)
         if train is not None and train.ndim == 4:
@@ -303,6 +321,7 @@ def evaluate_first_stage(
     *,
     features: nn.Module | None = None,
     perceptual: nn.Module | None = None,
+    clusters: Tensor | None = None,
     groups: int = 10,
     k: int = 3,
     seed: int = 0,
@@ -321,7 +340,7 @@ def evaluate_first_stage(
     _check_sets(x, x, groups)
     _check_left(len(x), groups, k)
     place, config = device_of(autoencoder, x.device), autoencoder.config
-    lot = lots(len(x), max(groups, 1), torch.Generator().manual_seed(seed))
+    lot = lots(len(x), max(groups, 1), torch.Generator().manual_seed(seed), clusters)
     counts = torch.zeros(max(groups, 1), config.codebook_size or 0, dtype=torch.int64)
     found = []
     with evaluating(autoencoder):
@@ -336,6 +355,7 @@ def evaluate_first_stage(
         paired=True,
         features=features or frechet_features().to(place),
         perceptual=perceptual or perceptual_distance().to(place),
+        clusters=clusters,
         groups=groups,
         k=k,
         seed=seed,

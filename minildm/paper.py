@@ -1,8 +1,8 @@
 """The paper's models as experiments: the nine released first stages, and the rest of Tab. 8.
 
-Sizes, losses and the learning rate are the published configurations'. These say neither how
-many steps nor on how many devices: `steps` here is ours. The data are those that the repository
-has at 256 pixels; the paper's are OpenImages: name a folder of your own.
+Sizes, losses and the learning rate for each picture of a batch are the published
+configurations'. Batch and steps are ours (there, batches differ and steps are not said), and so
+are the data, which the repository has; the paper's are OpenImages: name a folder of your own.
 """
 
 from minildm.autoencoder import AutoencoderConfig
@@ -10,7 +10,7 @@ from minildm.discriminator import DiscriminatorConfig
 from minildm.experiments import AutoencoderExperiment, DataConfig, TrainConfig
 from minildm.losses import AdversarialConfig
 
-BATCH = 12  # pictures a step, per device, in the published configurations
+SIDE, BATCH = 256, 12
 TRAIN = TrainConfig(
     steps=250_000,
     batch_size=BATCH,
@@ -29,13 +29,17 @@ WIDTH_MULT = {2: (1, 2), 4: (1, 2, 4), 8: (1, 2, 4, 4), 16: (1, 1, 2, 2, 4), 32:
 def _first_stage(
     model: AutoencoderConfig, *, weight: float, start: int, layers: int = 3
 ) -> AutoencoderExperiment:
+    sums = model.regularizer == "kl"  # beside which the adaptive weight is cut: losses.py
     adversarial = AdversarialConfig(
-        weight=weight, start=start, discriminator=DiscriminatorConfig(layers=layers)
+        weight=weight,
+        start=start,
+        limit=1e4 / (3 * SIDE**2) if sums else 1e4,
+        discriminator=DiscriminatorConfig(layers=layers),
     )
     return AutoencoderExperiment(
         model=model,
         train=TRAIN,
-        data=DataConfig(kind="photos", size=256),
+        data=DataConfig(kind="photos", size=SIDE),
         perceptual_weight=1.0,
         adversarial=adversarial,
     )

@@ -51,19 +51,23 @@ class VectorQuantizer(nn.Module):
     multiplies the other term, as in the released first stages; the value is the same, the
     gradients are not. In training, choices are counted over an epoch of `epoch_latents`, and a
     code that no latent chose for `restart_after` batches moves onto a latent drawn by lot.
-    Without it many codes may never be chosen.
+    Without it many codes may never be chosen. What a code was chosen for before it moved, and in
+    the batch that holds the latent it moved to, counts for nothing: usage is not what the remedy
+    itself does. Without gradients nothing is counted or moved, whatever the mode.
 
     (B, c, h, w) -> Quantized
     """
 
     counts: Tensor  # (K,) int64, choices in this epoch so far
     last_counts: Tensor  # (K,) int64, choices in the epoch before
-    idle: Tensor  # (K,) int64, batches since a latent chose the code
+    idle: Tensor  # (K,) int64, batches since a latent chose the code; -1: it has just moved
 
     def __init__(
         self, size: int, channels: int, *, commitment: float = 0.25, legacy: bool = False
     ) -> None:
         super().__init__()
+        if size < 1 or channels < 1:
+            raise ValueError(f"size={size} and channels={channels} must be at least 1")
         self.commitment, self.legacy = commitment, legacy
         self.epoch_latents: int | None = None  # None: one epoch without end
         self.restart_after: int | None = None  # None: never
@@ -76,14 +80,15 @@ class VectorQuantizer(nn.Module):
         place = "cpu" if z.is_meta else z.device.type
         with torch.autocast(place, enabled=False):  # distances want float32
             z = z.to(self.codebook.dtype)
-            if self.training and self.restart_after is not None:
+            learning = self.training and torch.is_grad_enabled()
+            if learning and self.restart_after is not None:
                 self._restart_dead(z)
             indices = self.nearest(z)
             codes = self.codes(indices)
             to_codes, to_latents = F.mse_loss(codes, z.detach()), F.mse_loss(z, codes.detach())
             if self.legacy:
                 to_codes, to_latents = to_latents, to_codes
-            if self.training:
+            if learning:
                 self._count(indices)
             straight_through = z + (codes - z).detach()
             return Quantized(straight_through, to_codes + self.commitment * to_latents, indices)
@@ -91,13 +96,11 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
         """Indices of the codes nearest to each latent pixel: (B, c, h, w) -> (B, h, w) int64."""
-        flat = rearrange(z, "b c h w -> (b h w) c")
-        norms = self.codebook.square().sum(1)  # |z|^2 is the same for all codes: left out
+        wide = torch.promote_types(self.codebook.dtype, torch.float32)  # half: other codes
+        codes, flat = self.codebook.to(wide), rearrange(z.to(wide), "b c h w -> (b h w) c")
+        norms = codes.square().sum(1)  # |z|^2 is the same for all codes: left out
         rows = max(1, 2**24 // len(norms))  # a table of distances takes 64 MiB at most
-        parts = [
-            torch.addmm(norms, part, self.codebook.T, alpha=-2).argmin(1)
-            for part in flat.split(rows)
-        ]
+        parts = [torch.addmm(norms, part, codes.T, alpha=-2).argmin(1) for part in flat.split(rows)]
         return rearrange(torch.cat(parts), "(b h w) -> b h w", b=len(z), h=z.shape[2])
 
     def codes(self, indices: Tensor) -> Tensor:
@@ -116,14 +119,19 @@ class VectorQuantizer(nn.Module):
         """Let the next batch of training place every code, if `restart_after` is set at all."""
         self.idle.fill_(2**40)
 
+    def forget(self) -> None:
+        """Begin to count anew, as for another training of a trained codebook."""
+        for counted in (self.counts, self.last_counts, self.idle):
+            counted.zero_()
+
     @torch.no_grad()
     def _count(self, indices: Tensor) -> None:
         if self.epoch_latents is not None and self.counts.sum() >= self.epoch_latents:
             self.last_counts.copy_(self.counts)
             self.counts.zero_()
         chosen = indices.flatten().bincount(minlength=len(self.counts))
-        self.counts += chosen
-        self.idle = torch.where(chosen > 0, 0, self.idle + 1)
+        self.counts += torch.where(self.idle < 0, 0, chosen)
+        self.idle = torch.where(chosen > 0, 0, self.idle.clamp(min=0) + 1)
 
     @torch.no_grad()
     def _restart_dead(self, z: Tensor) -> None:
@@ -131,7 +139,8 @@ class VectorQuantizer(nn.Module):
         flat = rearrange(z, "b c h w -> (b h w) c")
         lot = torch.randint(len(flat), (len(dead),), device=flat.device)
         self.codebook.copy_(torch.where(dead[:, None], flat[lot], self.codebook))
-        self.idle.masked_fill_(dead, 0)
+        self.counts.masked_fill_(dead, 0)
+        self.idle.masked_fill_(dead, -1)  # moved: this batch does not count
 
 
 def code_usage(counts: Tensor) -> tuple[Tensor, Tensor]:

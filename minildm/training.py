@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 
-from minildm.autoencoder import Autoencoder
+from minildm.autoencoder import Autoencoder, check_pictures
 from minildm.checkpoints import fingerprint, load_model, read_card, save_model, to_dict
 from minildm.data.latents import LatentDataset, cached_moments
 from minildm.diffusion import LatentDiffusion
@@ -27,7 +27,8 @@ from minildm.experiments import (
     LatentDiffusionExperiment,
     TrainConfig,
 )
-from minildm.features import perceptual_distance
+from minildm.features import MIN_SIDE, perceptual_distance
+from minildm.fidelity import evaluating
 from minildm.judge import Judge, JudgeConfig
 from minildm.loop import LossFn, optimise, pick_device, pick_precision
 from minildm.losses import Perceptual, autoencoder_loss
@@ -76,8 +77,8 @@ def new_model(
             raise ValueError(f"init={str(init)!r} holds a model of another kind or config")
         model.load_state_dict(trained.state_dict())
         for module in model.modules():
-            if isinstance(module, VectorQuantizer):  # its count of idle batches starts anew
-                module.idle.zero_()
+            if isinstance(module, VectorQuantizer):
+                module.forget()
     return model
 
 
@@ -99,6 +100,7 @@ def train_autoencoder(
     if experiment.model.regularizer == "identity":
         raise ValueError("'identity' has nothing to train: save_model(Autoencoder(config), folder)")
     data = experiment.data.dataset("train") if data is None else data
+    check_first_stage_data(experiment, data)
     model = new_model(Autoencoder, experiment.model, experiment.train.seed, init)
     run, place, precision = open_run(run_dir, experiment, device, data, init=init)
     info = _info(experiment.train, data)
@@ -107,7 +109,9 @@ def train_autoencoder(
         critic = new_model(PatchDiscriminator, adversary.discriminator, experiment.train.seed)
     perceptual = None
     if experiment.perceptual_weight:
-        perceptual = perceptual_distance(experiment.perceptual).to(place)
+        # What "auto" finds may change between start and resume; the loss must not.
+        kind = run.fixed("perceptual", lambda: perceptual_distance(experiment.perceptual).kind)
+        perceptual = perceptual_distance(kind).to(place)
         info["perceptual"] = perceptual.name
     if model.decoder.quantizer is not None:
         pixels = data[0]["image"][0].numel()
@@ -134,6 +138,25 @@ def train_autoencoder(
     )
     model.scale.fill_(run.fixed("scale", lambda: measure_scale(model, data, precision)))
     save_model(model, run_dir, info=info)  # its weights are the EMA's
+
+
+def check_first_stage_data(experiment: AutoencoderExperiment, data: Dataset) -> None:
+    """ValueError where the pictures do not suit the model or a loss, before anything is done."""
+    if len(data) == 0:
+        raise ValueError("data holds no picture")
+    x = data[0]["image"]
+    check_pictures(x, "image")
+    least = {"f": experiment.model.f}
+    if experiment.perceptual_weight:
+        least["the perceptual distance"] = MIN_SIDE
+    if experiment.adversarial is not None:
+        least["the discriminator"] = experiment.adversarial.discriminator.least_side
+    short = {name: side for name, side in least.items() if min(x.shape[-2:]) < side}
+    if short or x.shape[-2] % experiment.model.f or x.shape[-1] % experiment.model.f:
+        raise ValueError(
+            f"pictures of {x.shape[-2]} x {x.shape[-1]} do not suit: sides must be multiples of "
+            f"f={experiment.model.f}" + "".join(f", at least {s} for {n}" for n, s in short.items())
+        )
 
 
 def first_stage_loss(
@@ -182,6 +205,11 @@ def train_ldm(
         raise ValueError(
             f"first_stage={str(first_stage)!r} is still in training, its scale not measured; the "
             "command that began it goes on with it"
+        )
+    side = data[0]["image"].shape[-1] if len(data) else experiment.data.size
+    if side != experiment.data.size:
+        raise ValueError(
+            f"data has pictures of {side} px, the experiment data.size={experiment.data.size}"
         )
     config = experiment.model_config(autoencoder.config, tuple(data.classes))
     model = new_model(LatentDiffusion, config, experiment.train.seed, init)
@@ -258,7 +286,8 @@ def path_between(start: str | Path, target: str | Path) -> str:
 def encode_dataset(autoencoder: Autoencoder, data: Dataset, precision: str) -> Tensor:
     """Moments of every picture and of its mirror image: (N, 2, c', h, w) float32 on the CPU.
 
-    Kept on disk under the data's fingerprint, the encoder's hash and the precision.
+    Kept on disk under the data's fingerprint, the encoder's hash and the precision. Raises
+    ValueError for pictures that are not finite, leave [-1, 1], or have sides f does not divide.
     """
 
     def compute() -> Tensor:
@@ -272,8 +301,9 @@ def encode_dataset(autoencoder: Autoencoder, data: Dataset, precision: str) -> T
         for start in tqdm(range(0, len(data), 128), "encode", delay=2, unit="batch"):
             stop = min(start + 128, len(data))
             x = default_collate([data[i]["image"] for i in range(start, stop)]).to(place)
-            with mixed:
-                both = [autoencoder.encoder(side).float() for side in (x, x.flip(-1))]
+            check_pictures(x, f"data: pictures {start} to {stop - 1}")
+            with mixed, evaluating(autoencoder):  # no dropout
+                both = [autoencoder.moments(side).float() for side in (x, x.flip(-1))]
             parts.append(torch.stack(both, dim=1).cpu())  # (B, 2, c', h, w)
         return torch.cat(parts)
 
@@ -289,7 +319,7 @@ def measure_scale(autoencoder: Autoencoder, data: Dataset, precision: str = "fp3
     closed form: the variance of the means, plus the mean of the variances.
     """
     if autoencoder.config.regularizer != "kl":
-        return 1.0  # VQ latents have a variance near one and are left alone (LDM appendix G)
+        return 1.0  # as in the paper, where VQ latents came out with a variance near one (App. G)
     moments = encode_dataset(autoencoder, data, precision).flatten(0, 1)
     mean, logvar = DiagonalGaussian.from_moments(moments.double())
     return (mean.var() + logvar.exp().mean()).sqrt().item()

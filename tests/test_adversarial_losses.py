@@ -172,14 +172,67 @@ def test_the_ramp_leads_to_the_full_weight() -> None:
     ("options", "said"),
     [
         ({"kind": "wgan"}, "kind='wgan' is not known; known: 'hinge', 'vanilla'"),
-        ({"weight": -1.0}, "need weight, start, ramp >= 0"),
-        ({"ramp": -1}, "need weight, start, ramp >= 0"),
-        ({"lr_factor": 0.0}, "lr_factor > 0"),
+        ({"weight": -1.0}, "weight=-1.0 must not be negative"),
+        ({"ramp": -1}, "ramp=-1"),
+        ({"limit": math.nan}, "limit=nan"),
+        ({"lr_factor": 0.0}, "lr_factor=0.0 must be positive"),
     ],
 )
 def test_impossible_games_are_refused(options: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         AdversarialConfig(**options)
+
+
+def test_the_official_kl_stages_bound_is_ours_in_their_units(
+    autoencoder: Autoencoder, randn: Any
+) -> None:
+    """Their loss sums over an image's values; where its bound binds, the step is still the same."""
+    model, judge, x = autoencoder.double().train(), critic().double().eval(), pictures(randn)
+    x, numel = x.double(), x[0].numel()
+    config = AdversarialConfig(weight=0.5, limit=1e4 / numel)
+    torch.manual_seed(0)
+    terms = autoencoder_loss(model, x, kl_weight=1e-6, discriminator=judge, adversarial=config)
+    terms["loss"].backward()
+    ours = torch.cat([p.grad.flatten() for p in model.parameters()])
+    model.zero_grad()
+    torch.manual_seed(0)
+    posterior = model.posterior(x)
+    x_rec = model.decoder(posterior.sample())
+    nll, g = (x - x_rec).abs().sum() / len(x), -judge(x_rec).mean()
+    last = model.decoder.conv_out.weight
+    norms = [torch.autograd.grad(t, last, retain_graph=True)[0].norm() for t in (nll, g)]
+    ratio = (norms[0] / (norms[1] + 1e-4)).item()
+    assert ratio > 1e4
+    (nll + 1e-6 * posterior.kl().sum() / len(x) + 0.5 * min(ratio, 1e4) * g).backward()
+    theirs = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert torch.allclose(numel * ours, theirs, rtol=1e-9, atol=1e-9 * theirs.abs().max())
+
+
+def test_a_validation_loss_needs_no_gradient(autoencoder: Autoencoder, randn: Any) -> None:
+    with torch.no_grad():
+        terms = autoencoder_loss(
+            autoencoder, pictures(randn), kl_weight=1e-6, discriminator=critic(), adversarial=ON
+        )
+    assert terms["adv_weight"] == 0
+    assert terms["disc_loss"] > 0
+
+
+def test_a_critic_that_fails_is_not_left_frozen(randn: Any) -> None:
+    judge, x = critic(), randn(2, 3, 4, 4)
+    last = torch.ones((), requires_grad=True)
+    with pytest.raises(ValueError, match="needs sides of 6"):
+        adversarial_terms(judge, x, x * last, (x * last).abs().mean(), last, ON, 1)
+    assert all(p.requires_grad for p in judge.parameters())
+
+
+def test_a_game_without_a_critic_is_refused(autoencoder: Autoencoder, randn: Any) -> None:
+    with pytest.raises(ValueError, match="needs a discriminator, got None"):
+        autoencoder_loss(autoencoder, pictures(randn), kl_weight=1e-6, adversarial=ON)
+
+
+def test_unknown_losses_are_refused() -> None:
+    with pytest.raises(ValueError, match="kind='wgan' is not known"):
+        discriminator_loss(torch.zeros(2), torch.zeros(2), "wgan")
 
 
 @pytest.mark.parametrize(("value", "said"), [(math.nan, "not finite"), (2.0, r"in \[-1, 1\]")])

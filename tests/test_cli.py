@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from minildm import cli
+from minildm import EmojiDataset, cli
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -50,8 +51,8 @@ def test_evaluate_writes_the_numbers_it_prints(
 def test_evaluate_measures_a_first_stage_in_one_call(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = cli.ev.pictures
-    monkeypatch.setattr(cli.ev, "pictures", lambda data: pictures(data)[:24])
+    few = SimpleNamespace(name="emoji-val", images=EmojiDataset("val", 64).images[:24])
+    monkeypatch.setattr(cli.DataConfig, "dataset", lambda self, split: few)
     out = tmp_path / "first_stage.json"
     assert run(monkeypatch, "evaluate", "emoji-kl-f4", "--out", str(out)) == 0
     found = json.loads(out.read_text())
@@ -61,6 +62,16 @@ def test_evaluate_measures_a_first_stage_in_one_call(
     assert found["psnr"].endswith("(N=24)") and rows["psnr"]["value"] > 25
     assert rows["compression"] == {"value": 16.0, "low": None, "high": None, "n": 24}
     assert found["settings"]["features"] in ("EfficientNet-Lite0", "Inception")
+
+
+def test_evaluate_measures_on_photographs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "evaluate", "emoji-kl-f4", "--data", "photos", "--size", "32") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["data"], found["size"]) == ("photos-val", 32)
+    assert found["settings"]["clusters"] == 11  # photographs, of which there are 88 crops
+    assert found["measured"]["psnr"]["n"] == 88
 
 
 @pytest.fixture
@@ -99,6 +110,12 @@ def test_both_stages_train_on_a_folder_of_pictures(
         (["sample", "emoji-class", "heart", "--steps", "0"], "steps=0 must lie in 1..T=1000"),
         (["demo", "--scale", "huge"], "scale='huge' is not known"),
         (["demo", "--device", "abacus"], "device='abacus' is not here; there is"),
+        (["evaluate", "emoji-judge", "--data", "photos"], "--data and --folder are for first"),
+        (["evaluate", "emoji-kl-f4", "--data", "mnist"], "kind='mnist' is not known"),
+        (
+            ["train", "emoji-kl-f4", "--run-dir", "x", "--data", "photos", "--folder", "y"],
+            "give --data photos or --folder y, not both",
+        ),
         (
             ["sample", "emoji-class", "heart", "--sampler", "euclid"],
             "sampler='euclid' is not known; known: ddim, ddpm",

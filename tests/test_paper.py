@@ -56,6 +56,11 @@ def test_the_loss_is_the_published_one(name: str) -> None:
     assert game.kind == "hinge"
     assert experiment.perceptual_weight == 1.0
     assert (experiment.mse_weight, experiment.restart_dead) == (0.0, 0)
+    train = experiment.train
+    assert (train.betas, train.decay, train.ema_decay) == ((0.5, 0.9), "constant", 0.0)
+    assert (train.weight_decay, train.warmup_steps) == (0.0, 0)
+    limit = 1e4 / (3 * 256**2) if experiment.model.regularizer == "kl" else 1e4
+    assert game.limit == limit
     if experiment.model.regularizer == "kl":
         assert experiment.kl_weight == wanted["kl_weight"]
     else:

@@ -149,6 +149,45 @@ def test_dead_codes_move_onto_latents(randn: Any) -> None:
     assert set(made.nearest(z).flatten().tolist()) & set(alive)  # those in use stayed
 
 
+def test_the_remedy_itself_is_no_usage(randn: Any) -> None:
+    """Few latents, many codes: those moved onto a latent are chosen at once, and count not."""
+    made = VectorQuantizer(64, 3).double().train()
+    made.restart_after = 1
+    made.restart_all()
+    z = randn(1, 3, 2, 2, dtype=torch.float64)  # four latents, always the same
+    for _ in range(20):
+        made(z)
+    usage, perplexity = made.usage()
+    assert usage * 64 <= 4
+    assert perplexity <= 4 + 1e-9
+
+
+def test_without_a_gradient_nothing_moves(randn: Any) -> None:
+    """A preview inside a training loop changes neither codes nor counts."""
+    made = VectorQuantizer(8, 3).train()
+    made.restart_after = 1
+    made.restart_all()
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    with torch.no_grad():
+        made(randn(2, 3, 4, 4))
+    assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_codebook_in_half_precision_compares_in_full(dtype: torch.dtype, randn: Any) -> None:
+    made = VectorQuantizer(500, 3)
+    with torch.no_grad():
+        made.codebook.copy_(randn(500, 3, seed=1))
+    made.to(dtype)
+    z = randn(2, 3, 16, 16).to(dtype)
+    assert torch.equal(made.nearest(z), by_hand(z.double(), made.codebook.double())[1])
+
+
+def test_a_quantizer_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="size=0 and channels=3 must be at least 1"):
+        VectorQuantizer(0, 3)
+
+
 def test_without_the_remedy_codes_stay_dead(randn: Any) -> None:
     made = VectorQuantizer(16, 3).double().train()
     first = made.codebook.detach().clone()
@@ -206,6 +245,8 @@ def test_what_a_regulariser_has_not_is_refused(call: str, autoencoder: Autoencod
         ({"codebook_size": 8}, "codebook_size=8 belongs to 'vq', not to 'kl'"),
         ({"regularizer": "vq", "codebook_size": 8, "commitment": -1.0}, "commitment=-1.0"),
         ({"regularizer": "identity"}, "z_channels=4 must be in_channels=3"),
+        ({"hid_z_channels": 0}, "hid_z_channels=0 must be None or at least 1"),
+        ({"regularizer": "vq", "codebook_size": 8, "commitment": math.nan}, "commitment=nan"),
         ({"regularizer": "fsq"}, "regularizer='fsq' is not known"),
     ],
 )
@@ -235,8 +276,18 @@ def test_pixel_space_is_the_identity(randn: Any) -> None:
         (torch.full((1, 3, 8, 8), torch.inf), "not finite"),
         (torch.zeros(1, 3, 8, 9), "multiples of f=2"),
         (torch.zeros(1, 4, 8, 8), r"must be \(B, 3, H, W\)"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "must be floats .*uint8"),
+        (torch.zeros(0, 3, 8, 8), r"must be floats .*\(0, 3, 8, 8\)"),
     ],
 )
 def test_pictures_that_are_none_are_refused(x: Tensor, said: str, autoencoder: Autoencoder) -> None:
     with pytest.raises(ValueError, match=said):
         autoencoder.encode(x)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (2, 4, 4)])
+def test_latents_that_do_not_fit_are_refused(shape: tuple, autoencoder: Autoencoder) -> None:
+    with pytest.raises(ValueError, match=r"z must be \(B, 2, h, w\), got"):
+        autoencoder.decode(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"z must be \(B, 2, h, w\), got"):
+        Autoencoder(VQ).code_indices(torch.zeros(shape))
