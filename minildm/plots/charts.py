@@ -1,6 +1,7 @@
 """Curves and bars."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def _training(ax: Axes, name: str, records: Sequence[Record], smooth: float, ter
     if low > 0 and high > 5 * low:  # a smaller span would see a single label
         log_y(ax)
     rest = [f"{key} ≈ {size[key]:.3g}" for key in curves if key not in drawn]
-    ax.set_title(name + (f"\n(not drawn: {', '.join(rest)})" if rest else ""))
+    ax.set_title(name + (f"\n{fill('(not drawn: ' + ', '.join(rest) + ')', 48)}" if rest else ""))
     seconds = records[-1].seconds
     took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
     ax.set(xlabel=f"step  ({took}, {records[-1].images:,} pictures seen)", ylabel="loss")
