@@ -1,5 +1,6 @@
 """The checks behind the exercises: right answers pass, typical mistakes are named, none raises."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from minildm.exercises import Result, quickstart
+from minildm.exercises import (
+    Result,
+    adversarial,
+    autoencoder_kl,
+    choosing_f,
+    perceptual_compression,
+    quickstart,
+    vector_quantisation,
+)
 from minildm.exercises.result import Trial, check_function
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-MODULES = {"00_quickstart": {"quickstart": quickstart}}  # what the exercises' cells import
+MODULES = {  # what the exercises' cells import
+    "00_quickstart": {"quickstart": quickstart},
+    "01_perceptual_and_semantic_compression": {
+        "perceptual_compression": perceptual_compression,
+        "math": math,
+        "torch": torch,
+    },
+    "02_autoencoder_kl": {"autoencoder_kl": autoencoder_kl},
+    "03_vector_quantisation": {"vector_quantisation": vector_quantisation},
+    "04_perceptual_and_adversarial_losses": {"adversarial": adversarial},
+    "05_choosing_f_first_stage": {"choosing_f": choosing_f, "torch": torch},
+}
 CHECKS = (quickstart.check_noised, quickstart.check_guidance)
 Fn = Callable[..., Any]
 
