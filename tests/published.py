@@ -1,4 +1,4 @@
-"""What `tests/official` says of the published first stages, as configs and as tensors."""
+"""What `tests/official` says of the published models, as configs and as tensors."""
 
 import ast
 import hashlib
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minildm import Autoencoder
-from minildm.interop.compvis_autoencoder import places
+from minildm import Autoencoder, UNet
+from minildm.interop import compvis_autoencoder, compvis_unet
 
 OFFICIAL = Path(__file__).parent / "official"
 CONFIGS = json.loads((OFFICIAL / "params.json").read_text())["configs"]
@@ -53,8 +53,14 @@ def official_shapes(
     stage: Mapping[str, Any], size: Callable[[int], int] = same
 ) -> dict[str, tuple[int, ...]]:
     """The official names and shapes of a first stage's tensors."""
-    named = (line.split(" ", 1) for line in TENSORS[stage["state_dict"]["keys_sha256"]])
-    return {name: tuple(map(size, ast.literal_eval(shape))) for name, shape in named}
+    listed = listed_shapes(stage["state_dict"]["keys_sha256"])
+    return {name: tuple(map(size, shape)) for name, shape in listed.items()}
+
+
+def listed_shapes(key: str) -> dict[str, tuple[int, ...]]:
+    """The names and shapes under a hash."""
+    named = (line.split(" ", 1) for line in TENSORS[key])
+    return {name: ast.literal_eval(shape) for name, shape in named}
 
 
 def on_meta(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -101,9 +107,10 @@ def tiny(**changes: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, drawn(shapes | {"quantize.embedding.weight": (8, 2)})
 
 
-def official_state(model: Autoencoder) -> dict[str, Tensor]:
+def official_state(model: Autoencoder | UNet) -> dict[str, Tensor]:
     """A model's tensors by their official names."""
     state = model.state_dict()
+    places = (compvis_unet if isinstance(model, UNet) else compvis_autoencoder).places
     return {
         name: part
         for place in places(model.config)

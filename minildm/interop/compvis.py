@@ -1,24 +1,29 @@
 """Official models, as github.com/CompVis/latent-diffusion publishes them."""
 
 from minildm.autoencoder import Autoencoder
+from minildm.interop import compvis_unet
 from minildm.interop.compvis_autoencoder import TARGETS, load_autoencoder
+from minildm.interop.compvis_unet import load_unet
 from minildm.interop.reading import CheckpointLike, ConfigLike, read_config, read_tensors
+from minildm.unet import UNet
 
-NOT_YET = (
-    "ldm.modules.diffusionmodules.openaimodel.UNetModel",
-    "ldm.models.diffusion.ddpm.LatentDiffusion",
-)
+KNOWN = (*TARGETS, compvis_unet.TARGET)
+NOT_YET = ("ldm.models.diffusion.ddpm.LatentDiffusion",)
 
 
-def load_compvis(config: ConfigLike, checkpoint: CheckpointLike) -> Autoencoder:
-    """An official first stage: AutoencoderKL, VQModel, VQModelInterface, IdentityFirstStage.
+def load_compvis(config: ConfigLike, checkpoint: CheckpointLike) -> Autoencoder | UNet:
+    """An official first stage, or an official UNet.
+
+    First stages: AutoencoderKL, VQModel, VQModelInterface, IdentityFirstStage. UNets: UNetModel,
+    as `unet_config` names it in a diffusion model's config.
 
     config: the official YAML, a path or the parsed mapping, whole or from its target on.
-    checkpoint: a `.ckpt`, a `.safetensors`, or tensors by their official names; that of a whole
-    latent diffusion model does too, its other parts are left. The result is on the CPU, in
-    float32 whatever the precision stored, in evaluation mode. A file in float32 stays mapped into
-    memory: do not write over it while the model lives; training does not change it. `scale` stays
-    1: the official scale_factor belongs to the diffusion model's config, not to the first stage's.
+    checkpoint: a `.ckpt`, a `.safetensors`, or tensors by their official names. A first stage is
+    also found in the checkpoint of a whole latent diffusion model, whose other parts are left; a
+    UNet needs its tensors by their names in the UNet. The result is on the CPU, in float32
+    whatever the precision stored, in evaluation mode. A file in float32 stays mapped into memory:
+    do not write over it while the model lives; training does not change it. A first stage's
+    `scale` stays 1: the official scale_factor belongs to the diffusion model's config.
 
     Every tensor finds its place and every place its tensor, except the loss's, the averages of
     the weights and the colours of semantic maps. Raises ValueError for a config that cannot be
@@ -26,7 +31,10 @@ def load_compvis(config: ConfigLike, checkpoint: CheckpointLike) -> Autoencoder:
     and for a file that is cut short or would run code: none is run.
     """
     target, params = read_config(config)
-    if target not in TARGETS:
+    if target not in KNOWN:
         later = " is not read yet" if target in NOT_YET else " is not known"
-        raise ValueError(f"{params.where}: target {target!r}{later}; known: {', '.join(TARGETS)}")
-    return load_autoencoder(target, params, read_tensors(checkpoint))
+        raise ValueError(f"{params.where}: target {target!r}{later}; known: {', '.join(KNOWN)}")
+    tensors = read_tensors(checkpoint)
+    if target in TARGETS:
+        return load_autoencoder(target, params, tensors)
+    return load_unet(params, tensors)

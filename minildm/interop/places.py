@@ -16,20 +16,23 @@ SHOWN = 10  # misfits in an error
 class Place(NamedTuple):
     """One of our tensors, and what holds it there: one tensor, or several as its rows in order.
 
-    So q, k and v: with one head, our joint convolution is theirs one below the other.
+    So q, k and v: with one head, our joint convolution is theirs one below the other. `flat`
+    where theirs convolves over flattened pixels: its kernel lacks our last axis, of 1.
     """
 
     ours: str
     theirs: tuple[str, ...]
+    flat: bool = False
 
     def join(self, parts: Iterable[Tensor]) -> Tensor:
         """Their tensors -> ours."""
         parts = tuple(parts)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return joined[..., None] if self.flat else joined
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Our tensor -> theirs, in the order of their names."""
-        return tensor.chunk(len(self.theirs))
+        return (tensor[..., 0] if self.flat else tensor).chunk(len(self.theirs))
 
 
 def layer(ours: str, *theirs: str) -> Iterator[Place]:
@@ -43,8 +46,8 @@ def fill(
     places: Iterable[Place],
     tensors: Tensors,
     *,
-    own: Mapping[str, Tensor],
-    unused: re.Pattern[str],
+    own: Mapping[str, Tensor] | None = None,
+    unused: re.Pattern[str] | None = None,
 ) -> None:
     """Give a model on the meta device its tensors, in float32, without a second copy of a file's.
 
@@ -59,7 +62,7 @@ def fill(
         raise CheckpointError(
             f"{tensors.source}: {len(misfits)} tensors do not fit, such as\n  {listed}"
         )
-    state = dict(own)
+    state = dict(own or {})
     for place in places:
         joined = place.join(tensors.named[name].detach() for name in place.theirs)
         copy = not tensors.ours and len(place.theirs) == 1  # joined ones are new as they are
@@ -78,7 +81,9 @@ def _shapes(model: nn.Module, places: tuple[Place, ...]) -> dict[str, tuple[int,
 
 
 def _misfits(
-    shapes: Mapping[str, tuple[int, ...]], named: Mapping[str, Any], unused: re.Pattern[str]
+    shapes: Mapping[str, tuple[int, ...]],
+    named: Mapping[str, Any],
+    unused: re.Pattern[str] | None,
 ) -> Iterator[str]:
     for name, shape in shapes.items():
         if name not in named:
@@ -86,7 +91,7 @@ def _misfits(
         elif flaw := _flaw(named[name], shape):
             yield f"{name} {flaw}"
     for name in named:
-        if name not in shapes and not unused.match(str(name)):
+        if name not in shapes and not (unused and unused.match(str(name))):
             yield f"{name} has no place in this model"
 
 

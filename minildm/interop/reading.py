@@ -79,6 +79,10 @@ class Section:
             raise ValueError(f"{self.where}: {key}={value!r} cannot be expressed, only {listed}")
         return value
 
+    def given(self, key: str, nothing: object) -> bool:
+        """Whether a key holds more than what stands for nothing."""
+        return self._get(key, nothing) != nothing
+
     def section(self, key: str) -> "Section":
         """A mapping within."""
         return Section(self._get(key, _MISSING), f"{self.where}.{key}")
