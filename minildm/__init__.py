@@ -8,14 +8,24 @@ from minildm.data.emoji import EmojiDataset
 from minildm.data.folders import ImageFolder, torchvision_set
 from minildm.data.photos import PhotoDataset, load_photo
 from minildm.data.scenes import ScenesDataset
-from minildm.diffusion import LatentDiffusion, LatentDiffusionConfig
+from minildm.diffusion import LatentDiffusion, LatentDiffusionConfig, ScheduleConfig
 from minildm.ema import EMA
 from minildm.features import perceptual_distance
-from minildm.guidance import guided
-from minildm.losses import ldm_loss
+from minildm.guidance import guided, image_guided, keep_known
+from minildm.losses import ObjectiveConfig, ldm_loss, time_weights
 from minildm.metrics import evaluate_first_stage, evaluate_pictures
 from minildm.presets import PRESETS
-from minildm.samplers import ddim, ddpm
+from minildm.samplers import (
+    SAMPLERS,
+    ddim,
+    ddim_inversion,
+    ddpm,
+    dpm_solver_pp,
+    euler,
+    heun,
+    plms,
+    slerp,
+)
 from minildm.schedule import NoiseSchedule
 from minildm.training import train_autoencoder, train_judge, train_ldm
 from minildm.types import Batch, Conditioning, Prediction, Record, Step
@@ -24,6 +34,7 @@ from minildm.unet import UNet, UNetConfig
 __all__ = [
     "EMA",
     "PRESETS",
+    "SAMPLERS",
     "Autoencoder",
     "AutoencoderConfig",
     "Batch",
@@ -34,25 +45,36 @@ __all__ = [
     "LatentDiffusion",
     "LatentDiffusionConfig",
     "NoiseSchedule",
+    "ObjectiveConfig",
     "PhotoDataset",
     "Prediction",
     "Record",
     "ScenesDataset",
+    "ScheduleConfig",
     "Step",
     "UNet",
     "UNetConfig",
     "ddim",
+    "ddim_inversion",
     "ddpm",
+    "dpm_solver_pp",
+    "euler",
     "evaluate_first_stage",
     "evaluate_pictures",
     "guided",
+    "heun",
+    "image_guided",
     "interop",
+    "keep_known",
     "ldm_loss",
     "load_model",
     "load_photo",
     "perceptual_distance",
+    "plms",
     "pretrained",
     "save_model",
+    "slerp",
+    "time_weights",
     "torchvision_set",
     "train_autoencoder",
     "train_judge",

@@ -18,6 +18,7 @@ from minildm.files import write_json
 from minildm.loop import pick_device
 from minildm.metrics import evaluate_first_stage
 from minildm.presets import PRESETS
+from minildm.samplers import SAMPLERS
 from minildm.training import progress, train_autoencoder, train_judge, train_ldm
 
 app = typer.Typer(
@@ -109,7 +110,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("samples.png"),
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     guidance_scale: Annotated[float, typer.Option(help="1: the plain conditional")] = 3.0,
-    sampler: Annotated[str, typer.Option(help="ddim or ddpm")] = "ddim",
+    sampler: Annotated[str, typer.Option(help=", ".join(SAMPLERS))] = "ddim",
     device: Device = None,
     seed: Seed = 0,
 ) -> None:

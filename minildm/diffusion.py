@@ -1,7 +1,8 @@
 """Stage 2: a diffusion model over the latents of a frozen autoencoder, LDM Fig. 3."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -9,24 +10,46 @@ from torch import Tensor, nn
 from minildm.autoencoder import Autoencoder, AutoencoderConfig
 from minildm.conditioning import ConditionerConfig, build_conditioner
 from minildm.guidance import conditioned, guided
-from minildm.losses import draw_t, ldm_loss
-from minildm.samplers import SAMPLERS
+from minildm.losses import ObjectiveConfig, draw_t, ldm_loss, time_weights
+from minildm.samplers import SAMPLERS, Spacing
 from minildm.schedule import NoiseSchedule
-from minildm.types import Batch, Conditioning, Denoise, Noise, Step
+from minildm.types import Batch, Conditioning, Denoise, EditFn, Noise, Prediction, Step
 from minildm.unet import UNet, UNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The scaled-linear schedule of the paper."""
+    """A noise schedule; "scaled_linear" with these ends is the paper's.
+
+    The ends b0 and b1 belong to "scaled_linear" and "linear"; "cosine" has none to choose.
+    """
 
     T: int = 1000
     b0: float = 0.0015
     b1: float = 0.0195
+    kind: Literal["scaled_linear", "linear", "cosine"] = "scaled_linear"
+    zero_terminal_snr: bool = False  # see NoiseSchedule.zero_terminal_snr
 
     def __post_init__(self) -> None:
-        if self.T < 1 or not 0 < self.b0 <= self.b1 < 1:
-            raise ValueError(f"need T >= 1 and 0 < b0 <= b1 < 1, got {self}")
+        kinds = ("scaled_linear", "linear", "cosine")
+        if self.kind not in kinds:
+            listed = ", ".join(map(repr, kinds))
+            raise ValueError(f"kind={self.kind!r} is not known; known: {listed}")
+        if not 0 < self.b0 <= self.b1 < 1:
+            raise ValueError(f"need 0 < b0 <= b1 < 1, got b0={self.b0}, b1={self.b1}")
+        least = 2 if self.zero_terminal_snr else 1
+        if least > self.T:
+            raise ValueError(f"T={self.T} must be at least {least}")
+        if self.kind == "cosine" and (self.b0, self.b1) != (0.0015, 0.0195):
+            raise ValueError(f"kind='cosine' has no ends, got b0={self.b0}, b1={self.b1}")
+
+    def build(self) -> NoiseSchedule:
+        """The schedule, in float32."""
+        if self.kind == "cosine":
+            schedule = NoiseSchedule.cosine(self.T)
+        else:
+            schedule = getattr(NoiseSchedule, self.kind)(self.T, self.b0, self.b1)
+        return schedule.zero_terminal_snr() if self.zero_terminal_snr else schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +60,18 @@ class LatentDiffusionConfig:
     unet: UNetConfig
     conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     image_size: int = 64
     t_bias: float = 1.0  # how training draws t: 1 as in the paper, above it more of the noisy end
 
     def __post_init__(self) -> None:
         if not self.t_bias > 0:
             raise ValueError(f"t_bias={self.t_bias} must be positive")
+        if self.schedule.zero_terminal_snr and self.objective.predict == "eps":
+            raise ValueError(
+                "zero_terminal_snr=True needs objective.predict 'v' or 'z0', got 'eps': where z_T "
+                "holds no signal, eps says nothing of z0"
+            )
         c, unet = self.autoencoder.z_channels, self.unet
         if (unet.in_channels, unet.out_channels) != (c, c):
             raise ValueError(
@@ -58,6 +87,24 @@ class LatentDiffusionConfig:
                 f"image_size={self.image_size} must be a multiple of {factor}: f = "
                 f"{self.autoencoder.f} times 2 for each of the UNet's downsamplings"
             )
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The keyword arguments of `steps` and `sample`."""
+
+    n: int | None
+    size: int | tuple[int, int] | None
+    sampler: str
+    steps: int
+    eta: float
+    spacing: Spacing | None
+    guidance_scale: float
+    guidance_rescale: float
+    guidance_interval: tuple[int, int] | None
+    guide: Callable[[Denoise], Denoise] | None
+    edit: EditFn | None
+    seed: int | None
+    noise: Noise | None
 
 
 def seeded_noise(seed: int | None) -> Noise:
@@ -84,8 +131,9 @@ class LatentDiffusion(nn.Module):
         self.autoencoder = Autoencoder(config.autoencoder).requires_grad_(False)
         self.unet = UNet(config.unet)
         self.conditioner = build_conditioner(config.conditioner)
-        schedule = config.schedule
-        self.schedule = NoiseSchedule.scaled_linear(schedule.T, schedule.b0, schedule.b1)
+        self.schedule = config.schedule.build()
+        weights = time_weights(self.schedule, config.objective)
+        self.register_buffer("time_weights", weights, persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -98,28 +146,44 @@ class LatentDiffusion(nn.Module):
         self.autoencoder.eval()
         return self
 
-    def eps_theta(self, z_t: Tensor, t: Tensor, c: Conditioning) -> Tensor:
-        """The UNet with its condition, concatenated to z_t or through cross-attention."""
+    def network(self, z_t: Tensor, t: Tensor, c: Conditioning) -> Tensor:
+        """The UNet with its condition, concatenated to z_t or through cross-attention.
+
+        It returns what `config.objective.predict` names: eps, z0 or v, (B, c, h, w).
+        """
         if c.concat is not None:
             z_t = torch.cat([z_t, c.concat], dim=1)
         return self.unet(z_t, t, c.tokens)
+
+    def predict(self, z_t: Tensor, t: Tensor, c: Conditioning) -> Prediction:
+        """The network's answer as eps and z0, whatever its objective."""
+        out = self.network(z_t, t, c)
+        return self.schedule.prediction(self.config.objective.predict, out, z_t, t)
+
+    def eps_theta(self, z_t: Tensor, t: Tensor, c: Conditioning) -> Tensor:
+        """eps_hat: (B, c, h, w), (B,) int64, the condition -> (B, c, h, w)."""
+        return self.predict(z_t, t, c).eps
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss` (a scalar to minimise) and `per_sample` (B,) with its `t` (B,), for plots.
 
         The batch holds `image` (B, 3, H, W), or already `z` (B, c, h, w), and what tau_theta
-        asks for.
+        asks for. `per_sample` is unweighted; where the objective weighs times, its mean is
+        the term `simple`.
         """
         if "z" in batch:
             z0 = batch["z"]
         else:
             with torch.no_grad():
                 z0 = self.autoencoder.encode(batch["image"])
-        c = self.conditioner(batch, self.autoencoder.encode)
+        c, objective = self.conditioner(batch, self.autoencoder.encode), self.config.objective
         t = draw_t(self.schedule, len(z0), z0.device, self.config.t_bias)
         eps = torch.randn_like(z0)
-        per_sample = ldm_loss(self.eps_theta, self.schedule, z0, c, t, eps)
-        return {"loss": per_sample.mean(), "per_sample": per_sample.detach(), "t": t}
+        per_sample = ldm_loss(self.network, self.schedule, z0, c, t, eps, objective)
+        terms = {"loss": (self.time_weights[t] * per_sample).mean()}
+        if objective.weighting != "simple":
+            terms["simple"] = per_sample.detach().mean()
+        return {**terms, "per_sample": per_sample.detach(), "t": t}
 
     def steps(
         self,
@@ -130,42 +194,63 @@ class LatentDiffusion(nn.Module):
         sampler: str = "ddim",
         steps: int = 50,
         eta: float = 0.0,
+        spacing: Spacing | None = None,
         guidance_scale: float = 1.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[int, int] | None = None,
+        guide: Callable[[Denoise], Denoise] | None = None,
+        edit: EditFn | None = None,
         seed: int | None = None,
         noise: Noise | None = None,
     ) -> Iterator[Step]:
         """Sample, yielding every Step: latents (B, c, h, w). The arguments are `sample`'s."""
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler={sampler!r} is not known; known: {', '.join(SAMPLERS)}")
         if seed is not None and noise is not None:
             raise ValueError("give seed or noise, not both: noise is all the randomness there is")
         if n is not None and n < 1:
             raise ValueError(f"n={n} must be at least 1")
         noise = noise or seeded_noise(seed)
+        options = self._sampler_options(sampler, eta, spacing)
         y_batch = self.conditioner.batch_from(y, n or 1)
         count = len(y_batch["label"]) if y_batch else (n or 1)
         if not count or n not in (None, count):
             raise ValueError(f"n={n}, but y names {count} samples")
         z_T = noise(torch.zeros(count, *self._latent_shape(size), device=self.device))
-        if eta and sampler != "ddim":
-            raise ValueError(f"eta={eta} belongs to the sampler 'ddim', not to {sampler!r}")
-        options = {"eta": eta} if sampler == "ddim" else {}
+        guidance = {"rescale": guidance_rescale, "interval": guidance_interval}
         was_training = self.training
         self.eval()  # no condition is dropped when sampling
         try:
             with torch.no_grad():
-                denoise = self._denoise(y_batch, count, guidance_scale)
-            yield from SAMPLERS[sampler](denoise, self.schedule, z_T, steps, noise=noise, **options)
+                denoise = self._denoise(y_batch, count, guidance_scale, guidance)
+            denoise = guide(denoise) if guide else denoise
+            options |= {"steps": steps, "noise": noise, "edit": edit}
+            yield from SAMPLERS[sampler](denoise, self.schedule, z_T, **options)
         finally:
             self.train(was_training)
 
-    def _denoise(self, y_batch: Batch, n: int, guidance_scale: float) -> Denoise:
+    def _sampler_options(self, sampler: str, eta: float, spacing: Spacing | None) -> dict[str, Any]:
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler={sampler!r} is not known; known: {', '.join(SAMPLERS)}")
+        if eta and sampler != "ddim":
+            raise ValueError(f"eta={eta} belongs to the sampler 'ddim', not to {sampler!r}")
+        if spacing is None and self.config.schedule.zero_terminal_snr:
+            spacing = "trailing"  # the only one that begins where the training ends
+        options = {"spacing": spacing} if spacing else {}
+        return options | ({"eta": eta} if sampler == "ddim" else {})
+
+    def _denoise(
+        self, y_batch: Batch, n: int, guidance_scale: float, guidance: dict[str, Any]
+    ) -> Denoise:
         c, c_null = self.conditioner(y_batch, self.autoencoder.encode), self.conditioner.null(n)
         if c.tokens is None and c.concat is None:
             if guidance_scale != 1.0:
                 raise ValueError(f"guidance_scale={guidance_scale}: nothing to guide towards")
-            return conditioned(self.eps_theta, c)
-        return guided(self.eps_theta, c, c_null, guidance_scale)
+            network = conditioned(self.network, c)
+        else:
+            network = guided(self.network, c, c_null, guidance_scale, **guidance)
+        objective = self.config.objective.predict
+        if objective == "eps":
+            return network
+        return lambda z, t: self.schedule.prediction(objective, network(z, t), z, t)
 
     def _latent_shape(self, size: int | tuple[int, int] | None) -> tuple[int, int, int]:
         size = self.config.image_size if size is None else size
@@ -176,36 +261,17 @@ class LatentDiffusion(nn.Module):
         return (self.config.autoencoder.z_channels, height // f, width // f)
 
     @torch.no_grad()
-    def sample(
-        self,
-        y: object = None,
-        *,
-        n: int | None = None,
-        size: int | tuple[int, int] | None = None,
-        sampler: str = "ddim",
-        steps: int = 50,
-        eta: float = 0.0,
-        guidance_scale: float = 1.0,
-        seed: int | None = None,
-        noise: Noise | None = None,
-    ) -> Tensor:
+    def sample(self, y: object = None, **options: Unpack[SamplingOptions]) -> Tensor:
         """Pictures for the conditions y: (B, 3, H, W) in [-1, 1].
 
         y: class names or labels, None for an unconditional model, which makes `n` pictures.
-        size: their side, or (H, W), if not the trained one. sampler: "ddim" (with steps and
-        eta) or "ddpm". guidance_scale: 1 is the plain conditional. seed: an int for the same
-        pictures again; or noise, a function like torch.randn_like. ValueErrors name what is
-        wrong.
+        size: their side, or (H, W), if not the trained one. sampler: "ddim" (eta: how much of
+        DDPM's noise), "ddpm", "plms", "dpm_solver_pp", "euler" or "heun", with `steps` at the
+        times of `spacing` (leading, trailing or linspace). guidance_scale: 1 is the plain
+        conditional; guidance_rescale, guidance_interval: see `guided`. guide: wraps the
+        denoiser, as `image_guided` does. edit: changes z between steps, as `keep_known` does.
+        seed: an int for the same pictures again; or noise, a function like torch.randn_like.
+        ValueErrors name what is wrong.
         """
-        *_, last = self.steps(
-            y,
-            n=n,
-            size=size,
-            sampler=sampler,
-            steps=steps,
-            eta=eta,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            noise=noise,
-        )
+        *_, last = self.steps(y, **options)
         return self.autoencoder.decode(last.z).clamp(-1.0, 1.0)

@@ -8,9 +8,11 @@ from minildm.data.emoji import EmojiDataset
 from minildm.data.folders import ImageFolder
 from minildm.data.photos import PhotoDataset
 from minildm.data.scenes import ScenesDataset
-from minildm.diffusion import LatentDiffusionConfig
-from minildm.losses import AdversarialConfig
+from minildm.diffusion import LatentDiffusionConfig, ScheduleConfig
+from minildm.losses import AdversarialConfig, ObjectiveConfig
 from minildm.unet import UNetConfig
+
+DECAYS = ("cosine", "linear", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class TrainConfig:
     batch_size: int = 64
     lr: float = 1e-3
     warmup_steps: int = 100  # linear, from 0
-    decay: str = "cosine"  # to zero at the last step; or "constant"
+    decay: str = "cosine"  # or "linear", to zero after the last step; or "constant"
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     grad_clip: float = 1.0  # of the gradient's norm
@@ -32,6 +34,10 @@ class TrainConfig:
     seed: int = 0
     save_every: int = 100  # steps
     workers: int = 0  # processes that load data
+    # What these three cost and gain here, `make bench` shows.
+    channels_last: bool = True  # the memory layout in which convolutions run fastest
+    compile: bool = False  # torch.compile of the networks: minutes once, then faster on a GPU
+    tf32: bool = True  # on a GPU: float32 products with 10 bits of mantissa
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "save_every"):
@@ -40,8 +46,8 @@ class TrainConfig:
         for name in ("lr", "grad_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
-        if self.decay not in ("cosine", "constant"):
-            raise ValueError(f"decay={self.decay!r} is not known; known: 'cosine', 'constant'")
+        if self.decay not in DECAYS:
+            raise ValueError(f"decay={self.decay!r} is not known; known: {', '.join(DECAYS)}")
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f"precision={self.precision!r} must be auto, fp32, bf16 or fp16")
 
@@ -109,6 +115,8 @@ class LatentDiffusionExperiment:
     train: TrainConfig
     data: DataConfig = field(default_factory=DataConfig)
     conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     t_bias: float = 1.0  # see losses.draw_t
 
     def model_config(
@@ -122,6 +130,8 @@ class LatentDiffusionExperiment:
             autoencoder=autoencoder,
             unet=self.unet,
             conditioner=conditioner,
+            schedule=self.schedule,
+            objective=self.objective,
             image_size=self.data.size,
             t_bias=self.t_bias,
         )

@@ -1,9 +1,12 @@
-"""Steering a sampler by changing what its denoiser returns."""
+"""Steering a sampler by changing what its denoiser returns, or z between its steps."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from minildm.types import Conditioning, Denoise, EpsTheta
+from minildm.schedule import NoiseSchedule
+from minildm.types import Conditioning, Denoise, EditFn, EpsTheta, Noise, Prediction
 
 
 def cat_conditions(first: Conditioning, second: Conditioning) -> Conditioning:
@@ -19,19 +22,101 @@ def conditioned(eps_theta: EpsTheta, c: Conditioning) -> Denoise:
 
 
 def guided(
-    eps_theta: EpsTheta, c: Conditioning, c_null: Conditioning, guidance_scale: float
+    eps_theta: EpsTheta,
+    c: Conditioning,
+    c_null: Conditioning,
+    guidance_scale: float,
+    *,
+    rescale: float = 0.0,
+    interval: tuple[int, int] | None = None,
 ) -> Denoise:
     """Classifier-free guidance (Ho & Salimans 2022), in one doubled call, null first.
 
     eps_hat = eps_null + s (eps_c - eps_null): s = 0 unconditional, 1 the plain conditional,
-    larger follows the condition more closely than the data do.
+    larger follows the condition more closely than the data do. The same line serves a network
+    that predicts z0 or v.
+
+    rescale: how much of the standard deviation that guidance adds is taken away again, 0 to 1
+    (Lin et al. 2024, Eqs. 15-16). interval: the times, both included, at which to guide; at
+    others a single plain call (Kynkaanniemi et al. 2024). Raises ValueError for values outside.
     """
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"rescale={rescale} must lie in [0, 1]")
+    if interval is not None and not 0 <= interval[0] <= interval[1]:
+        raise ValueError(f"interval={interval} must be two times (first, last), 0 <= first <= last")
+    plain = conditioned(eps_theta, c)
     if guidance_scale == 1.0:
-        return conditioned(eps_theta, c)
+        return plain
     both = cat_conditions(c_null, c)
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
+        if interval is not None and not interval[0] <= int(t[0]) <= interval[1]:
+            return plain(z, t)
         eps_null, eps_c = eps_theta(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
-        return eps_null + guidance_scale * (eps_c - eps_null)
+        eps_hat = eps_null + guidance_scale * (eps_c - eps_null)
+        if rescale:
+            dims = tuple(range(1, z.ndim))
+            ratio = eps_c.std(dims, keepdim=True) / eps_hat.std(dims, keepdim=True)
+            eps_hat = eps_hat * (rescale * ratio + 1 - rescale)
+        return eps_hat
 
     return denoise
+
+
+def image_guided(
+    denoise: Denoise,
+    schedule: NoiseSchedule,
+    distance: Callable[[Tensor], Tensor],
+    scale: float = 1.0,
+) -> Denoise:
+    """Post-hoc image guiding, LDM appendix C, Eqs. 14-17: a picture y steers any trained model.
+
+    eps_hat = eps + scale sqrt(1 - abar) grad_z distance(z0_hat(z)). `distance` (B, c, h, w) ->
+    (B,) says how far a clean latent is from what is wanted, such as 1/2 |y - T(D(z0))|^2 with
+    the decoder D and a differentiable T, or a perceptual distance. The gradient goes through
+    the denoiser; gradients are switched on for that alone. Needs abar > 0.
+    """
+
+    def steered(z: Tensor, t: Tensor) -> Prediction:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_(True)
+            out = denoise(z, t)
+            if not isinstance(out, Prediction):
+                out = Prediction(out, schedule.z0_from_eps(z, t, out))
+            far = distance(out.z0)
+            if far.shape != z.shape[:1]:
+                raise ValueError(
+                    f"distance must give one number a sample, ({len(z)},), got {tuple(far.shape)}"
+                )
+            slope = torch.autograd.grad(far.sum(), z)[0]
+        noise_scale = schedule.scales(t)[1]
+        eps_hat = out.eps.detach() + scale * noise_scale * slope
+        return Prediction(eps_hat, schedule.z0_from_eps(z.detach(), t, eps_hat))
+
+    return steered
+
+
+def keep_known(
+    schedule: NoiseSchedule, z_known: Tensor, mask: Tensor, noise: Noise = torch.randn_like
+) -> EditFn:
+    """Training-free inpainting by mask blending, as an `edit` of any sampler.
+
+    Where mask (B, 1, h, w) or (B, c, h, w) is 1, z_t is replaced by the known latent z_known
+    (B, c, h, w), noised to t; where it is 0 the sampler goes on (the official code's convention,
+    and RePaint's without resampling, Lugmayr et al. 2022). The last step's result is not
+    blended: paste the known pixels where they must be exact. Raises ValueError for a mask that
+    is not in [0, 1] or does not fit.
+    """
+    fits = mask.ndim == 4 and mask.shape[-2:] == z_known.shape[-2:]
+    if not fits or mask.shape[1] not in (1, z_known.shape[1]) or len(mask) not in (1, len(z_known)):
+        raise ValueError(
+            f"mask must be (B, 1, h, w) as z_known {tuple(z_known.shape)}, got {tuple(mask.shape)}"
+        )
+    if not ((mask >= 0) & (mask <= 1)).all():
+        raise ValueError(f"mask must lie in [0, 1], got {mask.min():.3g}..{mask.max():.3g}")
+
+    def edit(z: Tensor, t: Tensor) -> Tensor:
+        known = schedule.q_sample(z_known, t, noise(z_known))
+        return mask * known + (1 - mask) * z
+
+    return edit

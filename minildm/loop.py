@@ -7,7 +7,8 @@ weights, EMA, optimiser and n, and ends bit-for-bit where the unbroken one ends.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -79,9 +80,9 @@ def _conv_seconds(dtype: torch.dtype) -> float:
 def lr_at(config: TrainConfig, step: int) -> float:
     """The learning rate of step 1, 2, ...: linear warm-up, times the decay."""
     warm = min(1.0, step / max(config.warmup_steps, 1))
-    if config.decay == "constant":
-        return config.lr * warm
-    return config.lr * warm * 0.5 * (1 + math.cos(math.pi * (step - 1) / config.steps))
+    done = (step - 1) / config.steps
+    left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return config.lr * warm * left[config.decay]
 
 
 def seed_of(seed: int, *parts: int) -> int:
@@ -171,6 +172,8 @@ def optimise(
     players = [p._replace(optimizer=o) for p, o in zip(players, prepared[1:], strict=True)]
 
     source = batches(data, config, step)
+    if config.compile:
+        compile_networks(player.module for player in players)
     clock = time.perf_counter() - seconds
     while step < config.steps:
         step += 1
@@ -179,7 +182,8 @@ def optimise(
             for group in player.optimizer.param_groups:
                 group["lr"] = lr * player.lr_factor
         try:
-            terms = _one_step(forward, source, players, accelerator, config, step)
+            with float32_products(config.tf32):
+                terms = _one_step(forward, source, players, accelerator, config, step)
         except ValueError as error:  # a picture with NaN, say
             raise ValueError(f"step {step}: {error}; {run.last_good()}") from error
         _check_finite(terms, step, run)
@@ -195,12 +199,35 @@ def optimise(
     model.eval()
 
 
+def compile_networks(modules: Iterable[nn.Module]) -> None:
+    """torch.compile, in place, the networks of each module; names of weights stay.
+
+    Those are its children that hold weights to train (the UNet, tau_theta; encoder, decoder):
+    what surrounds them draws noise and looks into batches, which a compiler gains nothing from.
+    """
+    for module in modules:
+        children = [m for m in module.children() if any(p.requires_grad for p in m.parameters())]
+        for network in children or [module]:
+            network.compile()
+
+
+@contextmanager
+def float32_products(tf32: bool) -> Iterator[None]:
+    """Within the block a GPU multiplies float32 matrices with TF32, or exactly; as before after."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def _player(
     module: nn.Module, term: str, config: TrainConfig, lr_factor: float, device: torch.device
 ) -> Player:
     module.to(device).train()
-    if device.type != "mps":
-        module.to(memory_format=torch.channels_last)  # what convolutions run fastest on
+    if config.channels_last and device.type != "mps":
+        module.to(memory_format=torch.channels_last)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay

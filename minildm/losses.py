@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minildm.autoencoder import Autoencoder, check_pictures
 from minildm.discriminator import DiscriminatorConfig
-from minildm.schedule import NoiseSchedule
+from minildm.schedule import OBJECTIVES, NoiseSchedule, Objective
 from minildm.types import Conditioning, EpsTheta
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]  # two (B, 3, H, W) -> (B,)
@@ -182,6 +182,28 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "hinge") -> Tenso
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What the UNet predicts, how its error counts, and how much at which time."""
+
+    predict: Objective = "eps"
+    loss: Literal["l2", "l1"] = "l2"
+    weighting: Literal["simple", "min_snr", "vlb"] = "simple"  # see time_weights
+    gamma: float = 5.0  # of min_snr
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("predict", OBJECTIVES),
+            ("loss", ("l2", "l1")),
+            ("weighting", ("simple", "min_snr", "vlb")),
+        ):
+            if getattr(self, name) not in known:
+                listed = ", ".join(map(repr, known))
+                raise ValueError(f"{name}={getattr(self, name)!r} is not known; known: {listed}")
+        if not self.gamma > 0:
+            raise ValueError(f"gamma={self.gamma} must be positive")
+
+
 def ldm_loss(
     eps_theta: EpsTheta,
     schedule: NoiseSchedule,
@@ -189,13 +211,45 @@ def ldm_loss(
     c: Conditioning,
     t: Tensor,
     eps: Tensor,
+    objective: ObjectiveConfig | None = None,
 ) -> Tensor:
     """L_LDM, LDM Eq. 3: || eps - eps_theta(z_t, t, c) ||^2, mean over channels and pixels: (B,).
 
-    Pure: the caller draws t and eps, then averages to train or scatters against t to diagnose.
+    With an objective the same for z0 or v, or |.| in place of the square; unweighted. Pure: the
+    caller draws t and eps, then averages to train or scatters against t to diagnose.
     """
-    eps_hat = eps_theta(schedule.q_sample(z0, t, eps), t, c)  # (B, c, h, w)
-    return reduce((eps - eps_hat.float()) ** 2, "b c h w -> b", "mean")
+    objective = objective or ObjectiveConfig()
+    target = schedule.target(objective.predict, z0, t, eps)
+    out = eps_theta(schedule.q_sample(z0, t, eps), t, c)  # (B, c, h, w)
+    error = target - at_least_float32(out)
+    error = error.abs() if objective.loss == "l1" else error**2
+    return reduce(error, "b c h w -> b", "mean")
+
+
+def time_weights(schedule: NoiseSchedule, objective: ObjectiveConfig) -> Tensor:
+    """The factor of each time's loss: (T,), in the schedule's dtype.
+
+    simple: 1, DDPM Eq. 14. min_snr: a z0 error counts min(SNR, gamma) times, Hang et al. 2023,
+    Eq. 4. vlb: (SNR(t - 1) - SNR(t)) / 2, so that the weighted squared error summed over times
+    and dimensions is the variational bound's (DDPM Eq. 12, in nats; Kingma et al. 2021, Eq.
+    13); its first entry, which would be infinite, repeats the second, as in the official code.
+    An eps error is the z0 error times SNR, a v error the z0 error over 1 - abar.
+    """
+    abar = schedule.alphas_cumprod.double()
+    snr = abar / (1 - abar)
+    if objective.weighting == "simple":
+        return torch.ones_like(schedule.alphas_cumprod)
+    if objective.weighting == "min_snr":
+        of_z0 = snr.clamp(max=objective.gamma)
+    else:
+        if schedule.T < 2:
+            raise ValueError(f"weighting='vlb' needs T >= 2, got T={schedule.T}")
+        of_z0 = torch.cat([snr[:1], (snr[:-1] - snr[1:]) / 2])
+    factor = {"eps": 1 / snr, "z0": torch.ones_like(snr), "v": 1 - abar}[objective.predict]
+    weights = of_z0 * factor
+    if objective.weighting == "vlb":
+        weights[0] = weights[1]
+    return weights.to(schedule.alphas_cumprod.dtype)
 
 
 def draw_t(schedule: NoiseSchedule, n: int, device: torch.device, t_bias: float = 1.0) -> Tensor:

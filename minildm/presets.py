@@ -82,6 +82,22 @@ PRESETS: dict[str, AutoencoderExperiment | LatentDiffusionExperiment | JudgeExpe
         train=TrainConfig(steps=1150, lr=1.2e-3, ema_decay=0.997, save_every=50),
         t_bias=2.0,
     ),
+    "emoji-uncond": LatentDiffusionExperiment(
+        unet=UNetConfig(
+            in_channels=3,
+            out_channels=3,
+            width=32,
+            width_mult=(1, 2, 3),
+            res_blocks=1,
+            attn_levels=(2,),
+            heads=4,
+            d_head=None,
+            groups=8,
+        ),
+        data=DataConfig(subgroups=CLEAR_SUBGROUPS),
+        train=TrainConfig(steps=1150, lr=1.2e-3, ema_decay=0.997, save_every=50),
+        t_bias=2.0,
+    ),
     "emoji-kl-f4-gpu": AutoencoderExperiment(
         model=AutoencoderConfig(z_channels=3, width=64, width_mult=(1, 2, 4)),
         train=TrainConfig(steps=12_000, batch_size=64, lr=4e-4, ema_decay=0.999, save_every=500),

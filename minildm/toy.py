@@ -17,18 +17,20 @@ def gaussian_eps(schedule: NoiseSchedule, mu: float, s: float) -> Denoise:
     return denoise
 
 
-def mixture_eps(schedule: NoiseSchedule, points: Tensor) -> Denoise:
-    """E[eps | z_t] for z_0 one of `points` (K, c, h, w), each equally likely.
+def mixture_eps(schedule: NoiseSchedule, points: Tensor, s: float = 0.0) -> Denoise:
+    """E[eps | z_t] for z_0 = one of `points` (K, c, h, w), each equally likely, plus s N(0, I).
 
-    The posterior over the points is a softmax of their squared distances to z_t; its mean is
-    the z_0 that leaves eps. Training on a finite set with no bound on the network ends here.
+    The posterior over the points is a softmax of their squared distances to z_t; given a point,
+    z_0 is Gaussian; the mean of both is the z_0 that leaves eps. With s = 0 a network that has
+    no bound, trained on a finite set, ends here: it can only return what it has seen.
     """
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
         signal_scale, noise_scale = schedule.scales(t)
+        spread = (signal_scale * s) ** 2 + noise_scale**2  # variance of z_t around one point
         gaps = z[:, None] - signal_scale[:, None] * points[None]  # (B, K, c, h, w)
-        logits = -0.5 * (gaps**2).sum(dim=(2, 3, 4)) / noise_scale.view(-1, 1) ** 2
-        z0 = torch.einsum("bk,kchw->bchw", logits.softmax(dim=1), points)
-        return schedule.eps_from_z0(z, t, z0)
+        logits = -0.5 * (gaps**2).sum(dim=(2, 3, 4)) / spread.view(-1, 1)
+        gap = torch.einsum("bk,bkchw->bchw", logits.softmax(dim=1), gaps)
+        return noise_scale * gap / spread
 
     return denoise

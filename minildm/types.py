@@ -24,7 +24,7 @@ class Prediction(NamedTuple):
     z0: Tensor  # (B, c, h, w)
 
 
-EpsTheta = Callable[[Tensor, Tensor, Conditioning], Tensor]  # (z_t, t, c) -> eps_hat
+EpsTheta = Callable[[Tensor, Tensor, Conditioning], Tensor]  # (z_t, t, c) -> eps_hat (z0, v)
 Denoise = Callable[[Tensor, Tensor], Tensor | Prediction]  # (z_t, t) -> eps_hat, y bound
 
 
