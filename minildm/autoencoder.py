@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minildm.layers import Downsample, ResBlock, SelfAttention2d, Upsample
+from minildm.layers import Downsample, GroupNorm, ResBlock, SelfAttention2d, Upsample
 from minildm.regularizers import DiagonalGaussian, VectorQuantizer
 from minildm.types import Noise
 
@@ -134,7 +134,7 @@ class Encoder(nn.Module):
                 level.append(Downsample(width, pad_all_sides=False))
             self.levels.append(level)
         self.middle = _middle(config, channels)
-        self.norm_out = nn.GroupNorm(config.groups, channels, eps=_EPS)
+        self.norm_out = GroupNorm(config.groups, channels, eps=_EPS)
         self.conv_out = nn.Conv2d(channels, hid_z, 3, padding=1)
         self.to_moments = nn.Conv2d(hid_z, config.moment_channels, 1)
 
@@ -180,7 +180,7 @@ class Decoder(nn.Module):
             if i > 0:
                 level.append(Upsample(width))
             self.levels.append(level)
-        self.norm_out = nn.GroupNorm(config.groups, channels, eps=_EPS)
+        self.norm_out = GroupNorm(config.groups, channels, eps=_EPS)
         self.patch = config.patch
         c_out = config.in_channels * config.patch**2
         self.conv_out = nn.Conv2d(channels, c_out, 3, padding=1)

@@ -30,10 +30,35 @@ def zero_init(module: nn.Module) -> nn.Module:
     return module
 
 
+class GroupNorm(nn.GroupNorm):
+    """torch's; its bfloat16 kernel for channels_last on a CPU takes three times float32's time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16 and last:
+            weight, bias = self.weight.float(), self.bias.float()
+            return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).bfloat16()
+        return super().forward(x)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, fused, so never holding all N x N weights.
+
+    (B, head, N, d), (B, head, M, d), (B, head, M, d) -> (B, head, N, d)
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
+        # Backward, torch's kernel is up to ten times slower in bfloat16 than in float32 there.
+        with torch.autocast("cpu", enabled=False):
+            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+        return out.bfloat16()
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class ResBlock(nn.Module):
     """Two 3x3 convolutions beside a skip; a time embedding shifts (and scales) the second norm.
 
-    `resample` "up" or "down" halves or doubles both paths, without a convolution.
+    `resample` "up" or "down" doubles or halves both paths, without a convolution; `size` is what
+    "up" gives, if not the double.
     (B, c_in, h, w), (B, d_emb) or None -> (B, c_out, h, w)
     """
 
@@ -52,19 +77,21 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
-        self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
+        self.norm1 = GroupNorm(groups, c_in, eps=eps)
         self.resample = {"up": Upsample, "down": AvgDown}.get(resample, nn.Identity)()
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.to_emb = nn.Linear(d_emb, c_out * (2 if scale_shift else 1)) if d_emb else None
-        self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
+        self.norm2 = GroupNorm(groups, c_out, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         if zero_out:
             zero_init(self.conv2)
 
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        hid = self.conv1(self.resample(F.silu(self.norm1(x))))  # (B, c_out, h, w)
+    def forward(
+        self, x: Tensor, emb: Tensor | None = None, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        hid = self.conv1(self._resampled(F.silu(self.norm1(x)), size))  # (B, c_out, h, w)
         scale = None
         if self.to_emb is not None:
             emb = rearrange(self.to_emb(F.silu(emb)), "b c -> b c 1 1")
@@ -76,7 +103,10 @@ class ResBlock(nn.Module):
         if scale is not None:
             hid = hid * (1 + scale) + shift
         hid = self.conv2(self.dropout(F.silu(hid)))
-        return self.skip(self.resample(x)) + hid
+        return self.skip(self._resampled(x, size)) + hid
+
+    def _resampled(self, x: Tensor, size: tuple[int, int] | None) -> Tensor:
+        return self.resample(x, size) if isinstance(self.resample, Upsample) else self.resample(x)
 
 
 class Downsample(nn.Module):
@@ -102,14 +132,15 @@ class AvgDown(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour, then a 3x3 convolution if `channels` is given: h, w -> 2h, 2w."""
+    """Nearest neighbour, then a 3x3 convolution if `channels` is given: h, w -> 2h, 2w, or size."""
 
     def __init__(self, channels: int | None = None) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if channels else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        size = size or (2 * x.shape[-2], 2 * x.shape[-1])
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
 class SelfAttention2d(nn.Module):
@@ -123,7 +154,7 @@ class SelfAttention2d(nn.Module):
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.norm = GroupNorm(groups, channels, eps=eps)
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.to_out = nn.Conv2d(channels, channels, 1)
         if zero_out:
@@ -134,7 +165,7 @@ class SelfAttention2d(nn.Module):
         # Fused attention, which never holds all N x N weights, wants d to be the fastest axis.
         qkv = rearrange(self.to_qkv(self.norm(x)), "b c h w -> b (h w) c").contiguous()
         q, k, v = rearrange(qkv, "b n (head qkv d) -> qkv b head n d", qkv=3, head=self.heads)
-        out = F.scaled_dot_product_attention(q, k, v)  # softmax(q k^T / sqrt(d)) v
+        out = attention(q, k, v)
         return x + self.to_out(rearrange(out, "b head (h w) d -> b (head d) h w", h=h, w=w))
 
 
@@ -158,7 +189,7 @@ class CrossAttention(nn.Module):
             rearrange(y, "b n (head d) -> b head n d", head=self.heads)
             for y in (self.to_q(x), self.to_k(cond), self.to_v(cond))
         )
-        out = F.scaled_dot_product_attention(q, k, v)  # (B, head, N, d)
+        out = attention(q, k, v)  # (B, head, N, d)
         return self.to_out(rearrange(out, "b head n d -> b n (head d)"))
 
 
@@ -214,7 +245,7 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         d = heads * d_head
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, d, 1)
         self.blocks = nn.ModuleList(
             TransformerBlock(d, d_cond=d_cond, heads=heads, d_head=d_head, dropout=dropout)

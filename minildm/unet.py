@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minildm.layers import (
     Downsample,
+    GroupNorm,
     ResBlock,
     SelfAttention2d,
     SpatialTransformer,
@@ -42,6 +43,8 @@ class UNetConfig:
         for name in ("in_channels", "out_channels", "width", "res_blocks", "depth", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
         bad = [m for m in (1, *self.width_mult) if self.width * m % self.groups]
         if min(self.width_mult, default=0) < 1 or bad:
             raise ValueError(
@@ -64,15 +67,20 @@ class UNetConfig:
         return self.heads or channels // self.d_head
 
 
-class Stage(nn.Sequential):
-    """Blocks run in order, each given what it asks for: the embedding, or the tokens."""
+Size = tuple[int, int] | None  # (h, w) after a stage that enlarges, if not the double
 
-    def forward(self, x: Tensor, emb: Tensor, tokens: Tensor | None) -> Tensor:
+
+class Stage(nn.Sequential):
+    """Blocks run in order, each given what it asks for: the embedding, the tokens, the size."""
+
+    def forward(self, x: Tensor, emb: Tensor, tokens: Tensor | None, size: Size = None) -> Tensor:
         for block in self:
             if isinstance(block, ResBlock):
-                x = block(x, emb)
+                x = block(x, emb, size)
             elif isinstance(block, SpatialTransformer):
                 x = block(x, tokens)
+            elif isinstance(block, Upsample):
+                x = block(x, size)
             else:
                 x = block(x)
         return x
@@ -81,7 +89,8 @@ class Stage(nn.Sequential):
 class UNet(nn.Module):
     """(B, c_in, h, w), (B,) int64, (B, M, d_cond) or None -> (B, c_out, h, w).
 
-    The way down keeps every stage's output; the way up takes them back in reverse order.
+    The way down keeps every stage's output; the way up takes them back in reverse order. Any h
+    and w: where halving rounds, the way up returns to the size that the way down had.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -115,7 +124,7 @@ class UNet(nn.Module):
                     stage.append(self._resample(channels, "up"))
                 self.up.append(stage)
 
-        self.norm_out = nn.GroupNorm(config.groups, channels, eps=1e-5)
+        self.norm_out = GroupNorm(config.groups, channels, eps=1e-5)
         self.conv_out = zero_init(nn.Conv2d(channels, config.out_channels, 3, padding=1))
 
     def _res(self, c_in: int, c_out: int, resample: str = "none") -> ResBlock:
@@ -158,10 +167,11 @@ class UNet(nn.Module):
         config, factor = self.config, 2 ** (len(self.config.width_mult) - 1)
         if z_t.ndim != 4 or z_t.shape[1] != config.in_channels:
             raise ValueError(f"z_t must be (B, {config.in_channels}, h, w), got {tuple(z_t.shape)}")
-        if z_t.shape[2] % factor or z_t.shape[3] % factor:
+        least = factor if config.resblock_updown else 1  # a mean over 2 x 2 leaves nothing of 1
+        if min(z_t.shape[2:]) < least:
             raise ValueError(
                 f"z_t is {z_t.shape[2]} x {z_t.shape[3]}; {len(config.width_mult)} levels need "
-                f"multiples of {factor}"
+                f"at least {least} x {least}"
             )
         if t.shape != z_t.shape[:1]:
             raise ValueError(f"t must be ({len(z_t)},), one time a sample, got {tuple(t.shape)}")
@@ -187,10 +197,13 @@ class UNet(nn.Module):
             skips.append(hid)
         hid = self._run(self.middle, hid, emb, tokens)
         for stage in self.up:
-            hid = self._run(stage, torch.cat([hid, skips.pop()], dim=1), emb, tokens)
+            hid = torch.cat([hid, skips.pop()], dim=1)
+            hid = self._run(stage, hid, emb, tokens, tuple(skips[-1].shape[2:]) if skips else None)
         return self.conv_out(F.silu(self.norm_out(hid)))
 
-    def _run(self, stage: Stage, hid: Tensor, emb: Tensor, tokens: Tensor | None) -> Tensor:
+    def _run(
+        self, stage: Stage, hid: Tensor, emb: Tensor, tokens: Tensor | None, size: Size = None
+    ) -> Tensor:
         if self.config.checkpoint and self.training:
-            return checkpoint(stage, hid, emb, tokens, use_reentrant=False)
-        return stage(hid, emb, tokens)
+            return checkpoint(stage, hid, emb, tokens, size, use_reentrant=False)
+        return stage(hid, emb, tokens, size)

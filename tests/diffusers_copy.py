@@ -1,8 +1,10 @@
-"""Copies our weights into diffusers' models, block by block, and compares what both give.
+"""Builds diffusers' models of our sizes, copies our weights into them, compares what both give.
 
 What differs there, and is handled here:
 - q, k, v are three linear layers, one after the other; ours is one 1x1 convolution that keeps
   q, k and v of a head beside each other.
+- `attention_head_dim` of UNet2DConditionModel is the *number* of heads, of UNet2DModel their width.
+- The timestep embedding starts with the sines unless `flip_sin_to_cos`.
 """
 
 import warnings
@@ -13,20 +15,59 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minildm import Autoencoder, UNet
+from minildm import Autoencoder, UNet, UNetConfig
 from minildm.layers import Downsample, ResBlock, SelfAttention2d, SpatialTransformer, Upsample
 
 with warnings.catch_warnings():
     # Deprecations inside diffusers and what it imports, none of which a test could mend.
     warnings.simplefilter("ignore", DeprecationWarning)
     warnings.simplefilter("ignore", FutureWarning)
-    from diffusers import AutoencoderKL, VQModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
 __all__ = ["AutoencoderKL", "VQModel", "convert_ldm_vae_checkpoint"]  # for tests to import
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the output's largest value
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=("float32", "float64"))
+
+
+def unconditional(config: UNetConfig) -> UNet2DModel:
+    attends = [i in config.attn_levels for i in range(len(config.width_mult))]
+    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+    plain = plain if config.resblock_updown else ("DownBlock2D", "UpBlock2D")
+    resample = "resnet" if config.resblock_updown else "conv"
+    return UNet2DModel(
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        block_out_channels=[config.width * m for m in config.width_mult],
+        down_block_types=["AttnDownBlock2D" if a else plain[0] for a in attends],
+        up_block_types=["AttnUpBlock2D" if a else plain[1] for a in attends[::-1]],
+        layers_per_block=config.res_blocks,
+        attention_head_dim=config.d_head,
+        norm_num_groups=config.groups,
+        attn_norm_num_groups=config.groups,
+        downsample_type=resample,
+        upsample_type=resample,
+        resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
+        flip_sin_to_cos=True,
+        freq_shift=0,
+    )
+
+
+def conditional(config: UNetConfig) -> UNet2DConditionModel:
+    attends = [i in config.attn_levels for i in range(len(config.width_mult))]
+    return UNet2DConditionModel(
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        block_out_channels=[config.width * m for m in config.width_mult],
+        down_block_types=["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+        up_block_types=["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]],
+        layers_per_block=config.res_blocks,
+        attention_head_dim=config.heads,
+        transformer_layers_per_block=config.depth,
+        cross_attention_dim=config.d_cond,
+        norm_num_groups=config.groups,
+    )
 
 
 def pieces(module: nn.Module, kinds: tuple[type, ...]) -> list[nn.Module]:

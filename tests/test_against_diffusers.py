@@ -1,8 +1,6 @@
 """Element by element against diffusers, with random weights and replayed noise.
 
 What differs there, and is set or handled here:
-- `attention_head_dim` of UNet2DConditionModel is the *number* of heads, of UNet2DModel their width.
-- The timestep embedding starts with the sines unless `flip_sin_to_cos`.
 - The schedulers make their table in float32; ours is put in its place. `clip_sample` is on by
   default, which is wrong for latents.
 - DDIM "leading" needs steps_offset=1 and set_alpha_to_one=False to be the official code's; each
@@ -16,7 +14,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers_copy import DTYPES, TOLERANCE, copy_unet, error, same_parameters
+from diffusers_copy import (
+    DTYPES,
+    TOLERANCE,
+    conditional,
+    copy_unet,
+    error,
+    same_parameters,
+    unconditional,
+)
 from torch import Tensor
 
 from minildm import NoiseSchedule, UNet, UNetConfig, ddim, ddpm
@@ -26,7 +32,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     warnings.simplefilter("ignore", FutureWarning)
     import diffusers
-    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel, UNet2DModel
+    from diffusers import DDIMScheduler, DDPMScheduler
 
 UNET = UNetConfig(
     in_channels=3,
@@ -37,45 +43,6 @@ UNET = UNetConfig(
     d_head=4,
     groups=4,
 )
-
-
-def unconditional(config: UNetConfig) -> UNet2DModel:
-    attends = [i in config.attn_levels for i in range(len(config.width_mult))]
-    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
-    plain = plain if config.resblock_updown else ("DownBlock2D", "UpBlock2D")
-    resample = "resnet" if config.resblock_updown else "conv"
-    return UNet2DModel(
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        block_out_channels=[config.width * m for m in config.width_mult],
-        down_block_types=["AttnDownBlock2D" if a else plain[0] for a in attends],
-        up_block_types=["AttnUpBlock2D" if a else plain[1] for a in attends[::-1]],
-        layers_per_block=config.res_blocks,
-        attention_head_dim=config.d_head,
-        norm_num_groups=config.groups,
-        attn_norm_num_groups=config.groups,
-        downsample_type=resample,
-        upsample_type=resample,
-        resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
-        flip_sin_to_cos=True,
-        freq_shift=0,
-    )
-
-
-def conditional(config: UNetConfig) -> UNet2DConditionModel:
-    attends = [i in config.attn_levels for i in range(len(config.width_mult))]
-    return UNet2DConditionModel(
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        block_out_channels=[config.width * m for m in config.width_mult],
-        down_block_types=["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
-        up_block_types=["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]],
-        layers_per_block=config.res_blocks,
-        attention_head_dim=config.heads,
-        transformer_layers_per_block=config.depth,
-        cross_attention_dim=config.d_cond,
-        norm_num_groups=config.groups,
-    )
 
 
 VARIANTS = {
@@ -111,6 +78,20 @@ def test_the_unet_with_cross_attention_is_theirs(
     assert same_parameters(ours, theirs)
     z, t = randn(3, 3, 8, 12, dtype=dtype), torch.tensor([0, 17, 999])
     tokens = randn(3, 7, 5, seed=1, dtype=dtype)
+    assert error(ours.eval()(z, t, tokens), theirs.eval()(z, t, tokens).sample) < TOLERANCE[dtype]
+
+
+@DTYPES
+@pytest.mark.parametrize(("h", "w"), [(5, 7), (6, 9), (1, 3), (11, 4)])
+@torch.no_grad()
+def test_a_latent_whose_size_does_not_halve_is_treated_alike(
+    h: int, w: int, dtype: torch.dtype, shaken: Any, randn: Any
+) -> None:
+    config = replace(UNET, heads=2, d_head=None, d_cond=5)
+    ours, theirs = shaken(UNet(config)).to(dtype), conditional(config).to(dtype)
+    copy_unet(ours, theirs)
+    z, t = randn(2, 3, h, w, dtype=dtype), torch.tensor([3, 700])
+    tokens = randn(2, 7, 5, seed=1, dtype=dtype)
     assert error(ours.eval()(z, t, tokens), theirs.eval()(z, t, tokens).sample) < TOLERANCE[dtype]
 
 

@@ -103,6 +103,107 @@ def test_their_loss_is_ours(name: str, bench: ModuleType) -> None:
     assert stage.their_loss(theirs, x).item() == pytest.approx(loss.item(), rel=1e-5)
 
 
+SMALL_UNET = {"width": 8, "width_mult": (1, 2), "groups": 4, "res_blocks": 1, "attn_levels": (1,)}
+HEADS = {"cross-attention": {"heads": 2}, "self-attention": {"d_head": 8}}
+
+
+@pytest.fixture
+def unets(bench: ModuleType) -> dict:
+    return {k: replace(v, **SMALL_UNET, **HEADS[k]) for k, v in bench.unet.CONFIGS.items()}
+
+
+def test_the_unet_is_timed_against_diffusers(bench: ModuleType, unets: dict) -> None:
+    batch, committed = (2, 4, 8, 8), results("bench_unet.json")
+    one = bench.unet.SETTINGS[:1]
+    table = bench.unet.compare(CPU, repeats=1, configs=unets, settings=one, batch=batch, steps=2)
+    assert len(table["rows"]) == 2 * 3 * 3
+    assert len(committed["rows"]) == 3 * len(table["rows"])
+    assert table.keys() == committed.keys()
+    assert [c["target"] for c in table["contests"]] == [1.05, 0.9, 0.9]
+    assert table["rows"][0].keys() == committed["rows"][0].keys()
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("half", [False, True], ids=("float32", "bfloat16"))
+def test_both_unets_compute_the_same(name: str, half: bool, bench: ModuleType, unets: dict) -> None:
+    unet = bench.unet
+    ours, theirs = unet.rivals(unets[name])
+    given = unet.Inputs.random(unets[name], (3, 4, 8, 12), CPU)
+    rounds = list(
+        unet.contests(ours, theirs, unet.SETTINGS[1], unet.CONTESTS["cpu"][half], given, 5)
+    )
+    assert [what for what, _, _ in rounds] == ["forward", "training step", "5 steps of DDIM"]
+    (_, *forward), (_, *training), (_, *sampling) = rounds
+    for a, b in (forward, sampling):
+        mine, other = a(), b()
+        other = getattr(other, "sample", other)
+        assert len(mine) == (3 if a is forward[0] else unet.SAMPLES)
+        assert unet.error(mine.float(), other.float()) < (0.05 if half else 1e-4)
+    before = [net.conv_out.weight.detach().clone() for net in (ours, theirs)]
+    for step in training:
+        step()
+    for net, old in zip((ours, theirs), before, strict=True):
+        assert (net.conv_out.weight.detach() - old).abs().max().item() == pytest.approx(
+            1e-6, rel=0.05
+        )  # lr
+
+
+def test_the_median_of_a_contest_counts_like_with_like_alone(bench: ModuleType) -> None:
+    unet = bench.unet
+    contest = unet.CONTESTS["cpu"][1]
+    ratios = [(0.7, True), (0.8, True), (0.99, True), (0.1, False), (0.2, False)]
+    rows = [{"contest": "bfloat16", "ratio": r, "counted": c} for r, c in ratios]
+    rows.append({"contest": "float32", "ratio": 0.1, "counted": True})
+    assert unet.medians(rows, (contest,))[0]["ratio"] == 0.8
+
+
+def test_options_are_timed_and_what_cannot_be_is_said(
+    bench: ModuleType, unets: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: torch.nn.Module) -> None:
+        def fails(*args: object) -> None:
+            raise RuntimeError("no compiler\nmore")
+
+        self.forward = fails
+
+    monkeypatch.setattr(torch.nn.Module, "compile", broken)
+    config, options = unets["cross-attention"], bench.options
+    table = options.table(CPU, repeats=1, config=config, batch=(2, 4, 8, 8))
+    rows = {row["name"]: row for row in table["rows"]}
+    assert list(rows) == [option.name for option in options.OPTIONS]
+    assert rows["compile"]["missing"] == "compiling failed, RuntimeError: no compiler"
+    assert rows["TF32"]["missing"] == "CUDA alone has TF32"
+    assert all(row["ratio"] > 0 for row in rows.values() if "missing" not in row)
+    assert sum("missing" in row for row in rows.values()) == 3
+    assert "not measured: CUDA" in options.line(rows["TF32"])
+
+
+def test_memory_of_the_unet_is_that_of_its_activations(bench: ModuleType) -> None:
+    memory = bench.unet_memory
+    script = Path(memory.__file__)
+    peak = memory.in_own_process(memory.Case(side=32, what="training"), script)["peak"]
+    assert 20 * MIB < peak < 400 * MIB  # its weights and moments alone would be 366
+
+
+def test_checkpointing_saves_memory_as_committed() -> None:
+    peak = {(r["side"], r["what"]): r["peak"] for r in results("unet_memory.json")["rows"]}
+    for side in (64, 128):
+        assert peak[side, "checkpoint"] < 0.5 * peak[side, "training"]
+        assert peak[side, "forward"] < peak[side, "checkpoint"]
+    assert peak[128, "training"] == pytest.approx(4 * peak[64, "training"], rel=0.2)  # pixels
+
+
+def test_the_committed_unet_met_its_targets_on_a_cpu() -> None:
+    table = results("bench_unet.json")
+    assert table["machine"]["device"].startswith("cpu")
+    assert table["parameters"]["cross-attention"] == 23_970_948
+    assert {c["name"]: c["ratio"] <= c["target"] for c in table["contests"]} == {
+        "float32": True,
+        "bfloat16": True,
+        "bfloat16, theirs float32": True,
+    }
+
+
 def test_memory_is_measured_in_a_process_of_its_own(bench: ModuleType) -> None:
     """What the parent holds is not counted; what a convolution reads and writes is."""
     memory = bench.memory
@@ -144,7 +245,4 @@ def test_the_committed_times_met_the_target_for_a_cpu() -> None:
 
 def test_the_readme_shows_the_committed_costs() -> None:
     readme = (ROOT / "README.md").read_text()
-    made = load(RESULTS / "cost.py").with_table(
-        readme, results("bench_first_stage.json"), results("decode_memory.json")
-    )
-    assert made == readme
+    assert load(RESULTS / "cost.py").with_tables(readme) == readme

@@ -14,15 +14,51 @@ from minildm.layers import (
     AvgDown,
     CrossAttention,
     Downsample,
+    GroupNorm,
     ResBlock,
     SelfAttention2d,
     SpatialTransformer,
     Upsample,
+    attention,
     timestep_embedding,
     zero_init,
 )
 
 F64 = torch.float64
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_a_norm_in_bfloat16_is_float64s_in_any_layout(weights: torch.dtype, randn: Any) -> None:
+    x, norm = 3 * randn(2, 8, 4, 6) + 1, GroupNorm(4, 8)
+    nn.init.normal_(norm.weight)
+    norm.to(weights)
+    expected = F.group_norm(x.bfloat16().double(), 4, norm.weight.double(), norm.bias.double())
+    for layout in (torch.contiguous_format, torch.channels_last):
+        low = x.bfloat16().contiguous(memory_format=layout).requires_grad_()
+        out = norm(low)
+        out.sum().backward()
+        assert out.dtype == low.grad.dtype == torch.bfloat16
+        assert out.is_contiguous(memory_format=layout)
+        assert (out.double() - expected).abs().max() < 2**-8 * expected.abs().max()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_and_its_gradients_in_bfloat16_are_float64s(autocast: bool, randn: Any) -> None:
+    exact = [randn(2, 3, 5, 4, seed=s).bfloat16().double().requires_grad_() for s in range(3)]
+    low = [y.detach().bfloat16().requires_grad_() for y in exact]
+    q, k, v = exact
+    expected = torch.softmax(q @ k.mT / 2, dim=-1) @ v  # 2 = sqrt(d)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = attention(*low)
+    weight = randn(2, 3, 5, 4, seed=3).bfloat16()
+    (out * weight).sum().backward()
+    (expected * weight.double()).sum().backward()
+    assert out.dtype == torch.bfloat16
+    for ours, truth in [
+        (out, expected),
+        *((a.grad, b.grad) for a, b in zip(low, exact, strict=True)),
+    ]:
+        assert (ours.double() - truth).abs().max() < 2**-8 * truth.abs().max()
 
 
 def test_the_embedding_has_cosines_then_sines() -> None:

@@ -41,7 +41,7 @@ def inputs(config: UNetConfig, batch: int, h: int, w: int) -> tuple[Tensor, Tens
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(("batch", "h", "w"), [(1, 4, 8), (3, 8, 4)])
+@pytest.mark.parametrize(("batch", "h", "w"), [(1, 4, 8), (3, 8, 4), (2, 5, 7), (1, 6, 9)])
 def test_an_untrained_unet_answers_zero(variant: str, batch: int, h: int, w: int) -> None:
     config = VARIANTS[variant]
     out = UNet(config)(*inputs(config, batch, h, w))
@@ -142,8 +142,7 @@ Z, T, TOKENS = torch.zeros(2, 3, 4, 8), torch.zeros(2, dtype=torch.long), torch.
 WRONG_INPUTS = {
     "channels": ("z_t must be", (torch.zeros(2, 4, 4, 8), T, TOKENS)),
     "axes": ("z_t must be", (torch.zeros(3, 4, 8), T, TOKENS)),
-    "height": ("6 x 8; 3 levels need multiples of 4", (torch.zeros(2, 3, 6, 8), T, TOKENS)),
-    "width": ("multiples of 4", (torch.zeros(2, 3, 8, 2), T, TOKENS)),
+    "no pixel": ("0 x 8; 3 levels need at least 1", (torch.zeros(2, 3, 0, 8), T, TOKENS)),
     "one time": ("t must be", (Z, T[:1], TOKENS)),
     "time as a scalar": ("t must be", (Z, T[0], TOKENS)),
     "no tokens": ("takes tokens", (Z, T, None)),
@@ -160,6 +159,13 @@ def test_inputs_that_do_not_fit_are_refused(case: str) -> None:
         UNet(VARIANTS["tokens"])(*given)
 
 
+def test_a_mean_over_four_pixels_needs_four() -> None:
+    config = replace(PLAIN, resblock_updown=True)
+    with pytest.raises(ValueError, match="3 x 8; 3 levels need at least 4 x 4"):
+        UNet(config)(torch.zeros(2, 3, 3, 8), T)
+    assert UNet(PLAIN)(torch.zeros(2, 3, 1, 1), T).shape == (2, 2, 1, 1)
+
+
 def test_unasked_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match=r"takes tokens none, got \(2, 5, 6\)"):
         UNet(PLAIN)(Z, T, TOKENS)
@@ -169,6 +175,7 @@ WRONG_CONFIGS = {
     "no channels": {"in_channels": 0},
     "no blocks": {"res_blocks": 0},
     "no depth": {"depth": 0},
+    "dropout": {"dropout": 1.0},
     "no levels": {"width_mult": (), "attn_levels": ()},
     "a level without channels": {"width_mult": (1, 0)},
     "groups": {"width": 6},

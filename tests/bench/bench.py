@@ -1,10 +1,12 @@
 """What the models cost here in time and memory: `make bench`.
 
-    python tests/bench/bench.py [shipped] [first_stage] [memory] [--out data/results]
+    python tests/bench/bench.py [shipped] [first_stage] [unet] ... [--out data/results]
 
-`shipped`: the shipped models, float32 against bfloat16. `first_stage`: against diffusers'.
-`memory`: the peak of decoding, with and without attention. Nothing fails where a target is
-missed: a busy machine would decide it. With --out the tables (JSON) and the figure are kept.
+`shipped`: the shipped models, float32 against bfloat16. `first_stage`, `unet`: against
+diffusers'. `options`: what channels-last, bf16, compiling and the like change for a training
+step. `memory`: the peak of decoding, with and without attention; `unet_memory`: that of the UNet.
+Nothing fails where a target is missed: a busy machine would decide it. With --out the tables
+(JSON) and the figures are kept.
 """
 
 import argparse
@@ -13,7 +15,10 @@ from pathlib import Path
 
 import first_stage
 import memory
+import options
 import torch
+import unet
+import unet_memory
 from timing import interleaved
 
 from minildm import LatentDiffusion, pretrained
@@ -22,7 +27,7 @@ from minildm.files import write_json
 from minildm.loop import pick_device
 from minildm.losses import autoencoder_loss
 
-PARTS = ("shipped", "first_stage", "memory")
+PARTS = ("shipped", "first_stage", "unet", "options", "memory", "unet_memory")
 
 
 def precisions(
@@ -73,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time and memory; see this file's first lines.")
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--out", type=Path, help="folder for JSON and figure, as data/results")
-    parser.add_argument("--repeats", type=int, default=11, help="pairs of runs, first_stage")
+    parser.add_argument("--repeats", type=int, default=11, help="pairs of runs, against diffusers")
     parser.add_argument("--width", type=int, default=32, help="memory: 128 is the paper's")
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
@@ -86,10 +91,22 @@ def main() -> None:
         table = first_stage.compare(device, repeats=args.repeats)
         if args.out:
             write_json(args.out / "bench_first_stage.json", table)
+    if "unet" in parts:
+        table = unet.compare(device, repeats=args.repeats)
+        if args.out:
+            write_json(args.out / "bench_unet.json", table)
+    if "options" in parts:
+        table = options.table(device)
+        if args.out:
+            write_json(args.out / "bench_options.json", table)
     if "memory" in parts:
         table = memory.table(args.width)
         if args.out:
             memory.keep(table, args.out)
+    if "unet_memory" in parts:
+        table = unet_memory.table()
+        if args.out:
+            unet_memory.keep(table, args.out)
 
 
 if __name__ == "__main__":
