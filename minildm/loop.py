@@ -56,7 +56,12 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 def pick_precision(wanted: str, device: torch.device) -> str:
-    """Resolve "auto": bf16 on a GPU that has it, and on a CPU where a convolution gains by it."""
+    """Resolve "auto": bf16 on a GPU that has it, and on a CPU where a convolution gains by it.
+
+    Raises ValueError for fp16 on a CPU, where accelerate would compute in float32 without a word.
+    """
+    if wanted == "fp16" and device.type == "cpu":
+        raise ValueError("precision='fp16' needs a GPU; on a CPU take 'bf16', 'fp32' or 'auto'")
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
@@ -173,14 +178,11 @@ def optimise(
 
     source = batches(data, config, step)
     if config.compile:
-        compile_networks(player.module for player in players)
+        compile_networks((p.module for p in players), twice=adversary is not None)
     clock = time.perf_counter() - seconds
     while step < config.steps:
         step += 1
-        lr = lr_at(config, step)
-        for player in players:
-            for group in player.optimizer.param_groups:
-                group["lr"] = lr * player.lr_factor
+        lr = _set_lr(players, lr_at(config, step))
         try:
             with float32_products(config.tf32):
                 terms = _one_step(forward, source, players, accelerator, config, step)
@@ -199,12 +201,22 @@ def optimise(
     model.eval()
 
 
-def compile_networks(modules: Iterable[nn.Module]) -> None:
+def _set_lr(players: list[Player], lr: float) -> float:
+    for player in players:
+        for group in player.optimizer.param_groups:
+            group["lr"] = lr * player.lr_factor
+    return lr
+
+
+def compile_networks(modules: Iterable[nn.Module], *, twice: bool = False) -> None:
     """torch.compile, in place, the networks of each module; names of weights stay.
 
     Those are its children that hold weights to train (the UNet, tau_theta; encoder, decoder):
     what surrounds them draws noise and looks into batches, which a compiler gains nothing from.
+    twice: a graph is walked back through more than once, as for the adaptive weight.
     """
+    if twice:  # else a compiled graph gives its buffers away on the first walk, and fails
+        torch._functorch.config.donated_buffer = False
     for module in modules:
         children = [m for m in module.children() if any(p.requires_grad for p in m.parameters())]
         for network in children or [module]:
@@ -213,13 +225,16 @@ def compile_networks(modules: Iterable[nn.Module]) -> None:
 
 @contextmanager
 def float32_products(tf32: bool) -> Iterator[None]:
-    """Within the block a GPU multiplies float32 matrices with TF32, or exactly; as before after."""
-    before = torch.get_float32_matmul_precision()
+    """Within the block a GPU multiplies and convolves float32 with TF32, or exactly; as before
+    after it."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32  # convolutions have a switch of their own, on at first
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _player(
@@ -230,7 +245,11 @@ def _player(
         module.to(memory_format=torch.channels_last)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+        parameters,
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=device.type != "mps",  # one kernel in place of thousands: three times faster on a CPU
     )
     return Player(module, optimizer, parameters, term, lr_factor)
 
