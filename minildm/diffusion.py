@@ -81,12 +81,9 @@ class LatentDiffusionConfig:
         d_cond = self.conditioner.d_cond if self.conditioner.kind != "none" else None
         if unet.d_cond != d_cond:
             raise ValueError(f"unet.d_cond={unet.d_cond} must be the conditioner's, {d_cond}")
-        factor = self.autoencoder.f * 2 ** (len(unet.width_mult) - 1)
-        if self.image_size < 1 or self.image_size % factor:
-            raise ValueError(
-                f"image_size={self.image_size} must be a multiple of {factor}: f = "
-                f"{self.autoencoder.f} times 2 for each of the UNet's downsamplings"
-            )
+        f = self.autoencoder.f
+        if self.image_size < 1 or self.image_size % f:
+            raise ValueError(f"image_size={self.image_size} must be a positive multiple of f={f}")
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -152,6 +149,11 @@ class LatentDiffusion(nn.Module):
         It returns what `config.objective.predict` names: eps, z0 or v, (B, c, h, w).
         """
         if c.concat is not None:
+            if (len(c.concat), *c.concat.shape[2:]) != (len(z_t), *z_t.shape[2:]):
+                raise ValueError(
+                    f"the condition beside z_t {tuple(z_t.shape)} must have its B, h and w, got "
+                    f"{tuple(c.concat.shape)}"
+                )
             z_t = torch.cat([z_t, c.concat], dim=1)
         return self.unet(z_t, t, c.tokens)
 

@@ -56,7 +56,9 @@ def guided(
         eps_hat = eps_null + guidance_scale * (eps_c - eps_null)
         if rescale:
             dims = tuple(range(1, z.ndim))
-            ratio = eps_c.std(dims, keepdim=True) / eps_hat.std(dims, keepdim=True)
+            least = torch.finfo(z.dtype).tiny  # an untrained network says 0: 0 / 0
+            spread = eps_hat.std(dims, keepdim=True).clamp(min=least)
+            ratio = eps_c.std(dims, keepdim=True) / spread
             eps_hat = eps_hat * (rescale * ratio + 1 - rescale)
         return eps_hat
 
@@ -74,7 +76,8 @@ def image_guided(
     eps_hat = eps + scale sqrt(1 - abar) grad_z distance(z0_hat(z)). `distance` (B, c, h, w) ->
     (B,) says how far a clean latent is from what is wanted, such as 1/2 |y - T(D(z0))|^2 with
     the decoder D and a differentiable T, or a perceptual distance. The gradient goes through
-    the denoiser; gradients are switched on for that alone. Needs abar > 0.
+    the denoiser; gradients are switched on for that alone. Where abar = 0 z_t says nothing of
+    z0, and the denoiser is left alone.
     """
 
     def steered(z: Tensor, t: Tensor) -> Prediction:
@@ -89,9 +92,13 @@ def image_guided(
                     f"distance must give one number a sample, ({len(z)},), got {tuple(far.shape)}"
                 )
             slope = torch.autograd.grad(far.sum(), z)[0]
-        noise_scale = schedule.scales(t)[1]
+        signal_scale, noise_scale = schedule.scales(t)
         eps_hat = out.eps.detach() + scale * noise_scale * slope
-        return Prediction(eps_hat, schedule.z0_from_eps(z.detach(), t, eps_hat))
+        z0_hat = schedule.z0_from_eps(z.detach(), t, eps_hat)
+        some = signal_scale > 0
+        return Prediction(
+            torch.where(some, eps_hat, out.eps.detach()), torch.where(some, z0_hat, out.z0.detach())
+        )
 
     return steered
 
@@ -116,6 +123,10 @@ def keep_known(
         raise ValueError(f"mask must lie in [0, 1], got {mask.min():.3g}..{mask.max():.3g}")
 
     def edit(z: Tensor, t: Tensor) -> Tensor:
+        if z.shape[1:] != z_known.shape[1:] or len(z_known) not in (1, len(z)):
+            raise ValueError(
+                f"z_known must be (B, c, h, w) as z {tuple(z.shape)}, got {tuple(z_known.shape)}"
+            )
         known = schedule.q_sample(z_known, t, noise(z_known))
         return mask * known + (1 - mask) * z
 

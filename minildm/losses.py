@@ -233,7 +233,8 @@ def time_weights(schedule: NoiseSchedule, objective: ObjectiveConfig) -> Tensor:
     Eq. 4. vlb: (SNR(t - 1) - SNR(t)) / 2, so that the weighted squared error summed over times
     and dimensions is the variational bound's (DDPM Eq. 12, in nats; Kingma et al. 2021, Eq.
     13); its first entry, which would be infinite, repeats the second, as in the official code.
-    An eps error is the z0 error times SNR, a v error the z0 error over 1 - abar.
+    An eps error is the z0 error times SNR, a v error the z0 error over 1 - abar. At zero
+    terminal SNR min_snr gives the last time, where sampling begins, no weight at all.
     """
     abar = schedule.alphas_cumprod.double()
     snr = abar / (1 - abar)

@@ -50,11 +50,12 @@ def _times(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> list[int]:
 
 
 def _abars(schedule: NoiseSchedule, times: list[int], spacing: Spacing) -> Tensor:
-    """alphas_cumprod at the times, then at the last target: (steps + 1,).
+    """alphas_cumprod at the times, then at the last target: (steps + 1,), on the CPU.
 
-    The official code ends at alphas_cumprod[0]; the other spacings end at the data, 1.
+    The official code ends at alphas_cumprod[0]; the other spacings end at the data, 1. On the
+    CPU, as a sampler looks at them: on a GPU each look would wait for all work in flight.
     """
-    table = schedule.alphas_cumprod
+    table = schedule.alphas_cumprod.cpu()
     last = table[:1] if spacing == "leading" else table.new_ones(1)
     return torch.cat([table[times], last])
 
@@ -107,7 +108,7 @@ def ddim(
     eta = 0 is deterministic and draws no noise; eta = 1 with S = T has DDPM's variances.
     Raises ValueError for steps, eta or spacing out of range.
     """
-    if eta < 0:
+    if not eta >= 0:
         raise ValueError(f"eta={eta} must not be negative")
     times, z = _times(schedule, steps, spacing), z_T
     abars = _abars(schedule, times, spacing)
@@ -139,8 +140,7 @@ def ddpm(
     """
     steps = schedule.T if steps is None else steps
     times, z = _times(schedule, steps, spacing), z_T
-    table = schedule.alphas_cumprod
-    abars = torch.cat([table[times], table.new_ones(1)])
+    abars = _abars(schedule, times, "trailing")  # to the data, whatever the spacing
     for t, abar, abar_prev in zip(times, abars[:-1], abars[1:], strict=True):
         _, z0_hat = predict(denoise, z, t, abar)
         alpha = abar / abar_prev  # of this step; 1 - alpha is its beta
@@ -225,7 +225,7 @@ def dpm_solver_pp(
             r = (lambdas[i] - lambdas[i - 1]) / (lambdas[i + 1] - lambdas[i])
             z0_hat = now.z0 + (now.z0 - past) / (2 * r)
         past = now.z0
-        # Their Eq. for z: z0 constant on the way, so that z keeps its share of the noise.
+        # Where z0 is constant on the way, z keeps its share of the noise exactly.
         kept = ((1 - abar_prev) / (1 - abar)).sqrt()
         z = kept * z + (abar_prev.sqrt() - kept * abar.sqrt()) * z0_hat
         yield Step(t, z, now.z0)

@@ -17,12 +17,13 @@ class NoiseSchedule(nn.Module):
     """q(z_t | z_0) = N(sqrt(abar_t) z_0, (1 - abar_t) I), DDPM (Ho et al. 2020) Eq. 4.
 
     `alphas_cumprod` (T,) is abar; index 0 is the paper's t = 1. Raises ValueError for betas
-    outside (0, 1), where a step would keep no signal or add no noise.
+    outside (0, 1), where a step would keep no signal or add no noise. dtype: the table's, if
+    not the betas'.
     """
 
     alphas_cumprod: Tensor
 
-    def __init__(self, betas: Tensor) -> None:
+    def __init__(self, betas: Tensor, *, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         if betas.ndim != 1 or len(betas) == 0:
             raise ValueError(f"betas must be a vector of T >= 1 values, got {tuple(betas.shape)}")
@@ -31,7 +32,7 @@ class NoiseSchedule(nn.Module):
             raise ValueError(f"betas must lie in (0, 1), got {low:.3g}..{high:.3g}")
         self.T = len(betas)
         # A product of T factors near 1: in float32 its error would grow with T.
-        abar = torch.cumprod(1 - betas.double(), 0).to(betas.dtype)
+        abar = torch.cumprod(1 - betas.double(), 0).to(dtype or betas.dtype)
         self.register_buffer("alphas_cumprod", abar, persistent=False)
 
     @classmethod
@@ -44,7 +45,7 @@ class NoiseSchedule(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> "NoiseSchedule":
         """sqrt(beta_t) linear in t: what the official code calls "linear", the LDM default."""
-        return cls(_between(T, b0, b1, power=2).to(dtype))
+        return cls(_between(T, b0, b1, power=2), dtype=dtype)
 
     @classmethod
     def linear(
@@ -56,7 +57,7 @@ class NoiseSchedule(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> "NoiseSchedule":
         """beta_t linear in t: DDPM's; the official code calls it "sqrt_linear"."""
-        return cls(_between(T, b0, b1, power=1).to(dtype))
+        return cls(_between(T, b0, b1, power=1), dtype=dtype)
 
     @classmethod
     def cosine(
@@ -77,7 +78,7 @@ class NoiseSchedule(nn.Module):
             )
         angles = (torch.linspace(0, 1, T + 1, dtype=torch.float64) + s) / (1 + s) * math.pi / 2
         abar = angles.cos() ** 2
-        return cls((1 - abar[1:] / abar[:-1]).clamp(max=max_beta).to(dtype))
+        return cls((1 - abar[1:] / abar[:-1]).clamp(max=max_beta), dtype=dtype)
 
     def zero_terminal_snr(self) -> "NoiseSchedule":
         """The same schedule, stretched until z_T holds no signal at all; the first step stays.
@@ -93,14 +94,23 @@ class NoiseSchedule(nn.Module):
         stretched.alphas_cumprod = (root**2).to(self.alphas_cumprod)
         return stretched
 
+    def _abar(self, t: Tensor) -> Tensor:
+        # On a GPU the check would wait for all work in flight; an index beyond fails there anyway.
+        if t.device.type == "cpu" and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < self.T:
+            raise ValueError(f"t must lie in 0..{self.T - 1}, got {t.min()}..{t.max()}")
+        return self.alphas_cumprod[t]
+
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) -> signal_scale sqrt(abar_t) and noise_scale sqrt(1 - abar_t), each (B, 1, 1, 1)."""
-        abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        """(B,) -> signal_scale sqrt(abar_t) and noise_scale sqrt(1 - abar_t), each (B, 1, 1, 1).
+
+        This and all below raise ValueError for t outside 0..T-1 (on a CPU, where asking is free).
+        """
+        abar = self._abar(t).view(-1, 1, 1, 1)
         return abar.sqrt(), (1 - abar).sqrt()
 
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio abar_t / (1 - abar_t): (B,) -> (B,)."""
-        abar = self.alphas_cumprod[t]
+        abar = self._abar(t)
         return abar / (1 - abar)
 
     def q_sample(self, z0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -130,17 +140,25 @@ class NoiseSchedule(nn.Module):
 
     def target(self, objective: Objective, z0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """What a network with that objective learns to return at q_sample(z0, t, eps)."""
+        check_objective(objective)
         if objective == "v":
             return self.v_from(z0, t, eps)
-        return {"eps": eps, "z0": z0}[objective]
+        return eps if objective == "eps" else z0
 
     def prediction(self, objective: Objective, out: Tensor, z_t: Tensor, t: Tensor) -> Prediction:
         """What such a network returned at z_t, as eps and z0."""
+        check_objective(objective)
         if objective == "v":
             return Prediction(*self.from_v(z_t, t, out))
         if objective == "z0":
             return Prediction(self.eps_from_z0(z_t, t, out), out)
         return Prediction(out, self.z0_from_eps(z_t, t, out))
+
+
+def check_objective(objective: str) -> None:
+    """ValueError for one that is not known."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective={objective!r} is not known; known: {', '.join(OBJECTIVES)}")
 
 
 def _between(T: int, b0: float, b1: float, *, power: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minildm import ConditionerConfig, LatentDiffusion, LatentDiffusionConfig
 from minildm.diffusion import ScheduleConfig, seeded_noise
+from minildm.samplers import SAMPLERS
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_an_unconditional_model_makes_n(n: int | None, count: int, plain: Latent
 
 
 @pytest.mark.parametrize(
-    "options", [{"sampler": "ddim"}, {"sampler": "ddim", "eta": 1.0}, {"sampler": "ddpm"}]
+    "options", [{"sampler": "ddim", "eta": 1.0}, *({"sampler": name} for name in SAMPLERS)]
 )
 def test_the_same_seed_gives_the_same_pictures(options: dict, model: LatentDiffusion) -> None:
     def pictures(seed: int) -> Tensor:
@@ -205,7 +206,11 @@ def test_the_training_flag_comes_back_after_an_error(wrong: dict, model: LatentD
         ({"y": ["red", "blue"], "n": 3}, "n=3, but y names 2"),
         ({"y": []}, "y names 0 samples"),
         ({"y": torch.tensor([5])}, "label must lie in 0..2"),
-        ({"y": "red", "sampler": "euler"}, "sampler='euler' is not known; known: ddim, ddpm"),
+        ({"y": "red", "sampler": "karras"}, "sampler='karras' is not known; known: ddim, ddpm, pl"),
+        ({"y": "red", "spacing": "even"}, "spacing='even' is not known; known: leading, trailing"),
+        ({"y": "red", "steps": 0}, "steps=0 must lie in 1..T=1000"),
+        ({"y": "red", "guidance_scale": 2.0, "guidance_rescale": 1.5}, "rescale=1.5 must lie"),
+        ({"y": "red", "guidance_scale": 2.0, "guidance_interval": (9, 3)}, r"interval=\(9, 3\)"),
         ({"y": "red", "steps": 1001}, "steps=1001"),
         ({"y": "red", "size": 15}, "size=15 must be positive multiples of f=2"),
         ({"y": "red", "size": (16, 0)}, r"size=\(16, 0\)"),
@@ -241,7 +246,7 @@ def test_parts_that_do_not_fit_are_refused(ldm_config: LatentDiffusionConfig) ->
         ({"unet": replace(unet, d_cond=None)}, "unet.d_cond=None must be the conditioner's, 8"),
         ({"conditioner": replace(tau, d_cond=9)}, "unet.d_cond=8 must be the conditioner's, 9"),
         ({"conditioner": ConditionerConfig()}, "unet.d_cond=8 must be the conditioner's, None"),
-        ({"image_size": 18}, "image_size=18 must be a multiple of 4"),
+        ({"image_size": 17}, "image_size=17 must be a positive multiple of f=2"),
         ({"image_size": 0}, "image_size=0"),
         ({"t_bias": 0.0}, "t_bias=0.0 must be positive"),
     ):
@@ -256,13 +261,26 @@ def test_the_schedule_is_the_configs(ldm_config: LatentDiffusionConfig) -> None:
     assert model.sample("red", steps=10, seed=0).shape == (1, 3, 16, 16)
 
 
-@pytest.mark.parametrize("wrong", [{"T": 0}, {"b0": 0.0}, {"b1": 1.0}, {"b0": 0.5, "b1": 0.1}])
-def test_a_schedule_that_cannot_be_is_refused_when_it_is_configured(wrong: dict) -> None:
-    with pytest.raises(ValueError, match="need T >= 1 and 0 < b0 <= b1 < 1"):
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"T": 0}, "T=0 must be at least 1"),
+        ({"T": 1, "zero_terminal_snr": True}, "T=1 must be at least 2"),
+        ({"b0": 0.0}, r"need 0 < b0 <= b1 < 1, got b0=0\.0"),
+        ({"b1": 1.0}, r"b1=1\.0"),
+        ({"b0": 0.5, "b1": 0.1}, r"b0=0\.5, b1=0\.1"),
+        ({"b0": float("nan")}, "b0=nan"),
+        ({"kind": "quadratic"}, "kind='quadratic' is not known; known: 'scaled_linear', 'linear'"),
+        ({"kind": "cosine", "b0": 1e-4}, r"kind='cosine' has no ends, got b0=0\.0001"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused_when_it_is_configured(wrong: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         ScheduleConfig(**wrong)
 
 
-def test_ancestral_sampling_has_no_eta(ldm_config: LatentDiffusionConfig) -> None:
-    model = LatentDiffusion(ldm_config)
-    with pytest.raises(ValueError, match=r"eta=0\.5 belongs to the sampler 'ddim', not to 'ddpm'"):
-        model.sample("red", sampler="ddpm", steps=2, eta=0.5)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "ddim"])
+def test_only_ddim_has_eta(sampler: str, model: LatentDiffusion) -> None:
+    said = rf"eta=0\.5 belongs to the sampler 'ddim', not to '{sampler}'"
+    with pytest.raises(ValueError, match=said):
+        model.sample("red", sampler=sampler, steps=2, eta=0.5)

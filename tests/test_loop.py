@@ -345,7 +345,10 @@ def test_a_unet_overfits_one_noised_batch(
 def test_a_wish_for_device_and_precision_is_followed() -> None:
     assert pick_device("cpu") == CPU
     assert pick_device().type in ("cpu", "cuda", "mps")
-    for precision in ("fp32", "bf16", "fp16"):
+    for precision in ("fp32", "bf16"):
         assert pick_precision(precision, CPU) == precision
+    assert pick_precision("fp16", torch.device("cuda")) == "fp16"
+    with pytest.raises(ValueError, match="precision='fp16' needs a GPU; on a CPU take 'bf16'"):
+        pick_precision("fp16", CPU)
     assert pick_precision("auto", CPU) in ("fp32", "bf16")
     assert pick_precision("auto", torch.device("mps")) == "fp32"

@@ -13,6 +13,7 @@ from minildm.toy import gaussian_eps
 
 F64 = torch.float64
 EACH_SAMPLER = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+ALL_BUT_DDPM = [sampler for name, sampler in SAMPLERS.items() if name != "ddpm"]
 EACH_SPACING = pytest.mark.parametrize("spacing", SPACINGS)
 
 
@@ -88,9 +89,10 @@ def test_impossible_steps_are_refused(sampler: Any, options: dict, said: str) ->
         next(sampler(gaussian_eps(schedule, 0, 1), schedule, torch.zeros(1), **options))
 
 
-def test_a_negative_eta_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"eta=-0\.1"):
-        next(ddim(gaussian_eps(schedule_of(), 0, 1), schedule_of(), torch.zeros(1), 5, eta=-0.1))
+@pytest.mark.parametrize("eta", [-0.1, float("nan")])
+def test_an_impossible_eta_is_refused(eta: float) -> None:
+    with pytest.raises(ValueError, match=f"eta={eta} must not be negative"):
+        next(ddim(gaussian_eps(schedule_of(), 0, 1), schedule_of(), torch.zeros(1), 5, eta=eta))
 
 
 # --- where they end ---
@@ -179,12 +181,12 @@ def test_ddim_with_eta_one_and_all_steps_is_ddpm(randn: Any) -> None:
         assert torch.allclose(one.z, other.z, atol=1e-9)
 
 
-def test_without_eta_no_noise_is_drawn(randn: Any) -> None:
+@pytest.mark.parametrize("sampler", ALL_BUT_DDPM)
+@EACH_SPACING
+def test_without_eta_no_noise_is_drawn(sampler: Any, spacing: str, randn: Any) -> None:
     schedule = schedule_of()
-    denoise = gaussian_eps(schedule, 1.0, 0.5)
-    for spacing in SPACINGS:
-        path = list(ddim(denoise, schedule, randn(1, 1, 1, 1), 5, spacing=spacing, noise=no_noise))
-        assert len(path) == 5
+    denoise, z_T = gaussian_eps(schedule, 1.0, 0.5), randn(1, 1, 1, 1)
+    assert len(list(sampler(denoise, schedule, z_T, 5, spacing=spacing, noise=no_noise))) == 5
 
 
 def test_ddpm_draws_once_between_steps_and_not_at_the_end(randn: Any) -> None:
@@ -194,9 +196,11 @@ def test_ddpm_draws_once_between_steps_and_not_at_the_end(randn: Any) -> None:
 
 
 @EACH_SAMPLER
-def test_replayed_noise_gives_the_same_path(sampler: Any, randn: Any) -> None:
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_replayed_noise_gives_the_same_path(sampler: Any, eta: float, randn: Any) -> None:
     schedule, z_T, noise = schedule_of(), randn(2, 1, 2, 2), Replay()
-    options = {"eta": 0.7} if sampler is ddim else {}
+    options = {"eta": eta} if sampler is ddim else {}
+    draws = sampler is ddpm or (sampler is ddim and eta > 0)
 
     def path(own: Replay) -> Tensor:
         denoise = gaussian_eps(schedule, 1.0, 0.5)
@@ -206,7 +210,8 @@ def test_replayed_noise_gives_the_same_path(sampler: Any, randn: Any) -> None:
     first = path(noise)
     noise.rewind()
     assert torch.equal(path(noise), first)
-    assert not torch.allclose(path(Replay(seed=2)), first)
+    assert torch.allclose(path(Replay(seed=2)), first) != draws
+    assert bool(noise.past) == draws
 
 
 @EACH_SAMPLER
@@ -233,9 +238,25 @@ def test_the_denoiser_gets_int64_times_and_the_start_is_left_alone(
         seen.append(int(t[0]))
         return gaussian_eps(schedule, 1.0, 0.5)(z, t)
 
-    path = list(sampler(denoise, schedule, z_T, 6, noise=Replay()))
-    assert seen == [step.t for step in path]
+    path = list(sampler(denoise, schedule, z_T, 6, spacing="trailing", noise=Replay()))
+    times = [step.t for step in path]
+    again = {  # PLMS tries its first step; Heun looks again from where each but the last ends
+        "plms": [times[0], times[1], *times[1:]],
+        "heun": [times[0], *(t for t in times[1:] for _ in range(2))],
+    }
+    assert seen == again.get(sampler.__name__, times)
     assert torch.equal(z_T, start)
+
+
+def test_heun_asks_at_index_0_where_leading_ends(randn: Any) -> None:
+    schedule, seen = schedule_of(), []
+
+    def denoise(z: Tensor, t: Tensor) -> Tensor:
+        seen.append(int(t[0]))
+        return z
+
+    list(SAMPLERS["heun"](denoise, schedule, randn(1, 1, 1, 1), 2, spacing="leading"))
+    assert seen == [501, 1, 1, 0]
 
 
 @EACH_SAMPLER
@@ -278,15 +299,17 @@ def events_with_edit(sampler: Any, start: Tensor) -> tuple[list[tuple], list[Ste
     return events, path
 
 
-def test_ddim_edits_before_each_step(randn: Any) -> None:
+@pytest.mark.parametrize("sampler", ALL_BUT_DDPM)
+def test_all_but_ddpm_edit_before_each_step(sampler: Any, randn: Any) -> None:
     z_T = randn(2, 1, 2, 2, dtype=F64)
-    events, path = events_with_edit(ddim, z_T)
-    times = [step.t for step in path]
-    assert [e[:2] for e in events] == [(w, t) for t in times for w in ("edit", "denoise")]
-    given = [z_T, path[0].z, path[1].z]
-    for z, edited, denoised in zip(given, events[::2], events[1::2], strict=True):
-        assert torch.equal(edited[2], z)
-        assert torch.equal(denoised[2], z + 10.0)
+    events, path = events_with_edit(sampler, z_T)
+    edits = [i for i, event in enumerate(events) if event[0] == "edit"]
+    assert edits[0] == 0
+    assert [events[i][1] for i in edits] == [step.t for step in path]
+    for i, z in zip(edits, [z_T, path[0].z, path[1].z], strict=True):
+        assert torch.equal(events[i][2], z)
+        assert events[i + 1][:2] == ("denoise", events[i][1])
+        assert torch.equal(events[i + 1][2], z + 10.0)
 
 
 def test_ddpm_edits_after_each_step(randn: Any) -> None:

@@ -39,21 +39,24 @@ def test_gaussian_eps_is_the_score(t: int, s: float, schedule: NoiseSchedule, ra
 
 
 @pytest.mark.parametrize("t", TIMES)
-def test_mixture_eps_is_the_score(t: int, schedule: NoiseSchedule, randn: Any) -> None:
+@pytest.mark.parametrize("s", [0.0, 0.2, 2.0])
+def test_mixture_eps_is_the_score(t: int, s: float, schedule: NoiseSchedule, randn: Any) -> None:
     points, times = randn(4, 2, 1, 3, seed=1, dtype=F64), torch.full((6,), t)
     signal_scale, noise_scale = schedule.scales(times[:1])
-    z = signal_scale * points[:1] + noise_scale * randn(6, 2, 1, 3, dtype=F64)
+    std = ((signal_scale * s) ** 2 + noise_scale**2).sqrt()
+    z = signal_scale * points[:1] + std * randn(6, 2, 1, 3, dtype=F64)
     density = MixtureSameFamily(
         Categorical(torch.ones(4, dtype=F64)),
-        Independent(Normal(signal_scale * points, noise_scale.expand_as(points)), 3),
+        Independent(Normal(signal_scale * points, std.expand_as(points)), 3),
     )
     expected = eps_of(density.log_prob, z, noise_scale)
-    assert torch.allclose(mixture_eps(schedule, points)(z, times), expected, rtol=1e-8, atol=1e-10)
+    eps_hat = mixture_eps(schedule, points, s)(z, times)
+    assert torch.allclose(eps_hat, expected, rtol=1e-8, atol=1e-10)
 
 
 def test_each_sample_has_its_own_time(schedule: NoiseSchedule, randn: Any) -> None:
     points, z = randn(4, 2, 1, 3, seed=1, dtype=F64), randn(4, 2, 1, 3, dtype=F64)
-    for denoise in (gaussian_eps(schedule, 1.0, 0.5), mixture_eps(schedule, points)):
+    for denoise in (gaussian_eps(schedule, 1.0, 0.5), mixture_eps(schedule, points, 0.3)):
         together = denoise(z, torch.tensor(TIMES))
         alone = [denoise(z[i : i + 1], torch.tensor([t])) for i, t in enumerate(TIMES)]
         assert torch.allclose(together, torch.cat(alone), rtol=1e-10)
@@ -61,8 +64,9 @@ def test_each_sample_has_its_own_time(schedule: NoiseSchedule, randn: Any) -> No
 
 def test_a_mixture_of_one_point_is_that_point(schedule: NoiseSchedule, randn: Any) -> None:
     z, t = randn(3, 1, 2, 2, dtype=F64), torch.tensor([0, 500, 999])
-    one = mixture_eps(schedule, torch.full((1, 1, 2, 2), 2.0, dtype=F64))
-    assert torch.allclose(one(z, t), gaussian_eps(schedule, 2.0, 0.0)(z, t), rtol=1e-10)
+    for s in (0.0, 0.7):
+        one = mixture_eps(schedule, torch.full((1, 1, 2, 2), 2.0, dtype=F64), s)
+        assert torch.allclose(one(z, t), gaussian_eps(schedule, 2.0, s)(z, t), rtol=1e-10)
 
 
 def test_at_little_noise_the_nearest_point_is_the_answer(
