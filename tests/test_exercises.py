@@ -9,6 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from minildm.exercises import (
@@ -16,8 +17,12 @@ from minildm.exercises import (
     adversarial,
     autoencoder_kl,
     choosing_f,
+    diffusion_steps,
     perceptual_compression,
     quickstart,
+    sampling_steps,
+    two_stages,
+    unet_parts,
     vector_quantisation,
 )
 from minildm.exercises.result import Trial, check_function
@@ -34,6 +39,10 @@ MODULES = {  # what the exercises' cells import
     "03_vector_quantisation": {"vector_quantisation": vector_quantisation},
     "04_perceptual_and_adversarial_losses": {"adversarial": adversarial},
     "05_choosing_f_first_stage": {"choosing_f": choosing_f, "torch": torch},
+    "06_diffusion_step_by_step": {"diffusion_steps": diffusion_steps},
+    "07_unet": {"unet_parts": unet_parts, "torch": torch, "rearrange": rearrange},
+    "08_latent_diffusion": {"two_stages": two_stages},
+    "09_samplers": {"sampling_steps": sampling_steps},
 }
 CHECKS = (quickstart.check_noised, quickstart.check_guidance)
 Fn = Callable[..., Any]

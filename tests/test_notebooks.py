@@ -17,6 +17,7 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from notebook_results import RESULTS
 
 from minildm.notebook import WIDGET, run_notebook
 
@@ -311,68 +312,6 @@ def test_a_seeded_fault_is_found(case: str) -> None:
 
 
 # Execution.
-
-
-def results_of_00(results: dict[str, Any]) -> None:
-    assert results["psnr"] > results["psnr_bicubic"] + 1 and results["n_psnr"] >= 50
-    assert 0.3 < results["judge_accuracy"] <= 1 and results["n"] >= 20
-
-
-def results_of_01(results: dict[str, Any]) -> None:
-    for kind in ("emoji", "photographs"):
-        assert 1 < results["lossless"][kind] < 8 and results["late_share"][kind] > 0.5
-        assert results["semantic_bits"] < 0.1 * results["bits_per_dim"][kind]
-        assert results["kept"][kind]["0-1"] > results["kept"][kind]["32-63"] + 0.3
-    assert results["codes_against_jpeg"]["emoji"] > 0 > results["codes_against_jpeg"]["photographs"]
-    assert results["step_ratios"][0] >= 16
-
-
-def results_of_02(results: dict[str, Any]) -> None:
-    untrained, own, shipped = results["psnr"].values()
-    assert untrained + 3 < own < shipped and results["n_psnr"] >= 40
-    assert results["psnr_photographs"] < results["psnr_photographs_bicubic"]
-    weak, *_, strong = results["ablation"].values()
-    assert strong["kl"] < weak["kl"] and strong["psnr"] < weak["psnr"]
-    assert 0 < weak["noise_share"] < strong["noise_share"] <= 1
-    least, most = results["of_batch"]
-    assert least < 1 < most
-
-
-def results_of_03(results: dict[str, Any]) -> None:
-    alone, restarted = results["last_epoch"].values()
-    assert restarted["code_usage"] > 5 * alone["code_usage"]
-    assert alone["perplexity"] >= 1 and restarted["perplexity"] <= results["K"]
-    assert results["psnr"]["idle codes move"] > results["psnr"]["left alone"]
-    assert 1 < results["perplexity_of_batches"] < results["perplexity"]
-    bits = results["bits"]
-    assert bits["codes, packed"] < bits["codes (5)"] < bits["KL latent, float16"] < bits["picture"]
-
-
-def results_of_04(results: dict[str, Any]) -> None:
-    far, noise = results["claims"]["proxy_fid"], list(results["claims"]["kl"]["noise"].values())
-    assert far["real"][0] < far["mean and covariance"][0] < far["N(0, I)"][0]
-    assert noise[-1] < 0.02 < noise[0] and len(results["scores"]) == 4
-    for scores in results["scores"].values():
-        assert scores["emoji"]["psnr"] > scores["photographs"]["psnr"] > 10
-        assert 0 < scores["emoji"]["perceptual"] < scores["photographs"]["perceptual"] < 4
-
-
-def results_of_05(results: dict[str, Any]) -> None:
-    for kind in ("kl", "vq"):
-        values = [results["table_psnr"][f"{kind}-f{f}"] for f in (2, 4, 8, 16, 32)]
-        assert values == sorted(values, reverse=True) and values[0] > values[-1] + 10
-    assert results["same_order"] == 45 and "VQ" not in results["clearly_better"].values()
-    assert set(results["own_psnr"]) == {"f4", "f16"}
-
-
-RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
-    "00_quickstart": results_of_00,
-    "01_perceptual_and_semantic_compression": results_of_01,
-    "02_autoencoder_kl": results_of_02,
-    "03_vector_quantisation": results_of_03,
-    "04_perceptual_and_adversarial_losses": results_of_04,
-    "05_choosing_f_first_stage": results_of_05,
-}
 
 
 @every_notebook

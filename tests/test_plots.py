@@ -32,6 +32,7 @@ def history(n: int, **terms: float) -> list[Record]:
 
 
 X = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+X2 = 2 * X[:, :2, :1, :1]  # points of the plane
 T_ALL = torch.arange(100)
 EVERY = {
     "image_grid": lambda: plots.image_grid(X, [f"a long caption {i}" for i in range(6)], columns=4),
@@ -44,6 +45,9 @@ EVERY = {
     "loss_against_t": lambda: plots.loss_against_t(T_ALL, 1.0 / (1 + T_ALL), 100),
     "latent_maps": lambda: plots.latent_maps(torch.randn(2, 3, 4, 5), rows=["a", "b"]),
     "curves": lambda: plots.curves({"a": {"KL": ([1, 2], [3, 4])}}, xlabel="f", ylabel="dB"),
+    "clouds": lambda: plots.clouds({"data": X2}, groups=torch.arange(6), backdrop=X2 / 2),
+    "arrows": lambda: plots.arrows({"t = 3": (X2, 0 * X2), "t = 5": (X2, X2 / 2)}),
+    "paths": lambda: plots.paths({"ddim": torch.stack([X2, X2 / 2, 0 * X2])}, backdrop=X2),
 }
 
 

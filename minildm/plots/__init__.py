@@ -7,6 +7,7 @@ Okabe and Ito (2008), which nearly everybody can tell apart.
 """
 
 from minildm.plots.charts import bars, curves, loss_against_t, loss_curves, schedule_curves
+from minildm.plots.points import arrows, clouds, paths
 from minildm.plots.sheets import class_grid, image_grid, latent_maps, pairs, trajectory
 from minildm.plots.style import BLUE, DPI, FRAME, GAP, LINE, PALETTE, RED, NotebookFigure, save
 
@@ -19,14 +20,17 @@ __all__ = [
     "PALETTE",
     "RED",
     "NotebookFigure",
+    "arrows",
     "bars",
     "class_grid",
+    "clouds",
     "curves",
     "image_grid",
     "latent_maps",
     "loss_against_t",
     "loss_curves",
     "pairs",
+    "paths",
     "save",
     "schedule_curves",
     "trajectory",

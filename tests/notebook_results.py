@@ -1,0 +1,113 @@
+"""What the executed notebooks' results must hold, by notebook: read by tests/test_notebooks.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def results_of_00(results: dict[str, Any]) -> None:
+    assert results["psnr"] > results["psnr_bicubic"] + 1 and results["n_psnr"] >= 50
+    assert 0.3 < results["judge_accuracy"] <= 1 and results["n"] >= 20
+
+
+def results_of_01(results: dict[str, Any]) -> None:
+    for kind in ("emoji", "photographs"):
+        assert 1 < results["lossless"][kind] < 8 and results["late_share"][kind] > 0.5
+        assert results["semantic_bits"] < 0.1 * results["bits_per_dim"][kind]
+        assert results["kept"][kind]["0-1"] > results["kept"][kind]["32-63"] + 0.3
+    assert results["codes_against_jpeg"]["emoji"] > 0 > results["codes_against_jpeg"]["photographs"]
+    assert results["step_ratios"][0] >= 16
+
+
+def results_of_02(results: dict[str, Any]) -> None:
+    untrained, own, shipped = results["psnr"].values()
+    assert untrained + 3 < own < shipped and results["n_psnr"] >= 40
+    assert results["psnr_photographs"] < results["psnr_photographs_bicubic"]
+    weak, *_, strong = results["ablation"].values()
+    assert strong["kl"] < weak["kl"] and strong["psnr"] < weak["psnr"]
+    assert 0 < weak["noise_share"] < strong["noise_share"] <= 1
+    least, most = results["of_batch"]
+    assert least < 1 < most
+
+
+def results_of_03(results: dict[str, Any]) -> None:
+    alone, restarted = results["last_epoch"].values()
+    assert restarted["code_usage"] > 5 * alone["code_usage"]
+    assert alone["perplexity"] >= 1 and restarted["perplexity"] <= results["K"]
+    assert results["psnr"]["idle codes move"] > results["psnr"]["left alone"]
+    assert 1 < results["perplexity_of_batches"] < results["perplexity"]
+    bits = results["bits"]
+    assert bits["codes, packed"] < bits["codes (5)"] < bits["KL latent, float16"] < bits["picture"]
+
+
+def results_of_04(results: dict[str, Any]) -> None:
+    far, noise = results["claims"]["proxy_fid"], list(results["claims"]["kl"]["noise"].values())
+    assert far["real"][0] < far["mean and covariance"][0] < far["N(0, I)"][0]
+    assert noise[-1] < 0.02 < noise[0] and len(results["scores"]) == 4
+    for scores in results["scores"].values():
+        assert scores["emoji"]["psnr"] > scores["photographs"]["psnr"] > 10
+        assert 0 < scores["emoji"]["perceptual"] < scores["photographs"]["perceptual"] < 4
+
+
+def results_of_05(results: dict[str, Any]) -> None:
+    for kind in ("kl", "vq"):
+        values = [results["table_psnr"][f"{kind}-f{f}"] for f in (2, 4, 8, 16, 32)]
+        assert values == sorted(values, reverse=True) and values[0] > values[-1] + 10
+    assert results["same_order"] == 45 and "VQ" not in results["clearly_better"].values()
+    assert set(results["own_psnr"]) == {"f4", "f16"}
+
+
+def results_of_06(results: dict[str, Any]) -> None:
+    least, times = results["least"], results["times"]
+    assert len(least) == len(times) and least[0] > 0.5 > 0.01 > least[-1]
+    assert min(min(row) for row in results["excess"].values()) > -0.01  # none beats the best
+    few, five = results["few_steps"], results["spread"]["5 steps"]
+    assert few["5 steps"] > few["20 steps"] > few["100 steps"] and 0.5 < five < 0.85
+    early, late = results["shipped_loss"]
+    assert early > 10 * late > 0
+    copied, drawn = results["copies"]
+    assert copied < 0.02 < 0.2 < drawn < 2
+
+
+def results_of_07(results: dict[str, Any]) -> None:
+    losses, sizes = results["loss"], results["parameters"]
+    assert len(losses) == 7 and all(0 < loss < 1.5 for loss in losses.values())
+    assert sizes["no attention"] < sizes["the full UNet"] == sizes["no time"] == sizes["no skips"]
+    assert sizes["half the width"] < 0.3 * sizes["the full UNet"]
+    assert [round(millions) for millions in results["paper_millions"]] == [401, 274]
+    assert all(0.9 < sum(shares.values()) <= 1 for shares in results["levels"].values())
+    assert results["checkpointing"]["memory"] < 0.6 and results["read_off"] > 0.9
+
+
+def results_of_08(results: dict[str, Any]) -> None:
+    far = {name: found["value"] for name, found in results["proxy_fid"].items()}
+    assert set(far) > {"latents", "large", "small", "pixels", "noise"} and min(far.values()) > 0
+    assert far["first stage alone"] < far["latents"]
+    loss = results["loss"]
+    assert loss["5 × too small"] < loss["right"] < loss["5 × too large"]
+    assert results["step_ratio"] > 2 and results["pixel_steps"] < results["steps"]
+    copies, samples = (results["nearer_to_train"][key] for key in ("copies", "samples"))
+    assert copies["low"] > max(0.5, samples["high"])
+
+
+def results_of_09(results: dict[str, Any]) -> None:
+    assert abs(results["order"]["ddim"] - 1) < 0.1 and abs(results["order"]["heun"] - 2) < 0.15
+    ends = {name: gaps[-1] for name, gaps in results["distance"].items()}
+    assert ends["dpm_solver_pp"] < ends["ddim"] < ends["ddpm"] / 3
+    trips = list(results["round_trip"].values())
+    assert trips == sorted(trips, reverse=True)
+    assert results["half_way"]["straight"] < 0.8 < results["half_way"]["slerp"]
+    assert results["inpainting"]["known"] < results["inpainting"]["unknown"] / 4
+
+
+RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "00_quickstart": results_of_00,
+    "01_perceptual_and_semantic_compression": results_of_01,
+    "02_autoencoder_kl": results_of_02,
+    "03_vector_quantisation": results_of_03,
+    "04_perceptual_and_adversarial_losses": results_of_04,
+    "05_choosing_f_first_stage": results_of_05,
+    "06_diffusion_step_by_step": results_of_06,
+    "07_unet": results_of_07,
+    "08_latent_diffusion": results_of_08,
+    "09_samplers": results_of_09,
+}

@@ -1,0 +1,73 @@
+"""Figures of points in the plane: what is drawn where, and clear refusals."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from minildm import plots
+
+CORNERS = torch.tensor([[-2.0, -1.0], [2.0, -1.0], [2.0, 1.0]])
+
+
+def test_points_lie_where_they_belong_in_every_panel() -> None:
+    panels = {"as pairs": CORNERS, "as latents": 0.5 * CORNERS.view(3, 2, 1, 1)}
+    fig = plots.clouds(panels, backdrop=CORNERS, reach=2.5)
+    for ax, cloud in zip(fig.axes, panels.values(), strict=True):
+        grey, blue = ax.collections
+        assert np.allclose(blue.get_offsets(), cloud.flatten(1))
+        assert np.allclose(grey.get_offsets(), CORNERS)
+        assert ax.get_xlim() == ax.get_ylim() == (-2.5, 2.5)
+    assert [ax.get_title() for ax in fig.axes] == list(panels)
+    assert "as latents (N=3)" in fig.alt_text
+
+
+def test_each_group_has_its_colour() -> None:
+    fig = plots.clouds({"a": CORNERS}, groups=torch.tensor([0, 5, 0]))
+    first, second, third = fig.axes[0].collections[0].get_facecolors()[:, :3]
+    assert np.allclose(first, third) and not np.allclose(first, second)
+
+
+def test_arrows_reach_from_start_to_end() -> None:
+    fig = plots.arrows({"t = 3": (CORNERS, CORNERS.flip(0))})
+    (field,) = fig.axes[0].collections
+    assert np.allclose(field.XY, CORNERS)
+    assert np.allclose(np.stack([field.U, field.V], 1), CORNERS.flip(0) - CORNERS)
+    assert (field.angles, field.scale_units, field.scale) == ("xy", "xy", 1)  # in the data's units
+
+
+def test_paths_go_through_their_states() -> None:
+    states = torch.stack([CORNERS, 0.5 * CORNERS, 0 * CORNERS]).view(3, 3, 2, 1, 1)
+    fig = plots.paths({"ddim": states})
+    lines = fig.axes[0].lines
+    assert len(lines) == 9  # of each path the line, its start, its end
+    for n in range(3):
+        line, start, end = (part.get_xydata() for part in lines[3 * n : 3 * n + 3])
+        assert np.allclose(line, states[:, n].flatten(1))
+        assert np.allclose(start, line[:1]) and np.allclose(end, line[-1:])
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "no panel": (lambda: plots.clouds({}), "need panels"),
+    "no column": (lambda: plots.paths({"a": CORNERS[None]}, columns=0), "columns >= 1"),
+    "no reach": (lambda: plots.clouds({"a": CORNERS}, reach=0.0), "reach > 0"),
+    "three coordinates": (lambda: plots.clouds({"a": CORNERS.T}), r"a must be \(N, 2\).*\(2, 3\)"),
+    "a picture": (lambda: plots.clouds({"a": torch.zeros(2, 2, 4, 4)}), r"a must be \(N, 2\)"),
+    "no point": (lambda: plots.clouds({"a": CORNERS[:0]}), "not empty"),
+    "NaN": (lambda: plots.clouds({"a": CORNERS * torch.nan}), "finite"),
+    "groups": (
+        lambda: plots.clouds({"a": CORNERS}, groups=torch.zeros(2)),
+        r"groups must be \(3,\) as a",
+    ),
+    "one end missing": (lambda: plots.arrows({"a": (CORNERS, CORNERS[:2])}), "3 arrows start"),
+    "no states": (lambda: plots.paths({"a": CORNERS}), r"a must be \(S, N, 2\)"),
+    "backdrop": (lambda: plots.clouds({"a": CORNERS}, backdrop=CORNERS[0]), "backdrop must be"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_drawn_is_refused(case: str) -> None:
+    draw, said = REFUSED[case]
+    with pytest.raises(ValueError, match=said):
+        draw()
