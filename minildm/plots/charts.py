@@ -140,6 +140,7 @@ def _measure(value: Any, low_high: Sequence[float] | None) -> tuple[float, float
     if isinstance(value, tuple):
         value, low, high, note = *value[:3], f"  (N={value[3]:,})"
     text = f"{value:.2f}" if 0.1 <= value < 10 else f"{value:.3g}"
+    text = f"{value:,.0f}" if 1000 <= value < 1e6 else text
     return value, max(0, value - low), max(0, high - value), text + note  # NaN: no interval
 
 
