@@ -1,4 +1,5 @@
-"""One folder per model: `config.json`, `model.safetensors`, `ema.safetensors`.
+"""One folder per model: `config.json`, `model.safetensors`, `ema.safetensors`; with text also
+`tokenizer.json`.
 
 A diffusion model's folder holds no autoencoder: it names the folder of the first stage that it
 shares, relative to its own, and the hash of its weights.
@@ -19,9 +20,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from minildm.autoencoder import Autoencoder, AutoencoderConfig
+from minildm.conditioning import TextConditioner
 from minildm.diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.files import atomic_write, data_dir, write_json
 from minildm.judge import Judge, JudgeConfig
+from minildm.tokenizer import CaptionTokenizer
 
 Config = TypeVar("Config")
 Model = Autoencoder | LatentDiffusion | Judge
@@ -113,6 +116,8 @@ def save_model(
             raise ValueError("a diffusion model's folder must name its first_stage's")
         card["first_stage"] = {"path": first_stage, "sha256": fingerprint(model.autoencoder)}
     tensors = own_tensors(model)
+    if tokenizer := tokenizer_of(model):
+        tokenizer.save(folder / "tokenizer.json")
     _write_tensors(folder / "model.safetensors", tensors, half)
     if ema is not None:
         _write_tensors(
@@ -154,6 +159,7 @@ def load_model(folder: str | Path, *, ema: bool = True, kind: str | None = None)
     _fill(model, tensors, folder / "model.safetensors")
     if card["kind"] == "latent-diffusion":
         _load_first_stage(model, folder, card)
+        _load_tokenizer(model, folder / "tokenizer.json")
     return model.eval()
 
 
@@ -211,6 +217,22 @@ def _load_first_stage(model: LatentDiffusion, folder: Path, card: Mapping[str, A
             f"hash {reference['sha256'][:12]}, found {found[:12]}"
         )
     model.autoencoder.load_state_dict(stage.state_dict())
+
+
+def tokenizer_of(model: Model) -> CaptionTokenizer | None:
+    """What turns captions into numbers, where the model reads text."""
+    return getattr(getattr(model, "conditioner", None), "tokenizer", None)
+
+
+def _load_tokenizer(model: LatentDiffusion, path: Path) -> None:
+    if not isinstance(model.conditioner, TextConditioner):
+        return
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    try:
+        model.conditioner.set_tokenizer(CaptionTokenizer.load(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def pretrained(name: str) -> Model:

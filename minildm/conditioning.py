@@ -1,33 +1,58 @@
 """tau_theta: what turns a condition y into what the UNet takes, LDM Sec. 3.3."""
 
 import difflib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from minildm.tokenizer import CaptionTokenizer
+from minildm.transformer import TokenTransformer
 from minildm.types import Batch, Conditioning
+
+KINDS = ("none", "class", "text", "layout")
+Encode = Callable[[Tensor], Tensor]  # pictures -> latents, for conditions that are pictures
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionerConfig:
-    """Which tau_theta: "none" (unconditional) or "class" (one learnable token a class)."""
+    """Which tau_theta: "none", "class" (one learnable token), "text" or "layout" (transformers)."""
 
-    kind: Literal["none", "class"] = "none"
-    classes: tuple[str, ...] = ()  # their names, in the labels' order; presets leave it to the data
+    kind: Literal["none", "class", "text", "layout"] = "none"
+    classes: tuple[str, ...] = ()  # class, layout: names, in order; presets leave it to the data
     d_cond: int = 512
     p_uncond: float = 0.1  # how often training drops the condition, for guidance
+    depth: int = 2  # of the transformer
+    heads: int = 8  # the official 8 of 64, whatever d_cond is
+    d_head: int = 64
+    vocab_size: int = 0  # text: of the tokenizer; presets leave it to the data
+    length: int = 24  # text: tokens, start and end included
+    max_boxes: int = 4  # layout
+    grid: int = 32  # layout: corners are rounded to a grid of so many positions a side
 
     def __post_init__(self) -> None:
-        if self.kind not in ("none", "class"):
-            raise ValueError(f"kind={self.kind!r} is not known; known: 'none', 'class'")
+        if self.kind not in KINDS:
+            listed = ", ".join(map(repr, KINDS))
+            raise ValueError(f"kind={self.kind!r} is not known; known: {listed}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes must be different names")
         if not 0.0 <= self.p_uncond < 1.0:
             raise ValueError(f"p_uncond={self.p_uncond} must lie in [0, 1)")
+        for name in ("d_cond", "depth", "heads", "d_head", "max_boxes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.length < 3 or self.grid < 2:
+            raise ValueError(f"length={self.length} must be at least 3, grid={self.grid} 2")
+
+    def transformer(self, vocab_size: int, length: int) -> TokenTransformer:
+        """The encoder of text and layouts."""
+        return TokenTransformer(
+            vocab_size, length, self.d_cond, depth=self.depth, heads=self.heads, d_head=self.d_head
+        )
 
 
 class Unconditional(nn.Module):
@@ -37,9 +62,7 @@ class Unconditional(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(
-        self, batch: Batch, encode: Callable[[Tensor], Tensor] | None = None
-    ) -> Conditioning:
+    def forward(self, batch: Batch, encode: Encode | None = None) -> Conditioning:
         """Whatever the batch holds, nothing of it is used."""
         return Conditioning()
 
@@ -54,43 +77,75 @@ class Unconditional(nn.Module):
         return {}
 
 
-class ClassConditioner(nn.Module):
-    """One learnable token a class, and one more for "no class": labels (B,) -> (B, 1, d_cond).
+class TokenConditioner(nn.Module):
+    """What class, text and layout share: ids of discrete tokens -> (B, M, d_cond).
 
-    In training each label becomes "no class" with probability p_uncond, so that one network
-    learns both halves of classifier-free guidance (Ho & Salimans 2022).
+    In training each sample's ids become those of "no condition" with probability p_uncond, so
+    that one network learns both halves of classifier-free guidance (Ho & Salimans 2022).
     """
+
+    network: nn.Module  # (B, M) int64 -> (B, M, d_cond)
 
     def __init__(self, config: ConditionerConfig) -> None:
         super().__init__()
+        self.config = config
+
+    def ids(self, batch: Batch) -> Tensor:
+        """The condition in a batch, checked: (B, M) int64 on the CPU or the batch's device."""
+        raise NotImplementedError
+
+    def null_ids(self, n: int) -> Tensor:
+        """ "No condition", n times: (n, M) int64."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, encode: Encode | None = None) -> Conditioning:
+        """Tokens (B, M, d_cond) for the cross-attention; ValueErrors as of `ids`."""
+        ids = self.ids(batch).to(self._device)
+        if self.training and self.config.p_uncond:
+            dropped = torch.rand(len(ids), 1, device=ids.device) < self.config.p_uncond
+            ids = torch.where(dropped, self.null_ids(len(ids)).to(ids.device), ids)
+        return Conditioning(tokens=self.network(ids))
+
+    def null(self, n: int) -> Conditioning:
+        """Tokens of "no condition" for n samples: (n, M, d_cond)."""
+        return Conditioning(tokens=self.network(self.null_ids(n).to(self._device)))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+
+class ClassConditioner(TokenConditioner):
+    """One learnable token a class, and one more for "no class": labels (B,) -> (B, 1, d_cond)."""
+
+    def __init__(self, config: ConditionerConfig) -> None:
+        super().__init__(config)
         if not config.classes:
             raise ValueError("kind='class' needs classes, at least one name")
-        self.config = config
         self.embedding = nn.Embedding(len(config.classes) + 1, config.d_cond)
+
+    @property
+    def network(self) -> nn.Module:
+        """The table of tokens."""
+        return self.embedding
 
     @property
     def null_label(self) -> int:
         """The extra label that stands for no class."""
         return len(self.config.classes)
 
-    def forward(
-        self, batch: Batch, encode: Callable[[Tensor], Tensor] | None = None
-    ) -> Conditioning:
-        """batch["label"] (B,) int64 -> tokens (B, 1, d_cond); ValueError if out of range."""
-        label = batch["label"].to(self.embedding.weight.device)
+    def ids(self, batch: Batch) -> Tensor:
+        """batch["label"] (B,) int64 -> (B, 1); ValueError if out of range."""
+        label = batch["label"]
         if label.numel() and not (int(label.min()) >= 0 and int(label.max()) < self.null_label):
             raise ValueError(
                 f"label must lie in 0..{self.null_label - 1}, got {label.min()}..{label.max()}"
             )
-        if self.training and self.config.p_uncond:
-            dropped = torch.rand(label.shape, device=label.device) < self.config.p_uncond
-            label = label.masked_fill(dropped, self.null_label)
-        return Conditioning(tokens=rearrange(self.embedding(label), "b d -> b 1 d"))
+        return rearrange(label, "b -> b 1")
 
-    def null(self, n: int) -> Conditioning:
-        """Tokens of "no class" for n samples: (n, 1, d_cond)."""
-        label = torch.full((n,), self.null_label, device=self.embedding.weight.device)
-        return Conditioning(tokens=rearrange(self.embedding(label), "b d -> b 1 d"))
+    def null_ids(self, n: int) -> Tensor:
+        """The label of "no class": (n, 1)."""
+        return torch.full((n, 1), self.null_label)
 
     def batch_from(self, y: object, n: int) -> Batch:
         """Class names or labels -> a batch with `label` (B,).
@@ -111,6 +166,141 @@ class ClassConditioner(nn.Module):
         return look_up(name, self.config.classes, "class")
 
 
+class TextConditioner(TokenConditioner):
+    """Captions through a transformer that is trained with the UNet: (B, length, d_cond).
+
+    "No condition" is the empty caption. `tokenizer` belongs to the model: it is set by the
+    training, and by `load_model` from the folder's tokenizer.json.
+    """
+
+    def __init__(self, config: ConditionerConfig) -> None:
+        super().__init__(config)
+        if config.vocab_size < 1:
+            raise ValueError(f"kind='text' needs a vocabulary, got vocab_size={config.vocab_size}")
+        self.network = config.transformer(config.vocab_size, config.length)
+        self.tokenizer: CaptionTokenizer | None = None
+
+    def set_tokenizer(self, tokenizer: CaptionTokenizer) -> None:
+        """ValueError for one with another number of words than the embedding has."""
+        if len(tokenizer) != self.config.vocab_size:
+            raise ValueError(
+                f"tokenizer has {len(tokenizer)} tokens, the model {self.config.vocab_size}"
+            )
+        self.tokenizer = tokenizer
+
+    def ids(self, batch: Batch) -> Tensor:
+        """batch["caption"], B texts -> (B, length); ValueError for one that is too long."""
+        return self._tokenizer(batch["caption"], self.config.length)
+
+    def null_ids(self, n: int) -> Tensor:
+        """The empty caption: (n, length)."""
+        return self._tokenizer([""] * n, self.config.length)
+
+    @property
+    def _tokenizer(self) -> CaptionTokenizer:
+        if self.tokenizer is None:
+            raise ValueError("this model of text has no tokenizer: call set_tokenizer first")
+        return self.tokenizer
+
+    def batch_from(self, y: object, n: int) -> Batch:
+        """One caption or several -> a batch with `caption`; a warning names unknown words.
+
+        Raises ValueError for what is no text, and for a caption that is too long.
+        """
+        captions = [y] * n if isinstance(y, str) else y
+        good = isinstance(captions, Sequence) and all(isinstance(c, str) for c in captions)
+        if not good:
+            raise ValueError(f"y={y!r:.60} must be a caption or a list of captions")
+        unknown = dict.fromkeys(word for c in captions for word in self._tokenizer.unknown(c))
+        if unknown:
+            warnings.warn(
+                f"this model does not know {', '.join(map(repr, unknown))}: read as [UNK]",
+                stacklevel=2,
+            )
+        self._tokenizer(captions, self.config.length)
+        return {"caption": list(captions)}
+
+
+class LayoutConditioner(TokenConditioner):
+    """Boxes as tokens (top-left, bottom-right, class), LDM Sec. 4.3.1: (B, 3 max_boxes, d_cond).
+
+    Corners are rounded to a grid, so that each has a number, as words have; a box that is not
+    there is three tokens "nothing", and "no condition" nothing but these.
+    """
+
+    def __init__(self, config: ConditionerConfig) -> None:
+        super().__init__(config)
+        if not config.classes:
+            raise ValueError("kind='layout' needs classes, at least one name")
+        self.nothing = config.grid**2 + len(config.classes)
+        self.network = config.transformer(self.nothing + 1, 3 * config.max_boxes)
+
+    def ids(self, batch: Batch) -> Tensor:
+        """`boxes` (B, K, 4) xyxy in [0, 1] and `classes` (B, K), -1 pads -> (B, 3 max_boxes).
+
+        Raises ValueError for more boxes than max_boxes, boxes outside the picture or upside
+        down, and unknown classes.
+        """
+        boxes, classes = batch["boxes"], batch["classes"]
+        self._check(boxes, classes)
+        steps = self.config.grid - 1
+        corners = (boxes.clamp(0, 1) * steps).round().long()  # (B, K, 4)
+        numbers = corners[..., 1::2] * self.config.grid + corners[..., 0::2]  # (B, K, 2)
+        ids = torch.cat([numbers, self.config.grid**2 + classes[..., None]], dim=-1)
+        ids = torch.where(classes[..., None] < 0, self.nothing, ids)
+        missing = self.config.max_boxes - classes.shape[1]
+        ids = nn.functional.pad(ids, (0, 0, 0, missing), value=self.nothing)
+        return rearrange(ids, "b k three -> b (k three)")
+
+    def _check(self, boxes: Tensor, classes: Tensor) -> None:
+        most, names = self.config.max_boxes, self.config.classes
+        if boxes.shape != (*classes.shape, 4) or classes.ndim != 2 or classes.shape[1] > most:
+            raise ValueError(
+                f"boxes must be (B, K <= {most}, 4) and classes (B, K), got {tuple(boxes.shape)} "
+                f"and {tuple(classes.shape)}"
+            )
+        if classes.numel() and not (int(classes.min()) >= -1 and int(classes.max()) < len(names)):
+            raise ValueError(f"classes must lie in -1..{len(names) - 1}, got {classes.tolist()}")
+        there = boxes[classes >= 0]
+        inside = ((there >= 0) & (there <= 1)).all(dim=1)
+        upright = (there[:, :2] < there[:, 2:]).all(dim=1)
+        if not (inside & upright).all():
+            wrong = there[~(inside & upright)][0].tolist()
+            raise ValueError(f"box {wrong} must be (left, top, right, bottom), rising, in [0, 1]")
+
+    def null_ids(self, n: int) -> Tensor:
+        """Nothing but "nothing": (n, 3 max_boxes)."""
+        return torch.full((n, 3 * self.config.max_boxes), self.nothing)
+
+    def batch_from(self, y: object, n: int) -> Batch:
+        """Layouts, each a list of (class name, (left, top, right, bottom)) -> boxes, classes.
+
+        One layout alone is drawn n times; a dict is taken as a batch already.
+        """
+        if isinstance(y, dict):
+            self._check(y["boxes"], y["classes"])
+            return {"boxes": y["boxes"], "classes": y["classes"]}
+        layouts: Any = y
+        try:
+            if layouts and isinstance(layouts[0][0], str):
+                layouts = [layouts] * n
+            rows = [[(str(name), [float(v) for v in box]) for name, box in row] for row in layouts]
+        except (TypeError, ValueError, IndexError, KeyError) as error:
+            raise ValueError(
+                f"y={y!r:.80} must be layouts: lists of (class, (left, top, right, bottom))"
+            ) from error
+        most = max([self.config.max_boxes, *map(len, rows)])
+        boxes, classes = torch.zeros(len(rows), most, 4), torch.full((len(rows), most), -1)
+        for i, row in enumerate(rows):
+            for k, (name, box) in enumerate(row):
+                if len(box) != 4:
+                    raise ValueError(f"box {box} of {name!r} must have four numbers")
+                boxes[i, k] = torch.tensor(box)
+                classes[i, k] = look_up(name, self.config.classes, "class")
+        self._check(boxes, classes)
+        return {"boxes": boxes, "classes": classes}
+
+
 def look_up(name: str, known: Sequence[str], what: str) -> int:
     """The index of `name` among the known names; else a ValueError that suggests some."""
     if name in known:
@@ -120,6 +310,10 @@ def look_up(name: str, known: Sequence[str], what: str) -> int:
     raise ValueError(f"{what}={name!r} is not known{hint} Known: {', '.join(known)}")
 
 
-def build_conditioner(config: ConditionerConfig) -> Unconditional | ClassConditioner:
+Conditioner = Unconditional | ClassConditioner | TextConditioner | LayoutConditioner
+
+
+def build_conditioner(config: ConditionerConfig) -> Conditioner:
     """The tau_theta that the config's kind names."""
-    return {"none": Unconditional, "class": ClassConditioner}[config.kind](config)
+    kinds = (Unconditional, ClassConditioner, TextConditioner, LayoutConditioner)
+    return dict(zip(KINDS, kinds, strict=True))[config.kind](config)

@@ -213,7 +213,7 @@ class LatentDiffusion(nn.Module):
         noise = noise or seeded_noise(seed)
         options = self._sampler_options(sampler, eta, spacing)
         y_batch = self.conditioner.batch_from(y, n or 1)
-        count = len(y_batch["label"]) if y_batch else (n or 1)
+        count = len(next(iter(y_batch.values()))) if y_batch else (n or 1)
         if not count or n not in (None, count):
             raise ValueError(f"n={n}, but y names {count} samples")
         z_T = noise(torch.zeros(count, *self._latent_shape(size), device=self.device))

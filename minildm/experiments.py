@@ -60,12 +60,16 @@ class DataConfig:
     size: int = 64
     styles: tuple[str, ...] = ()  # none named: all
     subgroups: tuple[str, ...] = ()  # none named: all with at least ten emoji
+    unpaired: int = 0  # emoji: see EmojiDataset
+    style_words: float = 0.0  # in what share of the captions training names the style
     path: str = ""
 
     def __post_init__(self) -> None:
         known = ("emoji", "scenes", "photos", "folder")
         if self.kind not in known:
             raise ValueError(f"kind={self.kind!r} is not known; known: {', '.join(known)}")
+        if not 0 <= self.style_words <= 1:
+            raise ValueError(f"style_words={self.style_words} must lie in [0, 1]")
         if (self.kind == "folder") != bool(self.path):
             raise ValueError(f"kind={self.kind!r} with path={self.path!r}: a folder needs a path")
 
@@ -78,7 +82,13 @@ class DataConfig:
             return PhotoDataset(split, self.size)
         if self.kind == "scenes":
             return ScenesDataset(split, self.size, styles=styles)
-        return EmojiDataset(split, self.size, styles=styles, subgroups=self.subgroups or None)
+        return EmojiDataset(
+            split,
+            self.size,
+            styles=styles,
+            subgroups=self.subgroups or None,
+            unpaired=self.unpaired,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +130,17 @@ class LatentDiffusionExperiment:
     t_bias: float = 1.0  # see losses.draw_t
 
     def model_config(
-        self, autoencoder: AutoencoderConfig, classes: tuple[str, ...]
+        self, autoencoder: AutoencoderConfig, classes: tuple[str, ...] = (), vocab_size: int = 0
     ) -> LatentDiffusionConfig:
-        """The model for that first stage; ValueError where the parts do not fit."""
+        """The model for that first stage; ValueError where the parts do not fit.
+
+        classes: of the pictures, or of the objects in a layout; vocab_size: of the captions.
+        """
         conditioner = self.conditioner
-        if conditioner.kind == "class":
+        if conditioner.kind in ("class", "layout"):
             conditioner = replace(conditioner, classes=tuple(classes))
+        if conditioner.kind == "text":
+            conditioner = replace(conditioner, vocab_size=vocab_size)
         return LatentDiffusionConfig(
             autoencoder=autoencoder,
             unet=self.unet,

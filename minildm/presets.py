@@ -61,6 +61,19 @@ LADDER = {
 }
 PIXELS = AutoencoderConfig(regularizer="identity", z_channels=3)  # f = 1: nothing to train
 
+SMALL_UNET = UNetConfig(  # of the shipped models that follow a text or a layout
+    in_channels=3,
+    out_channels=3,
+    width=32,
+    width_mult=(1, 2, 2),
+    res_blocks=1,
+    attn_levels=(1, 2),
+    heads=4,
+    d_head=None,
+    d_cond=128,
+    groups=8,
+)
+
 PRESETS: dict[str, AutoencoderExperiment | LatentDiffusionExperiment | JudgeExperiment] = {
     **FIRST_STAGES,
     **LADDER,
@@ -96,6 +109,20 @@ PRESETS: dict[str, AutoencoderExperiment | LatentDiffusionExperiment | JudgeExpe
         ),
         data=DataConfig(subgroups=CLEAR_SUBGROUPS),
         train=TrainConfig(steps=1150, lr=1.2e-3, ema_decay=0.997, save_every=50),
+        t_bias=2.0,
+    ),
+    "emoji-text": LatentDiffusionExperiment(
+        unet=SMALL_UNET,
+        conditioner=ConditionerConfig(kind="text", d_cond=128, depth=2, heads=4, d_head=32),
+        data=DataConfig(style_words=0.5, unpaired=8),
+        train=TrainConfig(steps=12_000, lr=1.2e-3, ema_decay=0.999, save_every=200),
+        t_bias=2.0,
+    ),
+    "scenes-layout": LatentDiffusionExperiment(
+        unet=SMALL_UNET,
+        conditioner=ConditionerConfig(kind="layout", d_cond=128, depth=2, heads=4, d_head=32),
+        data=DataConfig(kind="scenes"),
+        train=TrainConfig(steps=12_000, lr=1.2e-3, ema_decay=0.999, save_every=200),
         t_bias=2.0,
     ),
     "emoji-kl-f4-gpu": AutoencoderExperiment(

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 
-from minildm.autoencoder import Autoencoder, check_pictures
+from minildm.autoencoder import Autoencoder, AutoencoderConfig, check_pictures
 from minildm.checkpoints import fingerprint, load_model, read_card, save_model, to_dict
 from minildm.data.latents import LatentDataset, cached_moments
-from minildm.diffusion import LatentDiffusion
+from minildm.data.variants import mirrored_boxes, style_caption, with_styles
+from minildm.diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.discriminator import PatchDiscriminator
 from minildm.ema import EMA
 from minildm.experiments import (
@@ -34,6 +35,7 @@ from minildm.loop import LossFn, optimise, pick_device, pick_precision
 from minildm.losses import Perceptual, autoencoder_loss
 from minildm.regularizers import DiagonalGaussian, VectorQuantizer
 from minildm.runs import RunFolder
+from minildm.tokenizer import CaptionTokenizer
 from minildm.types import Batch, Record
 
 
@@ -72,14 +74,25 @@ def new_model(
         torch.manual_seed(seed)
         model = build(config)
     if init is not None:
-        trained = load_model(init)
-        if trained.config != config:
-            raise ValueError(f"init={str(init)!r} holds a model of another kind or config")
-        model.load_state_dict(trained.state_dict())
+        _take_weights(model, load_model(init), str(init))
         for module in model.modules():
             if isinstance(module, VectorQuantizer):
                 module.forget()
     return model
+
+
+def _take_weights(model: torch.nn.Module, trained: torch.nn.Module, init: str) -> None:
+    """All weights of a model of the same config; for another task, those of the same UNet.
+
+    As the paper does for some of its tasks: the UNet knows the pictures already, tau_theta is new.
+    """
+    if trained.config == model.config:
+        model.load_state_dict(trained.state_dict())
+        return
+    unets = [getattr(m.config, "unet", None) for m in (model, trained)]
+    if unets[0] is None or unets[0] != unets[1]:
+        raise ValueError(f"init={init!r} holds a model of another kind or config")
+    model.unet.load_state_dict(trained.unet.state_dict())
 
 
 def train_autoencoder(
@@ -211,8 +224,10 @@ def train_ldm(
         raise ValueError(
             f"data has pictures of {side} px, the experiment data.size={experiment.data.size}"
         )
-    config = experiment.model_config(autoencoder.config, tuple(data.classes))
+    config, tokenizer = conditioned_on(experiment, autoencoder.config, data)
     model = new_model(LatentDiffusion, config, experiment.train.seed, init)
+    if tokenizer is not None:
+        model.conditioner.set_tokenizer(tokenizer)
     if init is not None and fingerprint(model.autoencoder) != fingerprint(autoencoder):
         raise ValueError(f"init={str(init)!r} was trained on another first stage")
     model.autoencoder.load_state_dict(autoencoder.state_dict())
@@ -223,8 +238,10 @@ def train_ldm(
 
     def loss(batch: Batch, _step: int) -> dict[str, Tensor]:
         moments = batch["moments"]  # (B, 2, c', h, w): as drawn, and mirrored
-        side = torch.randint(2, (len(moments),), device=moments.device)
-        chosen = moments[torch.arange(len(moments)), side * experiment.train.flip]
+        side = torch.randint(2, (len(moments),), device=moments.device) * experiment.train.flip
+        chosen = moments[torch.arange(len(moments)), side]
+        batch = mirrored_boxes(batch, side == 1)
+        batch = with_styles(batch, data.styles, experiment.data.style_words)
         return model.loss({**batch, "z": model.autoencoder.latent(chosen)})
 
     reference = path_between(run_dir, first_stage)
@@ -236,6 +253,35 @@ def train_ldm(
     yield from optimise(
         model, loss, latents, experiment.train, run, device=place, precision=precision, save=save
     )
+
+
+def conditioned_on(
+    experiment: LatentDiffusionExperiment, autoencoder: AutoencoderConfig, data: Dataset
+) -> tuple[LatentDiffusionConfig, CaptionTokenizer | None]:
+    """The model's config, with what the data know of classes and words, and its tokenizer.
+
+    The vocabulary is that of the captions, and the styles' names where training uses them.
+    """
+    if experiment.conditioner.kind == "layout":
+        if not hasattr(data, "objects"):
+            raise ValueError(f"data {data.name!r} has no boxes; a layout needs scenes")
+        return experiment.model_config(autoencoder, data.objects), None
+    if experiment.conditioner.kind != "text":
+        return experiment.model_config(autoencoder, tuple(data.classes)), None
+    captions = captions_of(data)
+    if experiment.data.style_words:
+        captions += [style_caption("", style) for style in data.styles]
+    tokenizer = CaptionTokenizer.trained_on(captions)
+    return experiment.model_config(autoencoder, vocab_size=len(tokenizer)), tokenizer
+
+
+def captions_of(data: Dataset) -> list[str]:
+    """Every caption of a data set, without decoding its pictures where it offers that."""
+    captions = getattr(data, "captions", None)
+    if captions is not None:
+        return list(captions)
+    item = getattr(data, "without_image", data.__getitem__)
+    return [item(i)["caption"] for i in range(len(data))]
 
 
 def train_judge(

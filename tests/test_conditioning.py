@@ -107,7 +107,7 @@ def test_an_unconditional_model_takes_nothing() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"kind": "text"}, "kind='text' is not known"),
+        ({"kind": "speech"}, "kind='speech' is not known"),
         ({"kind": "class", "classes": ("ant", "ant")}, "different names"),
         ({"p_uncond": 1.0}, "p_uncond=1.0"),
         ({"p_uncond": -0.1}, "p_uncond=-0.1"),

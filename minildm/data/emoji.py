@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from minildm.files import atomic_write, cache_dir, data_dir
 
 STYLES = ("noto", "twemoji", "fluent", "fluent3d", "blob")
-SPLITS, SIZES = ("train", "val", "all"), (32, 64, 128)
+SPLITS, SIZES = ("train", "val", "all", "unpaired"), (32, 64, 128)
 VAL_SHARE, SALT = 0.11, 28  # of forty salts, the one with the most even shares
 CACHE_VERSION = 1  # raise it when the pixels of the cache would change
 
@@ -186,13 +186,15 @@ class EmojiDataset(Dataset[dict[str, Any]]):
     `group` into `groups`, `style` into `styles`; `caption` and `hexcode` str. As tensors of the
     whole set: `images` (N, 3, S, S) uint8, `labels`, `group_ids`, `style_ids` (N,) int64.
 
-    split: "train", "val" or "all". size: S, one of 32, 64, 128.
+    split: "train", "val", "all" or "unpaired". size: S, one of 32, 64, 128.
     styles, groups, subgroups: names to keep, all by default; the classes follow the order of
         `subgroups`, else the file's.
     symbols: whether the group of signs, buttons and arrows counts among "all"; naming it in
         `groups`, or one of its subgroups, keeps it too.
     min_count: without `subgroups`, those with fewer emoji are left out; counted over both splits
         and all styles, so that labels do not depend on these.
+    unpaired: of every so many emoji of "train" one lacks one of its styles, which it has in the
+        split "unpaired" instead: pairs of object and style that training has never seen. 0: none.
     path: another emoji.npz.
     """
 
@@ -208,12 +210,15 @@ class EmojiDataset(Dataset[dict[str, Any]]):
         groups: Sequence[str] | None = None,
         symbols: bool = False,
         min_count: int = 10,
+        unpaired: int = 0,
         path: str | os.PathLike[str] | None = None,
     ) -> None:
         _known("split", split, SPLITS)
         _known("size", size, SIZES)
         if min_count < 1:
             raise ValueError(f"min_count={min_count} must be at least 1")
+        if unpaired < 0 or (split == "unpaired" and not unpaired):
+            raise ValueError(f"unpaired={unpaired} must be at least {int(split == 'unpaired')}")
         self._file = file = read_emoji(path)
         self.split, self.size = split, size
         self.groups = tuple(file.groups)
@@ -222,7 +227,7 @@ class EmojiDataset(Dataset[dict[str, Any]]):
         if groups is None and subgroups is None and not symbols:
             kept_groups = tuple(name for name in self.groups if name != "symbols")
         self.classes = _classes(file, kept_groups, subgroups, min_count)
-        self._pictures = _select(file, split, kept_styles, self.classes)
+        self._pictures = _select(file, split, kept_styles, self.classes, unpaired)
         rows = [file.rows[i] for i in file.emoji[self._pictures]]
         self.labels = _ids([row["subgroup"] for row in rows], self.classes)
         self.group_ids = _ids([row["group"] for row in rows], self.groups)
@@ -235,8 +240,12 @@ class EmojiDataset(Dataset[dict[str, Any]]):
         return len(self._pictures)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        image = self.images[index].float() / 127.5 - 1  # (3, S, S)
+        return {"image": image, **self.without_image(index)}
+
+    def without_image(self, index: int) -> dict[str, Any]:
+        """An item without `image`, which would have to be decoded."""
         return {
-            "image": self.images[index].float() / 127.5 - 1,  # (3, S, S)
             "label": self.labels[index],
             "group": self.group_ids[index],
             "style": self.style_ids[index],
@@ -282,7 +291,7 @@ def _classes(
 
 
 def _select(
-    file: EmojiFile, split: str, styles: Sequence[str], classes: Sequence[str]
+    file: EmojiFile, split: str, styles: Sequence[str], classes: Sequence[str], unpaired: int = 0
 ) -> np.ndarray:
     """The pictures of a split, by their index in the file."""
     held_out = validation_families(file)
@@ -291,8 +300,17 @@ def _select(
         and (split == "all" or (split == "val") == (row["family"] in held_out))
         for row in file.rows
     ]
-    in_style = np.isin(file.style, [STYLES.index(style) for style in styles])
-    pictures = np.flatnonzero(np.array(wanted)[file.emoji] & in_style)
+    kept = np.isin(file.style, [STYLES.index(style) for style in styles])
+    if unpaired and split in ("train", "unpaired"):
+        lacks = np.array([_left_out(row["hexcode"], unpaired) for row in file.rows])
+        kept &= (lacks[file.emoji] == file.style) == (split == "unpaired")
+    pictures = np.flatnonzero(np.array(wanted)[file.emoji] & kept)
     if not len(pictures):
         raise ValueError(f"no picture of {', '.join(classes)} in {', '.join(styles)}, {split}")
     return pictures
+
+
+def _left_out(hexcode: str, unpaired: int) -> int:
+    """The style that an emoji lacks in training, by a hash of its code point; -1: none."""
+    number = int.from_bytes(hashlib.sha256(f"unpaired {hexcode}".encode()).digest()[:8])
+    return number // unpaired % len(STYLES) if number % unpaired == 0 else -1

@@ -63,9 +63,12 @@ class PictureSet(Dataset[dict[str, Any]]):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         i = range(len(self))[i]  # negative counts from the end; IndexError beyond it
-        item = {"image": self._picture(i).float() / 127.5 - 1, "caption": self.captions[i]}
+        return {"image": self._picture(i).float() / 127.5 - 1, **self.without_image(i)}
+
+    def without_image(self, i: int) -> dict[str, Any]:
+        """An item without `image`, which would have to be decoded."""
         ids = {"label": self.labels[i], "group": self.group_ids[i], "style": self.style_ids[i]}
-        return item | ids
+        return {"caption": self.captions[i], **ids}
 
     @cached_property
     def images(self) -> Tensor:

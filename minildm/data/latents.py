@@ -26,9 +26,6 @@ def cached_moments(key: str, compute: Callable[[], Tensor]) -> Tensor:
     return moments
 
 
-COLUMNS = {"label": "labels", "group": "group_ids", "style": "style_ids", "caption": "captions"}
-
-
 class LatentDataset(Dataset):
     """The items of `data` with `moments` (2, c', h, w) in place of `image`."""
 
@@ -42,10 +39,8 @@ class LatentDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         # Not self.data[index], which would draw or decode the picture at every step.
-        columns = {key: getattr(self.data, name, None) for key, name in COLUMNS.items()}
-        if any(column is None for column in columns.values()):
-            item = dict(self.data[index])
-            del item["image"]
+        if hasattr(self.data, "without_image"):
+            item = self.data.without_image(index)
         else:
-            item = {key: column[index] for key, column in columns.items()}
+            item = {key: value for key, value in self.data[index].items() if key != "image"}
         return {**item, "moments": self.moments[index]}

@@ -339,6 +339,7 @@ class ScenesDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"styles={styles} must be some of {STYLES}")
         self.split, self.size, self.n, self.seed = split, size, n, seed
         self._drawn_in = tuple(sorted({STYLES.index(style) for style in styles}))
+        self._known: dict[int, dict[str, Any]] = {}  # of without_image
         self.name = f"scenes-{split}"
 
     @cached_property
@@ -361,23 +362,35 @@ class ScenesDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         layout, pixels, semantic = self._compose(range(self.n)[i])
+        image = pixels.float() / 127.5 - 1
+        return {"image": image, "semantic": semantic, **self._described(layout)}
+
+    def without_image(self, i: int) -> dict[str, Any]:
+        """Item i without `image` and `semantic`, which must be painted; drawn once, then kept."""
+        i = range(self.n)[i]
+        if i not in self._known:
+            self._known[i] = self._described(draw_layout(self._draw(i), self._drawn_in))
+        return dict(self._known[i])
+
+    def _described(self, layout: Layout) -> dict[str, Any]:
         boxes, classes = torch.zeros(MAX_OBJECTS, 4), torch.full((MAX_OBJECTS,), -1)
         for k, placed in enumerate(layout.objects):
             boxes[k], classes[k] = torch.tensor(placed.box), placed.kind
         return {
-            "image": pixels.float() / 127.5 - 1,
             "boxes": boxes,
             "classes": classes,
-            "semantic": semantic,
             "label": torch.tensor(len(GROUNDS) * layout.sky + layout.ground),
             "group": torch.tensor(layout.ground),
             "style": torch.tensor(layout.style),
             "caption": layout.caption(),
         }
 
+    def _draw(self, i: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), i])
+
     def _compose(self, i: int) -> tuple[Layout, Tensor, Tensor]:
         """Scene i's layout, picture (3, S, S) uint8 and semantic map (S, S) int64."""
-        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), i])
+        rng = self._draw(i)
         layout = draw_layout(rng, self._drawn_in)
         pixels, semantic = render(layout, rng, self.size)
         return (

@@ -1,0 +1,69 @@
+"""The unmasked transformer, against torch's own and against its symmetries."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from minildm.transformer import EncoderBlock, TokenTransformer
+
+
+def test_a_block_is_torchs_pre_norm_layer(randn: Any) -> None:
+    """torch's layer has heads * d_head = d, biases on q, k, v (zero here), and a plain GELU."""
+    d, heads = 12, 3
+    ours = EncoderBlock(d, heads=heads, d_head=d // heads).double()
+    theirs = nn.TransformerEncoderLayer(
+        d, heads, 4 * d, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    ).double()
+    attn = ours.attn
+    state = {
+        "self_attn.in_proj_weight": torch.cat(
+            [m.weight for m in (attn.to_q, attn.to_k, attn.to_v)]
+        ),
+        "self_attn.in_proj_bias": torch.zeros(3 * d),
+        "self_attn.out_proj.weight": attn.to_out.weight,
+        "self_attn.out_proj.bias": attn.to_out.bias,
+    }
+    for name, module in {
+        "linear1": ours.ff[0],
+        "linear2": ours.ff[2],
+        "norm1": ours.norm1,
+        "norm2": ours.norm2,
+    }.items():
+        state |= {f"{name}.weight": module.weight, f"{name}.bias": module.bias}
+    theirs.load_state_dict(state)
+    x = randn(2, 5, d, dtype=torch.float64)
+    assert (ours(x) - theirs.train()(x)).abs().max() < 1e-12
+
+
+def test_the_width_of_the_heads_is_free() -> None:
+    net = TokenTransformer(9, 6, 10, depth=2, heads=8, d_head=4)
+    assert net.blocks[0].attn.to_q.weight.shape == (32, 10)
+    assert net(torch.arange(6)[None]).shape == (1, 6, 10)
+
+
+def test_every_token_sees_every_other_one_both_ways() -> None:
+    net = TokenTransformer(9, 6, 8, depth=1, heads=2, d_head=4).eval()
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    base = net(ids)
+    for place in range(6):
+        changed = ids.clone()
+        changed[0, place] = 7
+        moved = (net(changed) - base).abs().amax(dim=2)[0]
+        assert (moved > 1e-6).all(), place
+
+
+def test_without_positions_order_would_not_matter() -> None:
+    net = TokenTransformer(9, 6, 8, depth=2, heads=2, d_head=4).double().eval()
+    ids, order = torch.tensor([[1, 2, 3, 4, 5, 6]]), torch.tensor([3, 1, 0, 5, 2, 4])
+    assert not torch.allclose(net(ids[:, order]), net(ids)[:, order])
+    nn.init.zeros_(net.position.weight)
+    assert torch.allclose(net(ids[:, order]), net(ids)[:, order], atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 7), (2, 0), (1, 2, 3)])
+def test_ids_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    net = TokenTransformer(9, 6, 8, depth=1, heads=2, d_head=4)
+    with pytest.raises(ValueError, match=r"ids must be \(B, M <= 6\)"):
+        net(torch.zeros(shape, dtype=torch.long))
