@@ -25,6 +25,7 @@ LATER = {  # grown since DESIGN's table was drawn
     "intervals": 0,
     "tokenizer": 0,
     "transformer": 0,
+    "tau_theta": 1,
     "distances": 1,
     "fidelity": 1,
     "report": 1,

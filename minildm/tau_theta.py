@@ -1,0 +1,99 @@
+"""What the conditioners share: their config, dropping, the look-up of names; LDM Sec. 3.3."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from minildm.transformer import TokenTransformer
+from minildm.types import Batch, Conditioning
+
+KINDS = ("none", "class", "text", "layout")
+Encode = Callable[[Tensor], Tensor]  # pictures -> latents, for conditions that are pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionerConfig:
+    """Which tau_theta: "none", "class" (one learnable token), "text" or "layout" (transformers)."""
+
+    kind: Literal["none", "class", "text", "layout"] = "none"
+    classes: tuple[str, ...] = ()  # class, layout: names, in order; presets leave it to the data
+    d_cond: int = 512
+    p_uncond: float = 0.1  # how often training drops the condition, for guidance
+    depth: int = 2  # of the transformer
+    heads: int = 8  # the official 8 of 64, whatever d_cond is
+    d_head: int = 64
+    vocab_size: int = 0  # text: of the tokenizer; presets leave it to the data
+    length: int = 24  # text: tokens, start and end included
+    max_boxes: int = 4  # layout
+    grid: int = 32  # layout: corners are rounded to a grid of so many positions a side
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            listed = ", ".join(map(repr, KINDS))
+            raise ValueError(f"kind={self.kind!r} is not known; known: {listed}")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes must be different names")
+        if not 0.0 <= self.p_uncond < 1.0:
+            raise ValueError(f"p_uncond={self.p_uncond} must lie in [0, 1)")
+        for name in ("d_cond", "depth", "heads", "d_head", "max_boxes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.length < 3 or self.grid < 2:
+            raise ValueError(f"length={self.length} must be at least 3, grid={self.grid} 2")
+
+    def transformer(self, vocab_size: int, length: int) -> TokenTransformer:
+        """The encoder of text and layouts."""
+        return TokenTransformer(
+            vocab_size, length, self.d_cond, depth=self.depth, heads=self.heads, d_head=self.d_head
+        )
+
+
+class TokenConditioner(nn.Module):
+    """What class, text and layout share: ids of discrete tokens -> (B, M, d_cond).
+
+    In training each sample's ids become those of "no condition" with probability p_uncond, so
+    that one network learns both halves of classifier-free guidance (Ho & Salimans 2022).
+    """
+
+    network: nn.Module  # (B, M) int64 -> (B, M, d_cond)
+
+    def __init__(self, config: ConditionerConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def ids(self, batch: Batch) -> Tensor:
+        """The condition in a batch, checked: (B, M) int64 on the CPU or the batch's device."""
+        raise NotImplementedError
+
+    def null_ids(self, n: int) -> Tensor:
+        """ "No condition", n times: (n, M) int64."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, encode: Encode | None = None) -> Conditioning:
+        """Tokens (B, M, d_cond) for the cross-attention; ValueErrors as of `ids`."""
+        ids = self.ids(batch).to(self._device)
+        if self.training and self.config.p_uncond:
+            dropped = torch.rand(len(ids), 1, device=ids.device) < self.config.p_uncond
+            ids = torch.where(dropped, self.null_ids(len(ids)).to(ids.device), ids)
+        return Conditioning(tokens=self.network(ids))
+
+    def null(self, n: int) -> Conditioning:
+        """Tokens of "no condition" for n samples: (n, M, d_cond)."""
+        return Conditioning(tokens=self.network(self.null_ids(n).to(self._device)))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+
+def look_up(name: str, known: Sequence[str], what: str) -> int:
+    """The index of `name` among the known names; else a ValueError that suggests some."""
+    if name in known:
+        return known.index(name)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    raise ValueError(f"{what}={name!r} is not known{hint} Known: {', '.join(known)}")
