@@ -220,8 +220,9 @@ def _load_first_stage(model: LatentDiffusion, folder: Path, card: Mapping[str, A
 
 
 def tokenizer_of(model: Model) -> CaptionTokenizer | None:
-    """What turns captions into numbers, where the model reads text."""
-    return getattr(getattr(model, "conditioner", None), "tokenizer", None)
+    """What turns captions into numbers, where the model has learned to read."""
+    conditioner = getattr(model, "conditioner", None)
+    return conditioner.tokenizer if isinstance(conditioner, TextConditioner) else None
 
 
 def _load_tokenizer(model: LatentDiffusion, path: Path) -> None:

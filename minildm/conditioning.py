@@ -8,9 +8,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from minildm.frozen_text import ClipTokenizer, frozen_text
 from minildm.tau_theta import KINDS, ConditionerConfig, Encode, TokenConditioner, look_up
 from minildm.tokenizer import CaptionTokenizer
 from minildm.types import Batch, Conditioning
+
+NO_NULL = "this model knows no 'no condition', so that guidance_scale must be 1"
 
 
 class Unconditional(nn.Module):
@@ -36,13 +39,16 @@ class Unconditional(nn.Module):
 
 
 class ClassConditioner(TokenConditioner):
-    """One learnable token a class, and one more for "no class": labels (B,) -> (B, 1, d_cond)."""
+    """One learnable token a class: labels (B,) -> (B, 1, d_cond).
+
+    With `null_class` there is one more, for "no class".
+    """
 
     def __init__(self, config: ConditionerConfig) -> None:
         super().__init__(config)
         if not config.classes:
             raise ValueError("kind='class' needs classes, at least one name")
-        self.embedding = nn.Embedding(len(config.classes) + 1, config.d_cond)
+        self.embedding = nn.Embedding(len(config.classes) + config.null_class, config.d_cond)
 
     @property
     def network(self) -> nn.Module:
@@ -64,7 +70,9 @@ class ClassConditioner(TokenConditioner):
         return rearrange(label, "b -> b 1")
 
     def null_ids(self, n: int) -> Tensor:
-        """The label of "no class": (n, 1)."""
+        """The label of "no class": (n, 1); ValueError where null_class=False."""
+        if not self.config.null_class:
+            raise ValueError(f"null_class=False: {NO_NULL}")
         return torch.full((n, 1), self.null_label)
 
     def batch_from(self, y: object, n: int) -> Batch:
@@ -86,27 +94,10 @@ class ClassConditioner(TokenConditioner):
         return look_up(name, self.config.classes, "class")
 
 
-class TextConditioner(TokenConditioner):
-    """Captions through a transformer that is trained with the UNet: (B, length, d_cond).
+class CaptionConditioner(TokenConditioner):
+    """What all that reads captions shares; "no condition" is the empty caption."""
 
-    "No condition" is the empty caption. `tokenizer` belongs to the model: it is set by the
-    training, and by `load_model` from the folder's tokenizer.json.
-    """
-
-    def __init__(self, config: ConditionerConfig) -> None:
-        super().__init__(config)
-        if config.vocab_size < 1:
-            raise ValueError(f"kind='text' needs a vocabulary, got vocab_size={config.vocab_size}")
-        self.network = config.transformer(config.vocab_size, config.length)
-        self.tokenizer: CaptionTokenizer | None = None
-
-    def set_tokenizer(self, tokenizer: CaptionTokenizer) -> None:
-        """ValueError for one with another number of words than the embedding has."""
-        if len(tokenizer) != self.config.vocab_size:
-            raise ValueError(
-                f"tokenizer has {len(tokenizer)} tokens, the model {self.config.vocab_size}"
-            )
-        self.tokenizer = tokenizer
+    tokenizer: CaptionTokenizer | ClipTokenizer | None
 
     def ids(self, batch: Batch) -> Tensor:
         """batch["caption"], B texts -> (B, length); ValueError for one that is too long."""
@@ -117,7 +108,7 @@ class TextConditioner(TokenConditioner):
         return self._tokenizer([""] * n, self.config.length)
 
     @property
-    def _tokenizer(self) -> CaptionTokenizer:
+    def _tokenizer(self) -> CaptionTokenizer | ClipTokenizer:
         if self.tokenizer is None:
             raise ValueError("this model of text has no tokenizer: call set_tokenizer first")
         return self.tokenizer
@@ -139,6 +130,62 @@ class TextConditioner(TokenConditioner):
             )
         self._tokenizer(captions, self.config.length)
         return {"caption": list(captions)}
+
+
+class TextConditioner(CaptionConditioner):
+    """Captions through a transformer that is trained with the UNet: (B, length, d_cond).
+
+    `tokenizer` belongs to the model: it is set by the training, and by `load_model` from the
+    folder's tokenizer.json.
+    """
+
+    def __init__(self, config: ConditionerConfig) -> None:
+        super().__init__(config)
+        if config.vocab_size < 1:
+            raise ValueError(f"kind='text' needs a vocabulary, got vocab_size={config.vocab_size}")
+        self.network = config.transformer(config.vocab_size, config.length)
+        self.tokenizer: CaptionTokenizer | None = None
+
+    def set_tokenizer(self, tokenizer: CaptionTokenizer) -> None:
+        """ValueError for one with another number of words than the embedding has."""
+        if len(tokenizer) != self.config.vocab_size:
+            raise ValueError(
+                f"tokenizer has {len(tokenizer)} tokens, the model {self.config.vocab_size}"
+            )
+        self.tokenizer = tokenizer
+
+
+class FrozenTextConditioner(CaptionConditioner):
+    """Captions through an encoder that others trained: (B, length, d_cond); nothing to train here.
+
+    The encoder stays outside the model, its weights in no checkpoint. Raises ImportError or
+    ValueError where it is missing, ValueError where d_cond or length are not what it has.
+    """
+
+    def __init__(self, config: ConditionerConfig) -> None:
+        super().__init__(config)
+        self.network = frozen_text(config.encoder, config.encoder_path)
+        self.tokenizer = self.network.tokenizer
+        if config.d_cond != self.network.d:
+            raise ValueError(
+                f"d_cond={config.d_cond} must be {self.network.d}, the width of "
+                f"encoder={config.encoder!r}"
+            )
+        if config.length > self.network.longest:
+            raise ValueError(f"length={config.length} must be at most {self.network.longest}")
+        # Where the tokens go, and in which precision: it moves with the model, and is not saved.
+        self.register_buffer("like", torch.empty(0), persistent=False)
+
+    def forward(self, batch: Batch, encode: Encode | None = None) -> Conditioning:
+        return Conditioning(tokens=super().forward(batch, encode).tokens.to(self.like))
+
+    def null(self, n: int) -> Conditioning:
+        """The empty caption's tokens: (n, length, d_cond)."""
+        return Conditioning(tokens=super().null(n).tokens.to(self.like))
+
+    @property
+    def _device(self) -> torch.device:
+        return self.like.device
 
 
 class LayoutConditioner(TokenConditioner):
@@ -221,10 +268,57 @@ class LayoutConditioner(TokenConditioner):
         return {"boxes": boxes, "classes": classes}
 
 
-Conditioner = Unconditional | ClassConditioner | TextConditioner | LayoutConditioner
+class IdConditioner(TokenConditioner):
+    """Tokens that somebody else numbered, through a transformer: (B, length, d_cond).
+
+    So the official TransformerEmbedder works, and its BERTEmbedder without a tokenizer.
+    """
+
+    def __init__(self, config: ConditionerConfig) -> None:
+        super().__init__(config)
+        if config.vocab_size < 1:
+            raise ValueError(f"kind='ids' needs a vocabulary, got vocab_size={config.vocab_size}")
+        self.network = config.transformer(config.vocab_size, config.length)
+
+    def ids(self, batch: Batch) -> Tensor:
+        """batch["ids"] (B, length) int64; ValueError for another shape, or out of range."""
+        ids, length, last = batch["ids"], self.config.length, self.config.vocab_size - 1
+        if ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[1] != length:
+            raise ValueError(f"ids must be (B, {length}) int64, got {tuple(ids.shape)} {ids.dtype}")
+        if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) <= last):
+            raise ValueError(f"ids must lie in 0..{last}, got {ids.min()}..{ids.max()}")
+        return ids
+
+    def null_ids(self, n: int) -> Tensor:
+        """Nothing but `null_id`: (n, length); ValueError where there is none."""
+        if self.config.null_id is None:
+            raise ValueError(f"null_id=None: {NO_NULL}")
+        return torch.full((n, self.config.length), self.config.null_id)
+
+    def batch_from(self, y: object, n: int) -> Batch:
+        """Ids (B, length), or (length,) to draw n times, as a tensor or lists -> `ids`."""
+        try:
+            ids = torch.as_tensor(y)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"y={y!r:.60} must be ids (B, {self.config.length})") from error
+        batch = {"ids": ids.expand(n, -1) if ids.ndim == 1 else ids}
+        self.ids(batch)
+        return batch
+
+
+Conditioner = (
+    Unconditional
+    | ClassConditioner
+    | TextConditioner
+    | FrozenTextConditioner
+    | LayoutConditioner
+    | IdConditioner
+)
 
 
 def build_conditioner(config: ConditionerConfig) -> Conditioner:
     """The tau_theta that the config's kind names."""
-    kinds = (Unconditional, ClassConditioner, TextConditioner, LayoutConditioner)
+    if config.encoder != "trained":
+        return FrozenTextConditioner(config)
+    kinds = (Unconditional, ClassConditioner, TextConditioner, LayoutConditioner, IdConditioner)
     return dict(zip(KINDS, kinds, strict=True))[config.kind](config)

@@ -242,12 +242,13 @@ class LatentDiffusion(nn.Module):
     def _denoise(
         self, y_batch: Batch, n: int, guidance_scale: float, guidance: dict[str, Any]
     ) -> Denoise:
-        c, c_null = self.conditioner(y_batch, self.autoencoder.encode), self.conditioner.null(n)
+        c = self.conditioner(y_batch, self.autoencoder.encode)
         if c.tokens is None and c.concat is None:
             if guidance_scale != 1.0:
                 raise ValueError(f"guidance_scale={guidance_scale}: nothing to guide towards")
             network = conditioned(self.network, c)
         else:
+            c_null = self.conditioner.null(n) if guidance_scale != 1.0 else c  # some have no null
             network = guided(self.network, c, c_null, guidance_scale, **guidance)
         objective = self.config.objective.predict
         if objective == "eps":

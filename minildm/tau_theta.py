@@ -11,23 +11,31 @@ from torch import Tensor, nn
 from minildm.transformer import TokenTransformer
 from minildm.types import Batch, Conditioning
 
-KINDS = ("none", "class", "text", "layout")
+KINDS = ("none", "class", "text", "layout", "ids")
+ENCODERS = ("trained", "minilm", "clip")
 Encode = Callable[[Tensor], Tensor]  # pictures -> latents, for conditions that are pictures
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionerConfig:
-    """Which tau_theta: "none", "class" (one learnable token), "text" or "layout" (transformers)."""
+    """Which tau_theta: "none", "class" (one learnable token), or a transformer that reads "text",
+    a "layout", or "ids" that somebody else made.
+    """
 
-    kind: Literal["none", "class", "text", "layout"] = "none"
+    kind: Literal["none", "class", "text", "layout", "ids"] = "none"
     classes: tuple[str, ...] = ()  # class, layout: names, in order; presets leave it to the data
+    null_class: bool = True  # class: a token for "no class"; without it nothing can be dropped
     d_cond: int = 512
     p_uncond: float = 0.1  # how often training drops the condition, for guidance
     depth: int = 2  # of the transformer
     heads: int = 8  # the official 8 of 64, whatever d_cond is
     d_head: int = 64
-    vocab_size: int = 0  # text: of the tokenizer; presets leave it to the data
-    length: int = 24  # text: tokens, start and end included
+    # text: who reads it; the others are frozen, and stay outside the model (see frozen_text)
+    encoder: Literal["trained", "minilm", "clip"] = "trained"
+    encoder_path: str = ""  # clip: the folder of its weights
+    vocab_size: int = 0  # text, ids: of the tokenizer; presets leave it to the data
+    length: int = 24  # text, ids: tokens, a text's start and end included
+    null_id: int | None = None  # ids: the token that, alone, says "no condition"; None: none does
     max_boxes: int = 4  # layout
     grid: int = 32  # layout: corners are rounded to a grid of so many positions a side
 
@@ -44,6 +52,30 @@ class ConditionerConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.length < 3 or self.grid < 2:
             raise ValueError(f"length={self.length} must be at least 3, grid={self.grid} 2")
+        self._check_null()
+        self._check_encoder()
+
+    def _check_null(self) -> None:
+        if self.p_uncond and not self.null_class:
+            raise ValueError(f"p_uncond={self.p_uncond} must be 0 with null_class=False")
+        if self.kind != "ids":
+            return
+        if self.p_uncond and self.null_id is None:
+            raise ValueError(f"p_uncond={self.p_uncond} must be 0 without a null_id")
+        if self.null_id is not None and not 0 <= self.null_id < self.vocab_size:
+            raise ValueError(f"null_id={self.null_id} must lie in 0..{self.vocab_size - 1}")
+
+    def _check_encoder(self) -> None:
+        if self.encoder not in ENCODERS:
+            listed = ", ".join(map(repr, ENCODERS))
+            raise ValueError(f"encoder={self.encoder!r} is not known; known: {listed}")
+        if self.encoder != "trained" and self.kind != "text":
+            raise ValueError(f"encoder={self.encoder!r} reads text, not kind={self.kind!r}")
+        if (self.encoder == "clip") != bool(self.encoder_path):
+            raise ValueError(
+                f"encoder={self.encoder!r} with encoder_path={self.encoder_path!r}: 'clip' needs "
+                "the folder of its weights, the others none"
+            )
 
     def transformer(self, vocab_size: int, length: int) -> TokenTransformer:
         """The encoder of text and layouts."""
@@ -53,7 +85,7 @@ class ConditionerConfig:
 
 
 class TokenConditioner(nn.Module):
-    """What class, text and layout share: ids of discrete tokens -> (B, M, d_cond).
+    """What the kinds with tokens share: ids of discrete tokens -> (B, M, d_cond).
 
     In training each sample's ids become those of "no condition" with probability p_uncond, so
     that one network learns both halves of classifier-free guidance (Ho & Salimans 2022).
@@ -70,7 +102,7 @@ class TokenConditioner(nn.Module):
         raise NotImplementedError
 
     def null_ids(self, n: int) -> Tensor:
-        """ "No condition", n times: (n, M) int64."""
+        """ "No condition", n times: (n, M) int64. ValueError for a model that has none."""
         raise NotImplementedError
 
     def forward(self, batch: Batch, encode: Encode | None = None) -> Conditioning:
@@ -82,7 +114,7 @@ class TokenConditioner(nn.Module):
         return Conditioning(tokens=self.network(ids))
 
     def null(self, n: int) -> Conditioning:
-        """Tokens of "no condition" for n samples: (n, M, d_cond)."""
+        """Tokens of "no condition" for n samples: (n, M, d_cond); ValueError as of `null_ids`."""
         return Conditioning(tokens=self.network(self.null_ids(n).to(self._device)))
 
     @property

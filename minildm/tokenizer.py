@@ -1,4 +1,4 @@
-"""Captions as numbers: a vocabulary of words, learned from the captions and kept with the model."""
+"""Captions as numbers: a vocabulary learned from captions and kept with the model, or BERT's."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,15 +15,18 @@ PAD, UNKNOWN, START, END = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")  # BER
 class CaptionTokenizer:
     """Captions -> (B, length) int64: start, the words, end, then padding, as BERT's.
 
-    A word that is not in the vocabulary becomes the unknown token; `unknown` names it.
+    A word that is not in the vocabulary becomes the unknown token; `unknown` names it. A tokenizer
+    that pads or cuts by itself no longer does.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         missing = [name for name in SPECIAL if tokenizer.token_to_id(name) is None]
         if missing:
             raise ValueError(f"tokenizer lacks the tokens {', '.join(missing)}")
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
         self._tokenizer = tokenizer
-        self._pad, self._unknown, self._start, self._end = map(tokenizer.token_to_id, SPECIAL)
+        self.pad, self._unknown, self._start, self._end = map(tokenizer.token_to_id, SPECIAL)
 
     @classmethod
     def trained_on(cls, captions: Iterable[str], max_words: int = 8192) -> "CaptionTokenizer":
@@ -35,6 +38,27 @@ class CaptionTokenizer:
             vocab_size=max_words, special_tokens=list(SPECIAL), show_progress=False
         )
         tokenizer.train_from_iterator(captions, trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def word_pieces(cls, vocabulary: str | Path) -> "CaptionTokenizer":
+        """BERT's uncased word pieces (Devlin et al. 2019) from its `vocab.txt`, a piece a line.
+
+        Raises ValueError for a file that is missing or lacks the special tokens.
+        """
+        try:
+            pieces = Path(vocabulary).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{vocabulary} is no vocabulary: {error}") from error
+        if missing := set(SPECIAL) - set(pieces):
+            raise ValueError(
+                f"{vocabulary} is no vocabulary: it lacks {', '.join(sorted(missing))}"
+            )
+        numbers = {piece: i for i, piece in enumerate(pieces)}
+        tokenizer = Tokenizer(models.WordPiece(numbers, unk_token=UNKNOWN))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.add_special_tokens([name for name in (*SPECIAL, "[MASK]") if name in numbers])
         return cls(tokenizer)
 
     @classmethod
@@ -70,13 +94,21 @@ class CaptionTokenizer:
     def __call__(self, captions: Sequence[str], length: int) -> Tensor:
         """B captions -> (B, length) int64. Raises ValueError for one that is too long."""
         encodings = self._tokenizer.encode_batch(list(captions), add_special_tokens=False)
-        ids = torch.full((len(captions), length), self._pad)
-        for row, caption, encoding in zip(ids, captions, encodings, strict=True):
-            tokens = [self._start, *encoding.ids, self._end]
-            if len(tokens) > length:
-                raise ValueError(
-                    f"caption {caption!r:.60} has {len(tokens) - 2} tokens, must be at most "
-                    f"{length - 2}"
-                )
-            row[: len(tokens)] = torch.tensor(tokens)
-        return ids
+        rows = [[self._start, *encoding.ids, self._end] for encoding in encodings]
+        return padded(captions, rows, length, self.pad)
+
+
+def padded(captions: Sequence[str], rows: Sequence[Sequence[int]], length: int, pad: int) -> Tensor:
+    """The tokens of B captions, start and end among them, as one tensor (B, length) int64.
+
+    Raises ValueError for a caption that is too long, with its words.
+    """
+    ids = torch.full((len(captions), length), pad)
+    for row, caption, tokens in zip(ids, captions, rows, strict=True):
+        if len(tokens) > length:
+            raise ValueError(
+                f"caption {caption!r:.60} has {len(tokens) - 2} tokens, must be at most "
+                f"{length - 2}"
+            )
+        row[: len(tokens)] = torch.tensor(tokens)
+    return ids

@@ -266,7 +266,7 @@ def conditioned_on(
         if not hasattr(data, "objects"):
             raise ValueError(f"data {data.name!r} has no boxes; a layout needs scenes")
         return experiment.model_config(autoencoder, data.objects), None
-    if experiment.conditioner.kind != "text":
+    if experiment.conditioner.kind != "text" or experiment.conditioner.encoder != "trained":
         return experiment.model_config(autoencoder, tuple(data.classes)), None
     captions = captions_of(data)
     if experiment.data.style_words:

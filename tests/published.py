@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from minildm import Autoencoder, UNet
-from minildm.interop import compvis_autoencoder, compvis_unet
+from minildm.conditioning import Conditioner
+from minildm.interop import compvis_autoencoder, compvis_conditioner, compvis_unet
 
 OFFICIAL = Path(__file__).parent / "official"
 CONFIGS = json.loads((OFFICIAL / "params.json").read_text())["configs"]
@@ -107,13 +108,13 @@ def tiny(**changes: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, drawn(shapes | {"quantize.embedding.weight": (8, 2)})
 
 
-def official_state(model: Autoencoder | UNet) -> dict[str, Tensor]:
+def official_state(model: Autoencoder | UNet | Conditioner) -> dict[str, Tensor]:
     """A model's tensors by their official names."""
     state = model.state_dict()
-    places = (compvis_unet if isinstance(model, UNet) else compvis_autoencoder).places
+    names = {Autoencoder: compvis_autoencoder, UNet: compvis_unet}
     return {
         name: part
-        for place in places(model.config)
+        for place in names.get(type(model), compvis_conditioner).places(model.config)
         for name, part in zip(place.theirs, place.split(state[place.ours]), strict=True)
     }
 

@@ -26,6 +26,7 @@ LATER = {  # grown since DESIGN's table was drawn
     "tokenizer": 0,
     "transformer": 0,
     "tau_theta": 1,
+    "frozen_text": 1,
     "distances": 1,
     "fidelity": 1,
     "report": 1,
