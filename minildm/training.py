@@ -82,17 +82,19 @@ def new_model(
 
 
 def _take_weights(model: torch.nn.Module, trained: torch.nn.Module, init: str) -> None:
-    """All weights of a model of the same config; for another task, those of the same UNet.
+    """All weights of a model of the same config; for another task, all but tau_theta's.
 
     As the paper does for some of its tasks: the UNet knows the pictures already, tau_theta is new.
     """
     if trained.config == model.config:
         model.load_state_dict(trained.state_dict())
         return
-    unets = [getattr(m.config, "unet", None) for m in (model, trained)]
-    if unets[0] is None or unets[0] != unets[1]:
-        raise ValueError(f"init={init!r} holds a model of another kind or config")
+    for part in ("unet", "autoencoder"):
+        ours, theirs = (getattr(m.config, part, None) for m in (model, trained))
+        if ours is None or ours != theirs:
+            raise ValueError(f"init={init!r} holds a model of another kind or config")
     model.unet.load_state_dict(trained.unet.state_dict())
+    model.autoencoder.load_state_dict(trained.autoencoder.state_dict())
 
 
 def train_autoencoder(

@@ -111,11 +111,25 @@ def test_an_unconditional_model_takes_nothing() -> None:
         ({"kind": "class", "classes": ("ant", "ant")}, "different names"),
         ({"p_uncond": 1.0}, "p_uncond=1.0"),
         ({"p_uncond": -0.1}, "p_uncond=-0.1"),
+        ({"kind": "class", "null_class": False}, "p_uncond=0.1 must be 0 with null_class=False"),
+        ({"kind": "ids", "vocab_size": 5}, "p_uncond=0.1 must be 0 without a null_id"),
+        ({"kind": "ids", "vocab_size": 5, "null_id": 5}, r"null_id=5 must lie in 0\.\.4"),
     ],
 )
 def test_impossible_configs_are_refused(options: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ConditionerConfig(**options)
+
+
+def test_classes_may_have_no_null() -> None:
+    config = ConditionerConfig(
+        kind="class", classes=CLASSES, d_cond=5, p_uncond=0.0, null_class=False
+    )
+    tau = build_conditioner(config).train()
+    assert tau.embedding.weight.shape == (3, 5)
+    assert torch.equal(tau({"label": torch.arange(3)}).tokens[:, 0], tau.embedding.weight)
+    with pytest.raises(ValueError, match=r"null_class=False: .*guidance_scale must be 1"):
+        tau.null(1)
 
 
 def test_a_class_conditioner_without_classes_is_refused() -> None:

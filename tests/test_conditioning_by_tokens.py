@@ -1,5 +1,6 @@
 """Captions and layouts as tokens: what they hold, what is dropped, what is refused."""
 
+import re
 import warnings
 from typing import Any
 
@@ -7,7 +8,12 @@ import pytest
 import torch
 
 from minildm import ConditionerConfig
-from minildm.conditioning import LayoutConditioner, TextConditioner, build_conditioner
+from minildm.conditioning import (
+    IdConditioner,
+    LayoutConditioner,
+    TextConditioner,
+    build_conditioner,
+)
 from minildm.tokenizer import CaptionTokenizer
 
 WORDS = CaptionTokenizer.trained_on(["a red apple", "a green dog and a cat"])
@@ -93,6 +99,59 @@ def test_a_vocabulary_that_does_not_fit_is_refused() -> None:
         bare.null(1)
     with pytest.raises(ValueError, match="vocab_size=0"):
         build_conditioner(ConditionerConfig(kind="text"))
+
+
+# --- ids ---
+
+
+def ids(**options: Any) -> IdConditioner:
+    config = {"kind": "ids", "vocab_size": 9, "length": 4, "null_id": 8, **SMALL, **options}
+    return build_conditioner(ConditionerConfig(**config)).eval()
+
+
+def test_ids_are_read_as_they_are() -> None:
+    tau, numbers = ids(), torch.tensor([[0, 1, 2, 8], [3, 3, 3, 3]])
+    tokens = tau({"ids": numbers}).tokens
+    assert tokens.shape == (2, 4, 8)
+    assert torch.equal(tokens, tau.network(numbers))
+    assert torch.equal(tau.null(2).tokens, tau.network(torch.full((2, 4), 8)))
+    assert torch.equal(tau.batch_from(numbers.tolist(), 1)["ids"], numbers)
+    assert tau.batch_from([1, 2, 3, 4], 3)["ids"].tolist() == [[1, 2, 3, 4]] * 3
+
+
+def test_training_drops_ids_where_there_is_a_null() -> None:
+    tau, numbers = ids(p_uncond=0.5), torch.tensor([[0, 1, 2, 3]]).expand(400, 4)
+    null = tau.null(1).tokens
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        tokens = tau.train()({"ids": numbers}).tokens
+    dropped = torch.isclose(tokens, null, atol=1e-6).all(dim=(1, 2))
+    assert 160 < int(dropped.sum()) < 240
+    with pytest.raises(ValueError, match=r"null_id=None: .*guidance_scale must be 1"):
+        ids(null_id=None, p_uncond=0.0).null(1)
+
+
+@pytest.mark.parametrize(
+    ("y", "said"),
+    [
+        ([[0, 1, 2, 9]], "ids must lie in 0..8, got 0..9"),
+        ([[0, 1, 2, -1]], "ids must lie in 0..8, got -1..2"),
+        ([[0, 1, 2]], "ids must be (B, 4) int64, got (1, 3)"),
+        ([[0.5, 1, 2, 3]], "ids must be (B, 4) int64, got (1, 4) torch.float32"),
+        ("dog", "y='dog' must be ids (B, 4)"),
+        (None, "y=None must be ids (B, 4)"),
+        ([[1, 2], [3]], "must be ids (B, 4)"),
+        (3, "ids must be (B, 4) int64, got ()"),
+    ],
+)
+def test_ids_that_cannot_be_are_refused(y: object, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        ids().batch_from(y, 1)
+
+
+def test_ids_need_a_vocabulary() -> None:
+    with pytest.raises(ValueError, match="vocab_size=0"):
+        ids(vocab_size=0, null_id=None, p_uncond=0.0)
 
 
 # --- layouts ---

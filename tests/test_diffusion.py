@@ -144,6 +144,16 @@ def test_a_sample_is_its_last_step_decoded(model: LatentDiffusion) -> None:
     assert torch.equal(model.sample(["red"], steps=4, seed=0), x)
 
 
+def test_a_model_without_a_null_samples_but_is_not_guided(
+    ldm_config: LatentDiffusionConfig, shaken: Any
+) -> None:
+    classes = replace(ldm_config.conditioner, null_class=False, p_uncond=0.0)
+    model = shaken(LatentDiffusion(replace(ldm_config, conditioner=classes))).eval()
+    assert model.sample(["red", "blue"], steps=2, seed=0).shape == (2, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"null_class=False: .* guidance_scale must be 1"):
+        model.sample(["red"], steps=2, guidance_scale=2.0)
+
+
 def test_condition_and_guidance_change_the_picture(model: LatentDiffusion) -> None:
     def latent(y: str, guidance_scale: float = 1.0) -> Tensor:
         *_, last = model.steps(y, steps=3, seed=0, guidance_scale=guidance_scale)
