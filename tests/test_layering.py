@@ -30,6 +30,7 @@ LATER = {  # grown since DESIGN's table was drawn
     "distances": 1,
     "fidelity": 1,
     "report": 1,
+    "attention_maps": 4,
     "evaluation": 4,
     "experiments": 4,
     "paper": 4,

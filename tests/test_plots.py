@@ -44,6 +44,7 @@ EVERY = {
     "bars": lambda: plots.bars({"fruit": 0.8, "cars": 0.4}, {"fruit": (0.7, 0.9)}, chance=0.1),
     "loss_against_t": lambda: plots.loss_against_t(T_ALL, 1.0 / (1 + T_ALL), 100),
     "latent_maps": lambda: plots.latent_maps(torch.randn(2, 3, 4, 5), rows=["a", "b"]),
+    "word_maps": lambda: plots.word_maps(X[0], ["a", "red", "apple"], X.abs()[:3, 0]),
     "curves": lambda: plots.curves({"a": {"KL": ([1, 2], [3, 4])}}, xlabel="f", ylabel="dB"),
     "clouds": lambda: plots.clouds({"data": X2}, groups=torch.arange(6), backdrop=X2 / 2),
     "arrows": lambda: plots.arrows({"t = 3": (X2, 0 * X2), "t = 5": (X2, X2 / 2)}),
@@ -240,3 +241,42 @@ def test_latent_maps_are_symmetric_about_grey() -> None:
 def test_what_is_wrong_is_named(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_word_lights_the_place_it_is_looked_at() -> None:
+    maps = torch.zeros(2, 4, 4)
+    maps[0, 0, 0], maps[1, 3, 3] = 0.5, 0.25  # against its own mean each is as bright
+    fig = plots.word_maps(torch.zeros(3, 16, 16), ["sky", "dog"], maps)
+    drawn = pixels(fig).astype(float).mean(axis=2)
+    assert "sky ×16.0" in fig.alt_text and "dog ×16.0" in fig.alt_text
+    k = round(1.1 * plots.DPI / 16)
+    w, h = drawn.shape[1], 16 * k
+    left = [w - (3 - i) * (h + plots.GAP) for i in range(3)]
+    sky, dog = (drawn[plots.GAP : plots.GAP + h, x : x + h] for x in left[1:])
+    half = h // 2
+    assert sky[:half, :half].mean() > 1.5 * sky[half:, half:].mean()
+    assert dog[half:, half:].mean() > 1.5 * dog[:half, :half].mean()
+    assert sky[:half, :half].mean() == pytest.approx(dog[half:, half:].mean(), rel=0.1)
+
+
+def test_a_word_that_is_looked_at_everywhere_is_of_one_tone() -> None:
+    flat = torch.stack([torch.full((4, 4), 0.04), torch.eye(4)])
+    fig = plots.word_maps(torch.zeros(3, 16, 16), ["a", "dog"], flat)
+    assert "a ×1.0" in fig.alt_text
+    side = round(1.1 * plots.DPI / 16) * 16
+    left = pixels(fig).shape[1] - 2 * (side + plots.GAP)
+    tone = pixels(fig)[plots.GAP : plots.GAP + side, left : left + side]
+    assert int(tone.std(axis=(0, 1)).max()) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "maps", "said"),
+    [
+        (["a"], torch.zeros(2, 4, 4), "words: 1 given for 2"),
+        (["a"], -torch.ones(1, 4, 4), "finite and not negative"),
+        ([], torch.zeros(0, 4, 4), "K >= 1"),
+    ],
+)
+def test_maps_that_are_none_are_refused(words: list[str], maps: torch.Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        plots.word_maps(X[0], words, maps)

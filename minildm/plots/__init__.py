@@ -8,7 +8,14 @@ Okabe and Ito (2008), which nearly everybody can tell apart.
 
 from minildm.plots.charts import bars, curves, loss_against_t, loss_curves, schedule_curves
 from minildm.plots.points import arrows, clouds, paths
-from minildm.plots.sheets import class_grid, image_grid, latent_maps, pairs, trajectory
+from minildm.plots.sheets import (
+    class_grid,
+    image_grid,
+    latent_maps,
+    pairs,
+    trajectory,
+    word_maps,
+)
 from minildm.plots.style import BLUE, DPI, FRAME, GAP, LINE, PALETTE, RED, NotebookFigure, save
 
 __all__ = [
@@ -34,4 +41,5 @@ __all__ = [
     "save",
     "schedule_curves",
     "trajectory",
+    "word_maps",
 ]

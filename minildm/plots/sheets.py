@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import repeat
+from einops import rearrange, repeat
 from torch import Tensor
 
 from minildm.plots.style import DPI, FRAME, GAP, LINE, Names, NotebookFigure, Numbers, Text, styled
@@ -97,6 +97,40 @@ def latent_maps(z: Tensor, *, rows: Names = None, title: Text = None) -> Noteboo
     grey = plt.cm.ScalarMappable(plt.Normalize(-limit, limit), "gray")
     fig.colorbar(grey, cax=cax, label="latent value", extend="both")
     return fig
+
+
+@styled
+def word_maps(
+    x: Tensor, words: Sequence[str], maps: Tensor, *, columns: int = 7, title: Text = None
+) -> NotebookFigure:
+    """A picture (3, H, W), then once for each word, lit where the word is looked at.
+
+    maps: (K, h, w), one a word, not negative, enlarged to the picture. Each counts in its own
+    mean over the picture, so that a word that is looked at everywhere alike is of one tone; its
+    largest multiple stands beside the word. All share one scale: dark 0, bright the largest of
+    all, 2 at least.
+    """
+    _same_number("words", words, maps)
+    if x.ndim != 3 or maps.ndim != 3 or not len(words):
+        raise ValueError(
+            f"x must be (3, H, W) and maps (K, h, w), K >= 1, got {tuple(x.shape)} and "
+            f"{tuple(maps.shape)}"
+        )
+    if not maps.isfinite().all() or maps.min() < 0:
+        raise ValueError("maps must be finite and not negative")
+    x, maps = x.detach().float().cpu()[None], maps.detach().float().cpu()
+    if float(x.max()) > 20:  # uint8
+        x = x / 127.5 - 1
+    lit = maps / maps.mean(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+    most = lit.amax(dim=(1, 2))  # (K,)
+    lit = lit / max(2.0, float(most.max()))
+    lit = F.interpolate(lit[:, None], x.shape[-2:], mode="bicubic").clamp(0, 1)[:, 0]
+    colors = torch.from_numpy(plt.cm.inferno(lit.numpy())[..., :3]).float() * 2 - 1
+    grey = x.mean(dim=1, keepdim=True)
+    overlays = 0.3 * grey + 0.7 * rearrange(colors, "k h w rgb -> k rgb h w")
+    notes = ["the picture", *(f"{word} ×{m:.1f}" for word, m in zip(words, most, strict=True))]
+    rows = _rows(_pictures(torch.cat([x, overlays]), 1.1), columns)
+    return _sheet(rows, "where each word is looked at", title, notes=_rows(notes, columns))
 
 
 def _pictures(x: Tensor, scale: float) -> np.ndarray:
