@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass, field, replace
 
+from torch.utils.data import Dataset
+
 from minildm.autoencoder import AutoencoderConfig
 from minildm.conditioning import ConditionerConfig
+from minildm.data.crops import CropsDataset
 from minildm.data.emoji import EmojiDataset
 from minildm.data.folders import ImageFolder
 from minildm.data.photos import PhotoDataset
@@ -154,8 +157,18 @@ class LatentDiffusionExperiment:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeExperiment:
-    """The classifier that says what is in a picture; trained on the data alone."""
+    """The classifier that says what is in a picture, or in a box; trained on the data alone."""
 
     train: TrainConfig
     data: DataConfig = field(default_factory=DataConfig)
     width: int = 32
+    crops: bool = False  # of scenes: the objects by their boxes, and "nothing"
+
+    def __post_init__(self) -> None:
+        if self.crops and self.data.kind != "scenes":
+            raise ValueError(f"crops=True needs data.kind='scenes', got {self.data.kind!r}")
+
+    def dataset(self, split: str) -> Dataset:
+        """The pictures of one split, or the crops of its scenes."""
+        data = self.data.dataset(split)
+        return CropsDataset(data) if self.crops else data

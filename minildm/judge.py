@@ -91,10 +91,15 @@ def soften(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def logits_of(judge: Judge, x: Tensor) -> dict[str, Tensor]:
+    """The judge's logits for every question, in batches: (B, 3, H, W) -> (B, answers), CPU."""
+    place = next(judge.parameters(), x).device
+    parts = [judge(part.to(place)) for part in x.split(256)]
+    return {question: torch.cat([part[question].cpu() for part in parts]) for question in parts[0]}
+
+
 def correct(judge: Judge, x: Tensor, truth: Tensor, question: str = "group") -> Tensor:
     """Whether the judge names the truth: (B, 3, H, W), (B,) int64 -> (B,) bool."""
     if question not in QUESTIONS:
         raise ValueError(f"question={question!r} is not known; known: {', '.join(QUESTIONS)}")
-    place = next(judge.parameters(), x).device
-    parts = [judge(part.to(place))[question].argmax(dim=1).cpu() for part in x.split(256)]
-    return torch.cat(parts) == truth.cpu()
+    return logits_of(judge, x)[question].argmax(dim=1) == truth.cpu()

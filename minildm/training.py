@@ -294,8 +294,8 @@ def train_judge(
     device: str | None = None,
     init: str | Path | None = None,
 ) -> Iterator[Record]:
-    """A classifier of subgroup, group and style on pictures of the training split."""
-    data = experiment.data.dataset("train") if data is None else data
+    """A classifier of label, group and style on pictures of the training split, or on crops."""
+    data = experiment.dataset("train") if data is None else data
     config = JudgeConfig(
         labels=tuple(data.classes),
         groups=tuple(data.groups),
