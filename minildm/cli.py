@@ -3,18 +3,19 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from minildm import evaluation as ev
-from minildm import plots
+from minildm import following, plots
 from minildm.autoencoder import Autoencoder
 from minildm.checkpoints import Model, load_model, pretrained
 from minildm.demo import SCALES, demo, describe
 from minildm.diffusion import LatentDiffusion
 from minildm.experiments import AutoencoderExperiment, DataConfig, LatentDiffusionExperiment
 from minildm.files import write_json
+from minildm.judge import Judge
 from minildm.loop import pick_device
 from minildm.metrics import evaluate_first_stage
 from minildm.presets import PRESETS
@@ -139,7 +140,13 @@ def evaluate(
     size: Annotated[int, typer.Option(help="first stages: side of the pictures")] = 64,
     per_class: Annotated[int, typer.Option(help="samples of each class")] = 24,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 25,
-    guidance_scale: Annotated[float, typer.Option(help="1: the plain conditional")] = 3.0,
+    guidance_scale: Annotated[
+        list[float] | None, typer.Option(help="1: the plain conditional; text: several; default 3")
+    ] = None,
+    n: Annotated[int, typer.Option(help="text, layouts: samples at each guidance scale")] = 128,
+    judge: Annotated[
+        str | None, typer.Option(help="text, layouts: the judge's folder or name")
+    ] = None,
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
@@ -157,14 +164,13 @@ def evaluate(
             results = {"data": val.name, "size": size}
             results |= {name: str(measured) for name, measured in found.items()} | found.as_dict()
         elif isinstance(loaded, LatentDiffusion):
-            results = ev.class_accuracy(
-                loaded,
-                pretrained("emoji-judge"),
-                per_class,
-                steps=steps,
-                guidance_scale=guidance_scale,
-                seed=seed,
-            )
+            scales, sampling = guidance_scale or [3.0], {"steps": steps, "seed": seed}
+            if loaded.config.conditioner.kind in ("text", "layout"):
+                results = _followed(loaded, judge, n, scales, sampling)
+            else:
+                results = ev.class_accuracy(
+                    loaded, _judge(judge), per_class, guidance_scale=scales[-1], **sampling
+                )
         else:
             results = ev.judge_accuracy(loaded)
     for name in ("per_group_samples", "per_group_real"):
@@ -174,6 +180,29 @@ def evaluate(
     typer.echo(json.dumps(results, indent=2))
     if out is not None:
         write_json(out, results)
+
+
+def _judge(name: str | None, default: str = "emoji-judge") -> Judge:
+    """The judge asked for, or the shipped one."""
+    found = _model(name or default)
+    if not isinstance(found, Judge):
+        raise ValueError(f"judge={name!r} is not a judge")
+    return found
+
+
+def _followed(
+    model: LatentDiffusion, judge: str | None, n: int, scales: list[float], sampling: dict[str, int]
+) -> dict[str, Any]:
+    """Whether samples show what their captions or layouts ask for, for each guidance scale."""
+    if model.config.conditioner.kind == "text":
+        found = following.evaluate_text(model, _judge(judge), n, scales, **sampling)
+    else:
+        crops = _judge(judge, "scenes-judge")
+        found = following.evaluate_layout(model, crops, n, scales, **sampling)
+    return {
+        name: {key: str(value) for key, value in each.items()} | each.as_dict()
+        for name, each in found.items()
+    }
 
 
 def main() -> None:

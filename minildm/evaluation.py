@@ -9,7 +9,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minildm.autoencoder import Autoencoder
+from minildm.data.crops import CROP_CLASSES, CropsDataset
 from minildm.data.emoji import EmojiDataset
+from minildm.data.scenes import ScenesDataset
 from minildm.diffusion import LatentDiffusion, seeded_noise
 from minildm.judge import Judge, correct
 from minildm.metrics import Measured, mean_interval, proportion_interval, psnr, reconstruct
@@ -119,9 +121,15 @@ def class_accuracy(
     }
 
 
-def judge_accuracy(judge: Judge) -> dict[str, str]:
-    """How often the judge is right on validation pictures, for each of its questions."""
-    val = EmojiDataset("val", 64, subgroups=judge.config.labels)
+def judge_accuracy(judge: Judge, scenes: int = 1000) -> dict[str, str]:
+    """How often the judge is right, for each of its questions, on validation pictures.
+
+    A judge of crops: on the crops of that many validation scenes.
+    """
+    if judge.config.labels == CROP_CLASSES:
+        val: Any = CropsDataset(ScenesDataset("val", 64, n=scenes))
+    else:
+        val = EmojiDataset("val", 64, subgroups=judge.config.labels)
     truths = {"label": val.labels, "group": val.group_ids, "style": val.style_ids}
     x = pictures(val)
     right = {question: correct(judge, x, truth, question) for question, truth in truths.items()}

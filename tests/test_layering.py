@@ -33,6 +33,7 @@ LATER = {  # grown since DESIGN's table was drawn
     "attention_maps": 4,
     "evaluation": 4,
     "experiments": 4,
+    "following": 4,
     "paper": 4,
     "notebook": 6,
 }
