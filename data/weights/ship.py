@@ -22,7 +22,8 @@ def main() -> None:
     first_stage, target = None, Path(__file__).parent / name
     if isinstance(model, LatentDiffusion):
         first_stage = FIRST_STAGE
-        if fingerprint(model.autoencoder) != fingerprint(load_model(target / FIRST_STAGE)):
+        shared = load_model((target / FIRST_STAGE).resolve())  # the target may not be there yet
+        if fingerprint(model.autoencoder) != fingerprint(shared):
             raise SystemExit(f"{run_dir} was trained on another first stage than the shipped one")
     info = read_card(run_dir)["info"]
     save_model(model, target, first_stage=first_stage, half=True, info=info)
