@@ -78,8 +78,9 @@ def run_notebook(
 def publish_notebook(path: str | os.PathLike[str], scale: str = "cpu") -> Path:
     """Execute a notebook in place, for committing: every cell, in order, from a fresh kernel.
 
-    Progress bars, times of execution and the Python version are left out, and figures become
-    PNGs of 256 colours, a quarter of the size. What it writes under a relative run_dir goes
+    Widgets, such as progress bars, times of execution and the Python version are left out (of a
+    widget that has a picture, too, that stays), and figures become PNGs of 256 colours, a quarter
+    of the size. What it writes under a relative run_dir goes
     away. A cell that fails raises nbclient's CellExecutionError and leaves the file as it was.
     """
     import nbformat
@@ -100,10 +101,16 @@ def publish_notebook(path: str | os.PathLike[str], scale: str = "cpu") -> Path:
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [_lighter(o) for o in cell.outputs if WIDGET not in o.get("data", {})]
+            cell.outputs = [_lighter(o) for o in cell.outputs if not _only_widget(o)]
     with atomic_write(path) as file:
         file.write((nbformat.writes(notebook) + "\n").encode())
     return path
+
+
+def _only_widget(output: dict[str, Any]) -> bool:
+    """Whether an output is a widget and no picture beside; if a picture, the widget goes."""
+    data = output.get("data", {})
+    return data.pop(WIDGET, None) is not None and "image/png" not in data
 
 
 def _lighter(output: dict[str, Any]) -> dict[str, Any]:

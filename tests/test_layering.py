@@ -34,6 +34,7 @@ LATER = {  # grown since DESIGN's table was drawn
     "evaluation": 4,
     "experiments": 4,
     "following": 4,
+    "panel": 4,
     "paper": 4,
     "notebook": 6,
 }

@@ -73,6 +73,27 @@ def test_a_published_notebook_is_executed_in_place_and_light(tmp_path: Path) -> 
     assert [p.name for p in tmp_path.iterdir()] == ["a.ipynb"]
 
 
+PANEL = """
+import ipywidgets
+class Panel:
+    slider = ipywidgets.IntSlider()
+    def _repr_mimebundle_(self, **_):
+        picture = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+        picture += "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+        return self.slider._repr_mimebundle_() | {"image/png": picture}
+Panel()
+"""
+
+
+def test_of_a_widget_with_a_picture_the_picture_is_published(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ipynb", PANEL, "ipywidgets.IntSlider()")
+    live = nbformat.read(run_notebook(path, tmp_path / "live.ipynb"), as_version=4)
+    assert [WIDGET in output.data for output in outputs(live)] == [True, True]
+    nb = nbformat.read(publish_notebook(path, "smoke"), as_version=4)
+    (panel,) = outputs(nb)
+    assert set(panel.data) == {"image/png", "text/plain"}
+
+
 def test_a_notebook_that_fails_is_not_published(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ipynb", "1 / 0")
     before = path.read_bytes()
