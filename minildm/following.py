@@ -20,12 +20,26 @@ from minildm.data.emoji import EmojiDataset
 from minildm.data.scenes import OBJECTS, ScenesDataset
 from minildm.data.variants import style_caption
 from minildm.diffusion import LatentDiffusion, seeded_noise
-from minildm.intervals import Evaluation, Measured, mean_interval, proportion_interval
+from minildm.intervals import (
+    Evaluation,
+    Measured,
+    mean_interval,
+    proportion_interval,
+    ratio_interval,
+    weighted_sum,
+)
 from minildm.judge import QUESTIONS, Judge, JudgeConfig, logits_of
 from minildm.tau_theta import look_up
 from minildm.types import Batch
 
 GRID, FINE = 9, 7  # places a side where `located` looks: over the picture, then round the best
+KINDS = {  # what anybody tells apart at a glance, and how its subgroups begin
+    "food": "food-",
+    "animal": "animal-",
+    "face": "face-",
+    "vehicle": "transport-",
+    "building": "place-building",
+}
 SAME = 0.5  # the IoU from which two boxes count as the same, as in detection
 
 
@@ -72,14 +86,14 @@ def text_following(
         numbers = ", ".join(str(len(pictures)) for pictures in sets.values())
         raise ValueError(f"{len(prompts)} prompts need as many pictures, got {numbers}")
     answers = {name: logits_of(judge, pictures) for name, pictures in sets.items()}
-    _, subject = np.unique([p.subject or p.caption for p in prompts], return_inverse=True)
+    subject = _numbered([p.subject or p.caption for p in prompts])
     measured: dict[str, Measured] = {}
     for question in QUESTIONS:
         truth = _ids(prompts, question, judge.config)
         asked = (truth >= 0).nonzero()[:, 0]
         if not len(asked):
             continue
-        clusters, truth = torch.from_numpy(subject)[asked], truth[asked]
+        clusters, truth = subject[asked], truth[asked]
         named = {name: a[question].argmax(dim=1)[asked] for name, a in answers.items()}
         measured[question] = share(named[""] == truth, clusters)
         shuffled = truth[dealt_anew(len(truth), seed)]
@@ -96,6 +110,63 @@ def _ids(prompts: Sequence[Prompt], question: str, config: JudgeConfig) -> Tenso
     known = {"label": config.labels, "group": config.groups, "style": config.styles}[question]
     names = [getattr(prompt, question) for prompt in prompts]
     return torch.tensor([-1 if name is None else look_up(name, known, question) for name in names])
+
+
+def kind_of(subgroup: str | None) -> int:
+    """Which of the KINDS a subgroup belongs to; -1: none of them."""
+    starts = [(subgroup or "").startswith(start) for start in KINDS.values()]
+    return starts.index(True) if any(starts) else -1
+
+
+def kind_following(
+    x: Tensor,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    real: Tensor,
+    of_real: Sequence[Prompt],
+    *,
+    seed: int = 0,
+) -> Evaluation:
+    """Whether the subgroup that the judge sees in x (N, 3, H, W) is of the asked kind of KINDS.
+
+    real, of_real: other pictures (M, 3, H, W), real ones, and what they show; each kind of them
+    weighs as much as it is asked for. `ratio`: the share of x by theirs. For each kind "food",
+    "food_real". Over all, prompts of one subject count as one; of a kind, where a few prompts
+    are meant and no others, those of one caption. Raises ValueError where numbers differ, a
+    prompt asks for none of the KINDS, or there is no real picture of one.
+    """
+    if (len(x), len(real)) != (len(prompts), len(of_real)):
+        raise ValueError(f"{len(x)}, {len(real)} pictures for {len(prompts)}, {len(of_real)}")
+    asked, there = (torch.tensor([kind_of(p.label) for p in ps]) for ps in (prompts, of_real))
+    kinds = asked.unique().tolist()
+    if -1 in kinds or not set(kinds) <= set(there.tolist()):
+        raise ValueError(f"each prompt must ask for one of {', '.join(KINDS)}, and all be in real")
+    kind_of_label = torch.tensor([kind_of(label) for label in judge.config.labels])
+    seen, seen_real = (
+        kind_of_label[logits_of(judge, pictures)["label"].argmax(dim=1)] for pictures in (x, real)
+    )
+    subjects = _numbered([p.subject or p.caption for p in prompts])
+    captions, reals = (
+        _numbered([p.caption for p in prompts]),
+        _numbered([p.subject for p in of_real]),
+    )
+    of_kind: dict[str, Measured] = {}
+    for k in kinds:
+        name, mine, theirs = list(KINDS)[k], asked == k, there == k
+        of_kind[name] = share(seen[mine] == k, captions[mine])
+        of_kind[f"{name}_real"] = share(seen_real[theirs] == k, reals[theirs])
+    whole = share(seen == asked, subjects)
+    weights = [int((asked == k).sum()) / len(asked) for k in kinds]
+    whole_real = weighted_sum([of_kind[f"{list(KINDS)[k]}_real"] for k in kinds], weights)
+    measured = {"kind": whole, "kind_real": whole_real}
+    measured["kind_shuffled"] = share(seen == asked[dealt_anew(len(asked), seed)], subjects)
+    measured["ratio"] = ratio_interval(whole, whole_real)
+    return Evaluation(measured | of_kind, {"shuffle_seed": seed, "follows": _follows(measured)})
+
+
+def _numbered(names: Sequence[str]) -> Tensor:
+    """A number for each different name: (N,) int64."""
+    return torch.from_numpy(np.unique(list(names), return_inverse=True)[1])
 
 
 def text_against_guidance(

@@ -209,6 +209,41 @@ def jackknife_interval(
     return Measured(value, max(value - half, bounds[0]), min(value + half, bounds[1]), int(n))
 
 
+def weighted_sum(parts: Sequence[Measured], weights: Sequence[float]) -> Measured:
+    """The sum of independent numbers, each times a positive weight; N adds up.
+
+    Its bounds are those of the parts, combined as variances are (MOVER, Zou & Donner 2008):
+    right for intervals that lean to a side, too.
+    """
+    if len(parts) != len(weights) or min(weights, default=0) <= 0:
+        raise ValueError(f"weights={list(weights)} must be positive, one for each part")
+    value = sum(w * part.value for part, w in zip(parts, weights, strict=True))
+    below, above = (
+        math.hypot(
+            *(w * (part[bound] - part.value) for part, w in zip(parts, weights, strict=True))
+        )
+        for bound in (1, 2)
+    )
+    return Measured(value, value - below, value + above, sum(part.n for part in parts))
+
+
+def ratio_interval(a: Measured, b: Measured) -> Measured:
+    """a / b of independent numbers, not negative, with N of a (MOVER, Donner & Zou 2012).
+
+    For symmetric bounds that is Fieller's interval. Without bounds where b's reach zero, or as
+    far above it as b lies: such a b might be nothing.
+    """
+    if not (a.value >= 0 and b.value > 0):
+        raise ValueError(f"need a >= 0 and b > 0, got {a.value:.3g} and {b.value:.3g}")
+    if not (b.low > 0 and b.high < 2 * b.value):
+        return exactly(a.value / b.value, a.n)
+    product = a.value * b.value
+    lower, upper = (b.high * (2 * b.value - b.high), b.low * (2 * b.value - b.low))
+    low = product - math.sqrt(product**2 - a.low * (2 * a.value - a.low) * lower)
+    high = product + math.sqrt(product**2 - a.high * (2 * a.value - a.high) * upper)
+    return Measured(a.value / b.value, low / lower, high / upper, a.n)
+
+
 def lots(n: int, groups: int, generator: torch.Generator, clusters: Tensor | None = None) -> Tensor:
     """Each of n pictures to one of the groups, by lot, since data may lie in some order: (n,).
 

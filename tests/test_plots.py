@@ -139,6 +139,14 @@ def test_trajectory_keeps_the_first_and_the_last_state() -> None:
     assert "zₜ decoded, ẑ₀ decoded" in both.alt_text
 
 
+def test_columns_have_heads_and_rows_their_names() -> None:
+    fig = plots.class_grid(X, ["apple", "dog"], heads=["noto", "blob", "fluent"])
+    assert fig.alt_text == "3 pictures of each: apple, dog, noto, blob, fluent."
+    place = {text.get_text(): text.get_position() for text in fig.axes[0].texts}
+    xs = [place[name][0] for name in ("apple", "noto", "blob", "fluent")]
+    assert xs == sorted(xs) and place["noto"][1] < place["apple"][1] < place["dog"][1]
+
+
 def test_no_text_leaves_its_figure() -> None:
     long = ["a very long caption that needs lines " * 3, "W" * 40, ""]
     fig = plots.image_grid(X[:3], long, title="A title that is longer than three pictures " * 2)
@@ -224,6 +232,7 @@ def test_latent_maps_are_symmetric_about_grey() -> None:
         (lambda: plots.image_grid(X, ["one"]), "titles: 1 given for 6"),
         (lambda: plots.image_grid(X, columns=0), "columns=0"),
         (lambda: plots.class_grid(X, ["a"] * 4), "6 pictures are no equal share for 4"),
+        (lambda: plots.class_grid(X, ["a"], heads=["b"] * 5), "heads: 5 given for 6 columns"),
         (lambda: plots.pairs(X, X[:3]), "must be alike"),
         (lambda: plots.pairs(X, X, psnr=[1.0]), "psnr: 1 given for 6"),
         (lambda: plots.trajectory(X, [1, 2]), "times: 2 given for 6"),

@@ -29,13 +29,24 @@ def image_grid(
 
 
 def class_grid(
-    x: Tensor, rows: Sequence[str], *, scale: float = 1.0, title: Text = None
+    x: Tensor,
+    rows: Sequence[str],
+    *,
+    heads: Names = None,
+    scale: float = 1.0,
+    title: Text = None,
 ) -> NotebookFigure:
-    """One row of K pictures for each name: x (R K, 3, H, W), the first K belong to `rows[0]`."""
+    """One row of K pictures for each name: x (R K, 3, H, W), the first K belong to `rows[0]`.
+
+    heads: a name for each of the K columns.
+    """
     if not rows or len(x) % len(rows):
         raise ValueError(f"x: {len(x)} pictures are no equal share for {len(rows)} rows")
     k = len(x) // len(rows)
-    return _sheet(_rows(_pictures(x, scale), k), f"{k} pictures of each", title, rows)
+    if heads is not None and len(heads) != k:
+        raise ValueError(f"heads: {len(heads)} given for {k} columns")
+    pictures = _rows(_pictures(x, scale), k)
+    return _sheet(pictures, f"{k} pictures of each", title, rows, heads=heads or ())
 
 
 def pairs(
