@@ -1,6 +1,7 @@
 """The command line: `minildm demo | train | sample | evaluate`, or `python -m minildm`."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,16 @@ app = typer.Typer(
 )
 
 DATA = "emoji, scenes or photos, whole, in place of the preset's"
+LAYOUT = (
+    'a JSON file: {"classes": ["dog"], "boxes": [[left, top, right, bottom]]}, or a list of these'
+)
+FOLLOWS = {
+    "none": "nothing: give --n",
+    "class": "classes: give their names",
+    "text": "prompts: give some",
+    "layout": "layouts: give --layout, and no names",
+    "ids": "numbered tokens, which have no place here",
+}
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; default: the best there is")]
 Seed = Annotated[int, typer.Option(help="the same seed, the same result")]
 
@@ -106,8 +117,11 @@ def _model(name: str) -> Model:
 @app.command()
 def sample(
     model: Annotated[str, typer.Argument(help="a model's folder, or the name of a shipped one")],
-    y: Annotated[list[str] | None, typer.Argument(help="class names, one picture each")] = None,
-    n: Annotated[int, typer.Option(help="pictures of each class, or in all without classes")] = 1,
+    y: Annotated[
+        list[str] | None, typer.Argument(help="class names, or prompts; one picture each")
+    ] = None,
+    layout: Annotated[Path | None, typer.Option(help=LAYOUT)] = None,
+    n: Annotated[int, typer.Option(help="pictures of each, or in all without a condition")] = 1,
     out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("samples.png"),
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     guidance_scale: Annotated[float, typer.Option(help="1: the plain conditional")] = 3.0,
@@ -115,20 +129,48 @@ def sample(
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Draw pictures, of named classes where the model knows classes."""
+    """Draw pictures: of classes, prompts or layouts, whichever the model follows."""
     loaded = _model(model)
     if not isinstance(loaded, LatentDiffusion):
         raise ValueError(f"model={model!r} is not a diffusion model")
-    names = [name for name in y or () for _ in range(n)]
-    conditional = loaded.config.conditioner.kind != "none"
+    kind = loaded.config.conditioner.kind
+    if (kind == "layout") != (layout is not None) or (y and layout):
+        raise ValueError(f"model={model!r} follows {FOLLOWS[kind]}")
+    asked: list[Any] = [each for each in _layouts(layout) or y or () for _ in range(n)]
     options = {"steps": steps, "sampler": sampler, "seed": seed}
-    if conditional:
-        options |= {"y": names or None, "guidance_scale": guidance_scale}
+    if kind != "none":
+        options |= {"y": asked or None, "guidance_scale": guidance_scale}
     else:
         options |= {"n": n}
-    x = loaded.to(pick_device(device)).sample(**options).cpu()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        x = loaded.to(pick_device(device)).sample(**options).cpu()
+    for said in dict.fromkeys(str(warning.message) for warning in caught):
+        typer.echo(f"minildm: {said}", err=True)  # such as words that it does not know
+    names = [a if isinstance(a, str) else ", ".join(name for name, _ in a) for a in asked]
     plots.save(plots.image_grid(x, names or None), out)
     typer.echo(f"{len(x)} pictures: {out}")
+
+
+def _layouts(path: Path | None) -> list[list[tuple[str, list[float]]]]:
+    """Layouts from a file, as `LayoutConditioner.batch_from` takes them; ValueError names it."""
+    if path is None:
+        return []
+    try:
+        found = json.loads(path.read_text())
+        rows = [
+            [(str(c), [float(v) for v in box]) for c, box in zip(*pair, strict=True)]
+            for pair in ((one["classes"], one["boxes"]) for one in _as_list(found))
+        ]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is no layout, {error!r:.80}; needed: {LAYOUT}") from error
+    if not rows or not all(rows):
+        raise ValueError(f"{path} holds a layout without boxes; needed: {LAYOUT}")
+    return rows
+
+
+def _as_list(found: Any) -> list[Any]:
+    return found if isinstance(found, list) else [found]
 
 
 @app.command()
