@@ -149,8 +149,9 @@ PRESETS: dict[str, AutoencoderExperiment | LatentDiffusionExperiment | JudgeExpe
         train=TrainConfig(steps=2500, lr=2e-3, weight_decay=0.05, ema_decay=0.998),
     ),
     "scenes-judge": JudgeExperiment(
-        train=TrainConfig(steps=3000, lr=2e-3, weight_decay=0.05, ema_decay=0.998),
+        train=TrainConfig(steps=4000, lr=2e-3, weight_decay=0.05, ema_decay=0.998),
         data=DataConfig(kind="scenes"),
+        width=16,
         crops=True,
     ),
 }
