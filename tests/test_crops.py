@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from minildm import PRESETS, ScenesDataset, load_model, train_judge
+from minildm import PRESETS, ScenesDataset, load_model, pretrained, train_judge
 from minildm.data.crops import CROP_CLASSES, CropsDataset, crop, empty_box
 from minildm.data.scenes import IN_SKY, OBJECTS, overlap
 from minildm.experiments import DataConfig, JudgeExperiment, TrainConfig
+from minildm.judge import correct
+from minildm.metrics import reconstruct
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +119,12 @@ def test_crops_need_scenes(monkeypatch: pytest.MonkeyPatch, scenes: ScenesDatase
         JudgeExperiment(train=train, data=data, crops=True).dataset("val"), CropsDataset
     )
     assert JudgeExperiment(train=train, data=data).dataset("val") is scenes
+
+
+def test_the_shipped_judge_knows_objects_in_real_scenes_and_in_soft_ones() -> None:
+    scenes = ScenesDataset("val", 64, n=40)
+    crops, x = CropsDataset(scenes), scenes.images.float() / 127.5 - 1
+    soft = reconstruct(pretrained("emoji-kl-f4"), x)[crops.scene_ids]
+    judge = pretrained("scenes-judge")
+    assert correct(judge, crop(x[crops.scene_ids], crops.boxes), crops.labels, "label").all()
+    assert correct(judge, crop(soft, crops.boxes), crops.labels, "label").float().mean() > 0.85

@@ -13,6 +13,7 @@ things that everybody knows, from all five kinds.
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from minildm.diffusion import LatentDiffusion
 from minildm.evaluation import on_device, pictures
 from minildm.files import atomic_write, write_json
 from minildm.following import KINDS, Prompt, kind_following, kind_of, sample_conditions
-from minildm.intervals import Evaluation
+from minildm.intervals import Evaluation, Measured
 from minildm.loop import pick_device
 
 HERE = Path(__file__).resolve().parent
@@ -70,6 +71,13 @@ def real_pictures(size: int) -> tuple[Tensor, list[Prompt]]:
     return pictures(val)[rows], shown
 
 
+def two(found: Measured) -> str:
+    """A share with its interval, if it has one, to two digits."""
+    if math.isnan(found.low):
+        return f"{found.value:.2f}"
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
 def line(results: dict[str, Any]) -> str:
     """The README's words on the sheet, the sheet itself included."""
     found = Evaluation.from_dict(results)
@@ -78,10 +86,10 @@ def line(results: dict[str, Any]) -> str:
         "![Twelve prompts in five styles, drawn by the shipped model of text]"
         "(data/results/prompts.png)\n\n"
         "Twelve prompts in five styles, the first drawing of each. The judge sees the asked kind, "
-        f"{kinds}, in {found['kind']} of such samples, in {found['kind_real']} of real validation "
-        f"pictures, and in {found['kind_shuffled']} of samples whose prompts are dealt anew; the "
-        f"first two as a ratio: {found['ratio']}. `python data/results/prompts.py` draws and "
-        "counts.\n"
+        f"{kinds}, in {two(found['kind'])} of such samples (N={found['kind'].n}), and in "
+        f"{two(found['kind_real'])} of real validation pictures (N={found['kind_real'].n}): "
+        f"a ratio of {two(found['ratio'])}; by chance, the prompts dealt anew, in "
+        f"{two(found['kind_shuffled'])}. `python data/results/prompts.py` draws and counts.\n"
     )
 
 
