@@ -31,8 +31,9 @@ app = typer.Typer(
 )
 
 DATA = "emoji, scenes or photos, whole, in place of the preset's"
-LAYOUT = (
-    'a JSON file: {"classes": ["dog"], "boxes": [[left, top, right, bottom]]}, or a list of these'
+LAYOUT = (  # brackets before a letter would be markup
+    'a JSON file, {"classes": ["dog"], "boxes": [[0.1, 0.5, 0.4, 0.9]]}, or a list of such; '
+    "boxes are left, top, right, bottom in shares of the picture"
 )
 FOLLOWS = {
     "none": "nothing: give --n",

@@ -1,6 +1,7 @@
 """The command line with models of text and of layouts: drawing, measuring, bad input."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -228,3 +229,12 @@ def test_evaluate_takes_the_judge_that_is_named(
     assert "judge='emoji-kl-f4' is not a judge" in capsys.readouterr().err
     assert run("evaluate", layouts, "--judge", "emoji-judge", "--n", 2, "--steps", 1) == 2
     assert "must be one of crops of scenes" in capsys.readouterr().err
+
+
+def test_the_help_shows_what_a_layout_is(
+    run: Callable, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert run("sample", "--help") == 0
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)  # without colours
+    assert '{"classes": ["dog"], "boxes": [[0.1, 0.5, 0.4, 0.9]]}' in shown
