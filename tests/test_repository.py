@@ -89,7 +89,13 @@ def test_the_demo_met_its_goals() -> None:
     assert fresh["accuracy_samples"] >= 0.75 * fresh["accuracy_real"]
 
 
-@pytest.mark.parametrize("name", ["emoji-kl-f4", "emoji-class", "emoji-judge", "scenes-judge"])
+SHIPPED = (
+    *("emoji-kl-f4", "emoji-class", "emoji-text", "scenes-layout"),
+    *("emoji-judge", "scenes-judge"),
+)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_model_has_a_card_and_half_precision(name: str) -> None:
     folder = ROOT / "data/weights" / name
     card, readme = read_card(folder), (ROOT / "data/weights/README.md").read_text()
