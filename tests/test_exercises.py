@@ -21,6 +21,7 @@ from minildm.exercises import (
     perceptual_compression,
     quickstart,
     sampling_steps,
+    text_to_image,
     two_stages,
     unet_parts,
     vector_quantisation,
@@ -43,6 +44,7 @@ MODULES = {  # what the exercises' cells import
     "07_unet": {"unet_parts": unet_parts, "torch": torch, "rearrange": rearrange},
     "08_latent_diffusion": {"two_stages": two_stages},
     "09_samplers": {"sampling_steps": sampling_steps},
+    "11_text_to_image": {"text_to_image": text_to_image, "torch": torch},
 }
 CHECKS = (quickstart.check_noised, quickstart.check_guidance)
 Fn = Callable[..., Any]
