@@ -99,6 +99,15 @@ def results_of_09(results: dict[str, Any]) -> None:
     assert results["inpainting"]["known"] < results["inpainting"]["unknown"] / 4
 
 
+def results_of_11(results: dict[str, Any]) -> None:
+    assert 0.3 < results["share_unknown"] < 1 and 0 < results["chance"] < 0.5
+    for name in ("paired", "unpaired"):
+        assert results[name]["group_real"]["value"] > 0.6 and results[name]["style"]["n"] >= 10
+    assert results["unknown"]["known minus unknown"]["n"] >= 5 and 0 < results["dropped"] < 0.2
+    assert abs(sum(results["looks"].values()) - 1) < 1e-3
+    assert results["loss"][0] > results["loss"][1] > 0
+
+
 RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "00_quickstart": results_of_00,
     "01_perceptual_and_semantic_compression": results_of_01,
@@ -110,4 +119,5 @@ RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "07_unet": results_of_07,
     "08_latent_diffusion": results_of_08,
     "09_samplers": results_of_09,
+    "11_text_to_image": results_of_11,
 }
