@@ -122,7 +122,7 @@ PRESETS: dict[str, AutoencoderExperiment | LatentDiffusionExperiment | JudgeExpe
         unet=SMALL_UNET,
         conditioner=ConditionerConfig(kind="layout", d_cond=128, depth=2, heads=4, d_head=32),
         data=DataConfig(kind="scenes"),
-        train=TrainConfig(steps=5_000, lr=1.2e-3, ema_decay=0.999, save_every=200),
+        train=TrainConfig(steps=12_000, lr=1.2e-3, ema_decay=0.999, save_every=200),
         t_bias=2.0,
     ),
     "emoji-kl-f4-gpu": AutoencoderExperiment(
