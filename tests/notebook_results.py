@@ -99,6 +99,25 @@ def results_of_09(results: dict[str, Any]) -> None:
     assert results["inpainting"]["known"] < results["inpainting"]["unknown"] / 4
 
 
+def results_of_10(results: dict[str, Any]) -> None:
+    assert results["closest"] < 0.3 and abs(results["dropped"] - 0.1) < 0.02
+    sharpened, plain, _, guided = results["toy"].values()
+    assert guided["spread"] < sharpened["spread"] and guided["mean"] > sharpened["mean"]
+    assert guided["middle"] > 0.65 > 0.5 > plain["middle"]
+    trade = results["trade"]
+    assert list(trade) == ["0", "1", "2", "3", "5", "8", "held-out"]
+    for found in trade.values():
+        assert set(found) == {"accuracy", "precision", "recall", "variety", "proxy_fid"}
+        assert all(m["n"] >= 12 and m["low"] <= m["value"] <= m["high"] for m in found.values())
+    assert trade["0"]["accuracy"]["value"] < trade["3"]["accuracy"]["value"]
+    held_out = trade["held-out"]
+    assert held_out["accuracy"]["n"] == 217 and held_out["proxy_fid"]["value"] < 1000
+    assert all(m["value"] < 0.6 for m in results["shuffled"].values())
+    assert [len(shares) for shares in results["between"].values()] == [7, 7]
+    for name in ("gap", "excess", "away"):
+        assert len(results[name]) == 2
+
+
 def results_of_11(results: dict[str, Any]) -> None:
     assert 0.3 < results["share_unknown"] < 1 and 0 < results["chance"] < 0.5
     for name in ("paired", "unpaired"):
@@ -119,5 +138,6 @@ RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "07_unet": results_of_07,
     "08_latent_diffusion": results_of_08,
     "09_samplers": results_of_09,
+    "10_class_conditional_and_guidance": results_of_10,
     "11_text_to_image": results_of_11,
 }

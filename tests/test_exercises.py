@@ -17,6 +17,7 @@ from minildm.exercises import (
     adversarial,
     autoencoder_kl,
     choosing_f,
+    class_guidance,
     diffusion_steps,
     perceptual_compression,
     quickstart,
@@ -44,6 +45,7 @@ MODULES = {  # what the exercises' cells import
     "07_unet": {"unet_parts": unet_parts, "torch": torch, "rearrange": rearrange},
     "08_latent_diffusion": {"two_stages": two_stages},
     "09_samplers": {"sampling_steps": sampling_steps},
+    "10_class_conditional_and_guidance": {"class_guidance": class_guidance, "torch": torch},
     "11_text_to_image": {"text_to_image": text_to_image, "torch": torch},
 }
 CHECKS = (quickstart.check_noised, quickstart.check_guidance)
