@@ -202,6 +202,7 @@ def test_the_readme_shows_the_committed_sheet(command: ModuleType) -> None:
     results = json.loads((RESULTS / "prompts.json").read_text())
     assert command.with_line(readme, results) == readme
     assert results["prompts"] == command.PROMPTS and results["settings"]["n"] >= 8
+    assert results["measured"]["ratio"]["value"] >= results["goal"] == 0.8
     assert "data/results/prompts.png" in readme and (RESULTS / "prompts.png").is_file()
 
 
