@@ -221,17 +221,25 @@ def _load_first_stage(model: LatentDiffusion, folder: Path, card: Mapping[str, A
 
 def tokenizer_of(model: Model) -> CaptionTokenizer | None:
     """What turns captions into numbers, where the model has learned to read."""
+    reader = reader_of(model)
+    return reader.tokenizer if reader else None
+
+
+def reader_of(model: Model) -> TextConditioner | None:
+    """The part that reads captions, also beside a picture; None where none was trained."""
     conditioner = getattr(model, "conditioner", None)
-    return conditioner.tokenizer if isinstance(conditioner, TextConditioner) else None
+    reader = getattr(conditioner, "tokens", conditioner)
+    return reader if isinstance(reader, TextConditioner) else None
 
 
 def _load_tokenizer(model: LatentDiffusion, path: Path) -> None:
-    if not isinstance(model.conditioner, TextConditioner):
+    reader = reader_of(model)
+    if reader is None:
         return
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     try:
-        model.conditioner.set_tokenizer(CaptionTokenizer.load(path))
+        reader.set_tokenizer(CaptionTokenizer.load(path))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minildm.frozen_text import ClipTokenizer, frozen_text
+from minildm.spatial import build_spatial
 from minildm.tau_theta import KINDS, ConditionerConfig, Encode, TokenConditioner, look_up
 from minildm.tokenizer import CaptionTokenizer
 from minildm.types import Batch, Conditioning
@@ -306,6 +307,53 @@ class IdConditioner(TokenConditioner):
         return batch
 
 
+class SpatialConditioner(nn.Module):
+    """A picture beside z_t, and tokens or none: LDM's "concat" and "hybrid", Sec. 3.3.
+
+    `tokens` reads what goes through cross-attention, `spatial` what is concatenated. Training
+    drops the tokens alone, and guidance is towards them: the picture is there in both halves.
+    """
+
+    def __init__(self, config: ConditionerConfig, tokens: nn.Module) -> None:
+        super().__init__()
+        self.config, self.tokens, self.spatial = config, tokens, build_spatial(config)
+        self.register_buffer("like", torch.empty(0), persistent=False)  # where the pictures go
+
+    def forward(self, batch: Batch, encode: Encode | None = None) -> Conditioning:
+        """tokens (B, M, d_cond) or None, concat (B, c', h, w); ValueErrors of both parts."""
+        pictures = {key: batch[key].to(self.like.device) for key in self.spatial.keys}
+        return self.tokens(batch)._replace(concat=self.spatial(pictures, encode))
+
+    def null(self, n: int) -> Conditioning:
+        """No tokens' condition; what is beside z_t is added by whoever guides."""
+        if self.config.kind == "none":
+            raise ValueError("guidance_scale must be 1: a picture beside z_t has no 'no condition'")
+        return self.tokens.null(n)
+
+    def batch_from(self, y: object, n: int) -> Batch:
+        """A dict of what `spatial` reads, and with tokens of `y`, what they are to say.
+
+        Where one tensor is all, it may stand alone; pictures without a batch axis are drawn n
+        times. Raises ValueError for missing or unknown entries, and those of both parts.
+        """
+        keys, hybrid = self.spatial.keys, self.config.kind != "none"
+        named = {keys[0]: y} if isinstance(y, Tensor) and len(keys) == 1 and not hybrid else y
+        wanted = {*keys, "y"} if hybrid else {*keys}
+        if not isinstance(named, dict) or set(named) != wanted:
+            got = sorted(map(str, named)) if isinstance(named, dict) else f"{y!r:.60}"
+            raise ValueError(f"y must be a dict of {sorted(wanted)}, got {got}")
+        if not all(isinstance(named[key], Tensor) for key in keys):
+            raise ValueError(f"y must hold tensors under {sorted(keys)}")
+        alone = 2 if keys == ("semantic",) else 3  # axes of one map, of one picture
+        batch = {
+            key: named[key].expand(n, *named[key].shape) if named[key].ndim == alone else named[key]
+            for key in keys
+        }
+        if not hybrid:
+            return batch
+        return batch | self.tokens.batch_from(named["y"], len(batch[keys[0]]))
+
+
 Conditioner = (
     Unconditional
     | ClassConditioner
@@ -313,12 +361,15 @@ Conditioner = (
     | FrozenTextConditioner
     | LayoutConditioner
     | IdConditioner
+    | SpatialConditioner
 )
 
 
 def build_conditioner(config: ConditionerConfig) -> Conditioner:
-    """The tau_theta that the config's kind names."""
+    """The tau_theta that the config's kind names, with a picture beside z_t where it says so."""
     if config.encoder != "trained":
-        return FrozenTextConditioner(config)
-    kinds = (Unconditional, ClassConditioner, TextConditioner, LayoutConditioner, IdConditioner)
-    return dict(zip(KINDS, kinds, strict=True))[config.kind](config)
+        tokens: Any = FrozenTextConditioner(config)
+    else:
+        kinds = (Unconditional, ClassConditioner, TextConditioner, LayoutConditioner)
+        tokens = dict(zip(KINDS, (*kinds, IdConditioner), strict=True))[config.kind](config)
+    return tokens if config.concat == "none" else SpatialConditioner(config, tokens)

@@ -72,18 +72,25 @@ class LatentDiffusionConfig:
                 "zero_terminal_snr=True needs objective.predict 'v' or 'z0', got 'eps': where z_T "
                 "holds no signal, eps says nothing of z0"
             )
-        c, unet = self.autoencoder.z_channels, self.unet
-        if (unet.in_channels, unet.out_channels) != (c, c):
-            raise ValueError(
-                f"the autoencoder's z_channels={c} must be the UNet's in_channels="
-                f"{unet.in_channels} and out_channels={unet.out_channels}"
-            )
+        self._check_channels()
         d_cond = self.conditioner.d_cond if self.conditioner.kind != "none" else None
-        if unet.d_cond != d_cond:
-            raise ValueError(f"unet.d_cond={unet.d_cond} must be the conditioner's, {d_cond}")
-        f = self.autoencoder.f
+        if self.unet.d_cond != d_cond:
+            raise ValueError(f"unet.d_cond={self.unet.d_cond} must be the conditioner's, {d_cond}")
+        f, conditioner = self.autoencoder.f, self.conditioner
+        if conditioner.concat == "semantic" and 2**conditioner.stages != f:
+            raise ValueError(f"stages={conditioner.stages} must be log2 of f={f}")
         if self.image_size < 1 or self.image_size % f:
             raise ValueError(f"image_size={self.image_size} must be a positive multiple of f={f}")
+
+    def _check_channels(self) -> None:
+        c, unet = self.autoencoder.z_channels, self.unet
+        beside = self.conditioner.concat_channels(c)
+        if (unet.in_channels, unet.out_channels) != (c + beside, c):
+            plus = f" and {beside} of the condition beside it" if beside else ""
+            raise ValueError(
+                f"the autoencoder's z_channels={c}{plus} must be the UNet's in_channels="
+                f"{unet.in_channels}, and {c} its out_channels={unet.out_channels}"
+            )
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -178,7 +185,7 @@ class LatentDiffusion(nn.Module):
         else:
             with torch.no_grad():
                 z0 = self.autoencoder.encode(batch["image"])
-        c, objective = self.conditioner(batch, self.autoencoder.encode), self.config.objective
+        c, objective = self.conditioner(batch, self._encode_condition), self.config.objective
         t = draw_t(self.schedule, len(z0), z0.device, self.config.t_bias)
         eps = torch.randn_like(z0)
         per_sample = ldm_loss(self.network, self.schedule, z0, c, t, eps, objective)
@@ -186,6 +193,11 @@ class LatentDiffusion(nn.Module):
         if objective.weighting != "simple":
             terms["simple"] = per_sample.detach().mean()
         return {**terms, "per_sample": per_sample.detach(), "t": t}
+
+    def _encode_condition(self, x: Tensor) -> Tensor:
+        """The latent of a picture that is a condition: the posterior's mean."""
+        with torch.no_grad():
+            return self.autoencoder.encode(x, sample=False)
 
     def steps(
         self,
@@ -216,13 +228,15 @@ class LatentDiffusion(nn.Module):
         count = len(next(iter(y_batch.values()))) if y_batch else (n or 1)
         if not count or n not in (None, count):
             raise ValueError(f"n={n}, but y names {count} samples")
-        z_T = noise(torch.zeros(count, *self._latent_shape(size), device=self.device))
         guidance = {"rescale": guidance_rescale, "interval": guidance_interval}
         was_training = self.training
         self.eval()  # no condition is dropped when sampling
         try:
             with torch.no_grad():
-                denoise = self._denoise(y_batch, count, guidance_scale, guidance)
+                c = self.conditioner(y_batch, self._encode_condition)
+                denoise = self._denoise(c, count, guidance_scale, guidance)
+            shape = self._latent_shape(size, None if c.concat is None else c.concat.shape[2:])
+            z_T = noise(torch.zeros(count, *shape, device=self.device))
             denoise = guide(denoise) if guide else denoise
             options |= {"steps": steps, "noise": noise, "edit": edit}
             yield from SAMPLERS[sampler](denoise, self.schedule, z_T, **options)
@@ -240,40 +254,51 @@ class LatentDiffusion(nn.Module):
         return options | ({"eta": eta} if sampler == "ddim" else {})
 
     def _denoise(
-        self, y_batch: Batch, n: int, guidance_scale: float, guidance: dict[str, Any]
+        self, c: Conditioning, n: int, guidance_scale: float, guidance: dict[str, Any]
     ) -> Denoise:
-        c = self.conditioner(y_batch, self.autoencoder.encode)
         if c.tokens is None and c.concat is None:
             if guidance_scale != 1.0:
                 raise ValueError(f"guidance_scale={guidance_scale}: nothing to guide towards")
             network = conditioned(self.network, c)
         else:
-            c_null = self.conditioner.null(n) if guidance_scale != 1.0 else c  # some have no null
+            c_null = c  # some have no null, and need none where nothing is guided
+            if guidance_scale != 1.0:
+                c_null = self.conditioner.null(n)._replace(concat=c.concat)
             network = guided(self.network, c, c_null, guidance_scale, **guidance)
         objective = self.config.objective.predict
         if objective == "eps":
             return network
         return lambda z, t: self.schedule.prediction(objective, network(z, t), z, t)
 
-    def _latent_shape(self, size: int | tuple[int, int] | None) -> tuple[int, int, int]:
-        size = self.config.image_size if size is None else size
+    def _latent_shape(
+        self, size: int | tuple[int, int] | None, given: torch.Size | None
+    ) -> tuple[int, int, int]:
+        """given: (h, w) of a condition beside z_t, which decides where `size` does not."""
+        f, c = self.autoencoder.f, self.config.autoencoder.z_channels
+        if size is None:
+            side = self.config.image_size // f
+            return (c, *(given or (side, side)))
         height, width = (size, size) if isinstance(size, int) else size
-        f = self.autoencoder.f
         if height < 1 or width < 1 or height % f or width % f:
             raise ValueError(f"size={size} must be positive multiples of f={f}")
-        return (self.config.autoencoder.z_channels, height // f, width // f)
+        if given is not None and (height // f, width // f) != tuple(given):
+            fitting = tuple(f * side for side in given)
+            raise ValueError(f"size={size}, but the condition beside z_t is for {fitting}")
+        return (c, height // f, width // f)
 
     @torch.no_grad()
     def sample(self, y: object = None, **options: Unpack[SamplingOptions]) -> Tensor:
         """Pictures for the conditions y: (B, 3, H, W) in [-1, 1].
 
-        y: class names or labels, None for an unconditional model, which makes `n` pictures.
-        size: their side, or (H, W), if not the trained one. sampler: "ddim" (eta: how much of
-        DDPM's noise), "ddpm", "plms", "dpm_solver_pp", "euler" or "heun", with `steps` at the
-        times of `spacing` (leading, trailing or linspace). guidance_scale: 1 is the plain
-        conditional; guidance_rescale, guidance_interval: see `guided`. guide: wraps the
-        denoiser, as `image_guided` does. edit: changes z between steps, as `keep_known` does.
-        seed: an int for the same pictures again; or noise, a function like torch.randn_like.
+        y: class names or labels, captions, layouts, pictures: what the conditioner's batch_from
+        takes; None for an unconditional model, which makes `n` pictures. size: their side, or
+        (H, W), if not the trained one; a condition beside z_t decides it, and may be of any size.
+        sampler: "ddim" (eta: how much of DDPM's noise), "ddpm", "plms", "dpm_solver_pp", "euler"
+        or "heun", with `steps` at the times of `spacing` (leading, trailing or linspace).
+        guidance_scale: 1 is the plain conditional; guidance_rescale, guidance_interval: see
+        `guided`. guide: wraps the denoiser, as `image_guided` does. edit: changes z between
+        steps, as `keep_known` does. seed: an int for the same pictures again; or noise, a
+        function like torch.randn_like.
         ValueErrors name what is wrong.
         """
         *_, last = self.steps(y, **options)

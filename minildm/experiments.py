@@ -6,6 +6,7 @@ from torch.utils.data import Dataset
 
 from minildm.autoencoder import AutoencoderConfig
 from minildm.conditioning import ConditionerConfig
+from minildm.data.corruptions import DEGRADATIONS, MASKS
 from minildm.data.crops import CropsDataset
 from minildm.data.emoji import EmojiDataset
 from minildm.data.folders import ImageFolder
@@ -65,12 +66,19 @@ class DataConfig:
     subgroups: tuple[str, ...] = ()  # none named: all with at least ten emoji
     unpaired: int = 0  # emoji: see EmojiDataset
     style_words: float = 0.0  # in what share of the captions training names the style
+    degradation: str = "bicubic"  # what super-resolution is given; "spoiled": see corruptions
+    masks: tuple[str, ...] = ("lama", "halves")  # what inpainting is given: see corruptions
     path: str = ""
 
     def __post_init__(self) -> None:
         known = ("emoji", "scenes", "photos", "folder")
         if self.kind not in known:
             raise ValueError(f"kind={self.kind!r} is not known; known: {', '.join(known)}")
+        if self.degradation not in DEGRADATIONS:
+            listed = ", ".join(DEGRADATIONS)
+            raise ValueError(f"degradation={self.degradation!r} is not known; known: {listed}")
+        if not self.masks or not set(self.masks) <= set(MASKS):
+            raise ValueError(f"masks={self.masks} must be some of {', '.join(MASKS)}")
         if not 0 <= self.style_words <= 1:
             raise ValueError(f"style_words={self.style_words} must lie in [0, 1]")
         if (self.kind == "folder") != bool(self.path):
@@ -133,15 +141,22 @@ class LatentDiffusionExperiment:
     t_bias: float = 1.0  # see losses.draw_t
 
     def model_config(
-        self, autoencoder: AutoencoderConfig, classes: tuple[str, ...] = (), vocab_size: int = 0
+        self,
+        autoencoder: AutoencoderConfig,
+        classes: tuple[str, ...] = (),
+        vocab_size: int = 0,
+        labels: tuple[str, ...] = (),
     ) -> LatentDiffusionConfig:
         """The model for that first stage; ValueError where the parts do not fit.
 
-        classes: of the pictures, or of the objects in a layout; vocab_size: of the captions.
+        classes: of the pictures, or of the objects in a layout; vocab_size: of the captions;
+        labels: of the semantic maps.
         """
         conditioner = self.conditioner
         if conditioner.kind in ("class", "layout"):
             conditioner = replace(conditioner, classes=tuple(classes))
+        if conditioner.concat == "semantic":
+            conditioner = replace(conditioner, labels=tuple(labels))
         if conditioner.kind == "text":
             conditioner = replace(conditioner, vocab_size=vocab_size)
         return LatentDiffusionConfig(

@@ -1,6 +1,7 @@
 """Experiments by name: every first stage of the paper, and the small models of the lessons."""
 
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 from minildm.autoencoder import AutoencoderConfig
 from minildm.conditioning import ConditionerConfig
@@ -74,6 +75,19 @@ SMALL_UNET = UNetConfig(  # of the shipped models that follow a text or a layout
     groups=8,
 )
 
+TASK_UNET = replace(SMALL_UNET, d_cond=None, attn_levels=(2,), width_mult=(1, 2, 2))
+
+
+def task(concat: str, beside: int, **data: Any) -> LatentDiffusionExperiment:
+    """A small model with a picture of so many channels beside z_t."""
+    return LatentDiffusionExperiment(
+        unet=replace(TASK_UNET, in_channels=3 + beside),
+        conditioner=ConditionerConfig(concat=concat, p_uncond=0.0),
+        data=DataConfig(**data),
+        train=TrainConfig(steps=6000, lr=1.2e-3, ema_decay=0.999, save_every=200),
+    )
+
+
 PRESETS: dict[str, AutoencoderExperiment | LatentDiffusionExperiment | JudgeExperiment] = {
     **FIRST_STAGES,
     **LADDER,
@@ -125,6 +139,9 @@ PRESETS: dict[str, AutoencoderExperiment | LatentDiffusionExperiment | JudgeExpe
         train=TrainConfig(steps=12_000, lr=1.2e-3, ema_decay=0.999, save_every=200),
         t_bias=2.0,
     ),
+    "emoji-sr": task("low_res", 3),
+    "emoji-inpaint": task("inpaint", 4),
+    "scenes-semantic": task("semantic", 3, kind="scenes"),
     "emoji-kl-f4-gpu": AutoencoderExperiment(
         model=AutoencoderConfig(z_channels=3, width=64, width_mult=(1, 2, 4)),
         train=TrainConfig(steps=12_000, batch_size=64, lr=4e-4, ema_decay=0.999, save_every=500),

@@ -13,13 +13,15 @@ from minildm.types import Batch, Conditioning
 
 KINDS = ("none", "class", "text", "layout", "ids")
 ENCODERS = ("trained", "minilm", "clip")
+CONCATS = ("none", "low_res", "inpaint", "semantic")
 Encode = Callable[[Tensor], Tensor]  # pictures -> latents, for conditions that are pictures
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionerConfig:
     """Which tau_theta: "none", "class" (one learnable token), or a transformer that reads "text",
-    a "layout", or "ids" that somebody else made.
+    a "layout", or "ids" that somebody else made. With `concat` a picture goes beside z_t, alone or
+    together with tokens ("hybrid").
     """
 
     kind: Literal["none", "class", "text", "layout", "ids"] = "none"
@@ -38,22 +40,28 @@ class ConditionerConfig:
     null_id: int | None = None  # ids: the token that, alone, says "no condition"; None: none does
     max_boxes: int = 4  # layout
     grid: int = 32  # layout: corners are rounded to a grid of so many positions a side
+    concat: Literal["none", "low_res", "inpaint", "semantic"] = "none"
+    labels: tuple[str, ...] = ()  # semantic: names, in order; presets leave it to the data
+    stages: int = 2  # semantic: halvings of the map, log2 of the first stage's f
+    channels: int = 3  # semantic: of what is put beside z_t
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             listed = ", ".join(map(repr, KINDS))
             raise ValueError(f"kind={self.kind!r} is not known; known: {listed}")
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes must be different names")
+        for name in ("classes", "labels"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ValueError(f"{name} must be different names")
         if not 0.0 <= self.p_uncond < 1.0:
             raise ValueError(f"p_uncond={self.p_uncond} must lie in [0, 1)")
-        for name in ("d_cond", "depth", "heads", "d_head", "max_boxes"):
+        for name in ("d_cond", "depth", "heads", "d_head", "max_boxes", "channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.length < 3 or self.grid < 2:
             raise ValueError(f"length={self.length} must be at least 3, grid={self.grid} 2")
         self._check_null()
         self._check_encoder()
+        self._check_concat()
 
     def _check_null(self) -> None:
         if self.p_uncond and not self.null_class:
@@ -76,6 +84,18 @@ class ConditionerConfig:
                 f"encoder={self.encoder!r} with encoder_path={self.encoder_path!r}: 'clip' needs "
                 "the folder of its weights, the others none"
             )
+
+    def _check_concat(self) -> None:
+        if self.concat not in CONCATS:
+            listed = ", ".join(map(repr, CONCATS))
+            raise ValueError(f"concat={self.concat!r} is not known; known: {listed}")
+        if self.stages < 0:
+            raise ValueError(f"stages={self.stages} must not be negative")
+
+    def concat_channels(self, z_channels: int) -> int:
+        """How many channels the UNet gets beside z_t's own."""
+        beside = {"none": 0, "low_res": 3, "inpaint": z_channels + 1, "semantic": self.channels}
+        return beside[self.concat]
 
     def transformer(self, vocab_size: int, length: int) -> TokenTransformer:
         """The encoder of text and layouts."""

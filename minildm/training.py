@@ -15,11 +15,18 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 
-from minildm.autoencoder import Autoencoder, AutoencoderConfig, check_pictures
-from minildm.checkpoints import fingerprint, load_model, read_card, save_model, to_dict
+from minildm.autoencoder import Autoencoder, check_pictures
+from minildm.checkpoints import (
+    fingerprint,
+    load_model,
+    read_card,
+    reader_of,
+    save_model,
+    to_dict,
+)
 from minildm.data.latents import LatentDataset, cached_moments
-from minildm.data.variants import mirrored_boxes, style_caption, with_styles
-from minildm.diffusion import LatentDiffusion, LatentDiffusionConfig
+from minildm.data.variants import corrupted, mirrored, with_styles
+from minildm.diffusion import LatentDiffusion
 from minildm.discriminator import PatchDiscriminator
 from minildm.ema import EMA
 from minildm.experiments import (
@@ -35,7 +42,7 @@ from minildm.loop import LossFn, optimise, pick_device, pick_precision
 from minildm.losses import Perceptual, autoencoder_loss
 from minildm.regularizers import DiagonalGaussian, VectorQuantizer
 from minildm.runs import RunFolder
-from minildm.tokenizer import CaptionTokenizer
+from minildm.tasks import PAINTED, conditioned_on
 from minildm.types import Batch, Record
 
 
@@ -229,21 +236,24 @@ def train_ldm(
     config, tokenizer = conditioned_on(experiment, autoencoder.config, data)
     model = new_model(LatentDiffusion, config, experiment.train.seed, init)
     if tokenizer is not None:
-        model.conditioner.set_tokenizer(tokenizer)
+        reader_of(model).set_tokenizer(tokenizer)
     if init is not None and fingerprint(model.autoencoder) != fingerprint(autoencoder):
         raise ValueError(f"init={str(init)!r} was trained on another first stage")
     model.autoencoder.load_state_dict(autoencoder.state_dict())
     run, place, precision = open_run(
         run_dir, experiment, device, data, first_stage=first_stage, init=init
     )
-    latents = LatentDataset(data, encode_dataset(autoencoder.to(place), data, precision))
+    moments = encode_dataset(autoencoder.to(place), data, precision)
+    concat, given = experiment.conditioner.concat, experiment.data
+    latents = LatentDataset(data, moments, PAINTED[concat])
 
     def loss(batch: Batch, _step: int) -> dict[str, Tensor]:
         moments = batch["moments"]  # (B, 2, c', h, w): as drawn, and mirrored
         side = torch.randint(2, (len(moments),), device=moments.device) * experiment.train.flip
         chosen = moments[torch.arange(len(moments)), side]
-        batch = mirrored_boxes(batch, side == 1)
-        batch = with_styles(batch, data.styles, experiment.data.style_words)
+        batch = mirrored(batch, side == 1)
+        batch = with_styles(batch, data.styles, given.style_words)
+        batch = corrupted(batch, concat, autoencoder.f, given.degradation, given.masks)
         return model.loss({**batch, "z": model.autoencoder.latent(chosen)})
 
     reference = path_between(run_dir, first_stage)
@@ -255,35 +265,6 @@ def train_ldm(
     yield from optimise(
         model, loss, latents, experiment.train, run, device=place, precision=precision, save=save
     )
-
-
-def conditioned_on(
-    experiment: LatentDiffusionExperiment, autoencoder: AutoencoderConfig, data: Dataset
-) -> tuple[LatentDiffusionConfig, CaptionTokenizer | None]:
-    """The model's config, with what the data know of classes and words, and its tokenizer.
-
-    The vocabulary is that of the captions, and the styles' names where training uses them.
-    """
-    if experiment.conditioner.kind == "layout":
-        if not hasattr(data, "objects"):
-            raise ValueError(f"data {data.name!r} has no boxes; a layout needs scenes")
-        return experiment.model_config(autoencoder, data.objects), None
-    if experiment.conditioner.kind != "text" or experiment.conditioner.encoder != "trained":
-        return experiment.model_config(autoencoder, tuple(data.classes)), None
-    captions = captions_of(data)
-    if experiment.data.style_words:
-        captions += [style_caption("", style) for style in data.styles]
-    tokenizer = CaptionTokenizer.trained_on(captions)
-    return experiment.model_config(autoencoder, vocab_size=len(tokenizer)), tokenizer
-
-
-def captions_of(data: Dataset) -> list[str]:
-    """Every caption of a data set, without decoding its pictures where it offers that."""
-    captions = getattr(data, "captions", None)
-    if captions is not None:
-        return list(captions)
-    item = getattr(data, "without_image", data.__getitem__)
-    return [item(i)["caption"] for i in range(len(data))]
 
 
 def train_judge(

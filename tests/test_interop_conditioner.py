@@ -32,7 +32,7 @@ MODULES = "ldm.modules.encoders.modules"
 PUBLISHED = {
     c["path"]: c["cond_stage"]
     for c in CONFIGS
-    if re.search("ClassEmbedder|BERTEmbedder", c.get("cond_stage", {}).get("target", ""))
+    if re.search("ClassEmbedder|BERTEmbedder|SpatialRescaler", c.get("cond_stage", {}).get("target", ""))
 }
 TINY = {"n_embed": 12, "n_layer": 2, "vocab_size": 40, "max_seq_len": 7}
 

@@ -27,6 +27,7 @@ LATER = {  # grown since DESIGN's table was drawn
     "transformer": 0,
     "tau_theta": 1,
     "frozen_text": 1,
+    "spatial": 1,
     "distances": 1,
     "fidelity": 1,
     "report": 1,
@@ -36,6 +37,7 @@ LATER = {  # grown since DESIGN's table was drawn
     "following": 4,
     "panel": 4,
     "paper": 4,
+    "tasks": 4,
     "notebook": 6,
 }
 LAYER_OF = LATER | {name: layer for layer, names in enumerate(LAYERS) for name in names.split()}

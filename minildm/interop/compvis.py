@@ -20,7 +20,8 @@ def load_compvis(
 
     First stages: AutoencoderKL, VQModel, VQModelInterface, IdentityFirstStage. UNets: UNetModel,
     as `unet_config` names it in a diffusion model's config. Conditions, as `cond_stage_config`
-    does: ClassEmbedder, TransformerEmbedder, BERTEmbedder (its words come with the extra `text`).
+    does: ClassEmbedder, TransformerEmbedder, BERTEmbedder (its words come with the extra `text`),
+    SpatialRescaler.
 
     config: the official YAML, a path or the parsed mapping, whole or from its target on.
     checkpoint: a `.ckpt`, a `.safetensors`, or tensors by their official names. A first stage is

@@ -1,6 +1,6 @@
 """The official encoders of conditions: what their configs say, and what they call our tensors.
 
-Class tables, and transformers over tokens: of captions, or numbered by somebody else.
+Class tables; transformers over tokens, of captions or numbered by somebody else; semantic maps.
 """
 
 import re
@@ -17,10 +17,11 @@ from minildm.interop.reading import Section, Tensors
 from minildm.tokenizer import CaptionTokenizer
 
 _MODULES = "ldm.modules.encoders.modules"
-CLASSES, TOKENS, BERT = (
-    f"{_MODULES}.{name}" for name in ("ClassEmbedder", "TransformerEmbedder", "BERTEmbedder")
+CLASSES, TOKENS, BERT, MAPS = (
+    f"{_MODULES}.{name}"
+    for name in ("ClassEmbedder", "TransformerEmbedder", "BERTEmbedder", "SpatialRescaler")
 )
-TARGETS = (CLASSES, TOKENS, BERT)
+TARGETS = (CLASSES, TOKENS, BERT, MAPS)
 IN_WHOLE_MODEL = "cond_stage_model."  # what its names begin with there
 
 # What inference does not need: the scores of next words, which the encoder never computes.
@@ -55,7 +56,12 @@ def conditioner_config(target: str, params: Section) -> ConditionerConfig:
 
     Raises ValueError for what is missing, not known, or cannot be expressed, with key and value.
     """
-    shape = _classes(params) if target == CLASSES else _transformer(params, bert=target == BERT)
+    if target == MAPS:
+        shape = _semantic(params)
+    elif target == CLASSES:
+        shape = _classes(params)
+    else:
+        shape = _transformer(params, bert=target == BERT)
     params.check_all_read(_UNUSED_PARAMS)
     try:
         return ConditionerConfig(**shape)
@@ -73,6 +79,19 @@ def _classes(params: Section) -> dict[str, Any]:
         "classes": tuple(map(str, range(n - null_class))),
         "null_class": null_class,
     } | ({} if null_class else {"p_uncond": 0.0})
+
+
+def _semantic(params: Section) -> dict[str, Any]:
+    """One-hot maps, halved bilinearly; the labels' names are numbers."""
+    params.choice("method", ["bilinear"], "bilinear")
+    params.choice("multiplier", [0.5], 0.5)
+    params.choice("bias", [False], False)
+    return {
+        "concat": "semantic",
+        "stages": params.integer("n_stages", 1),
+        "labels": tuple(map(str, range(params.integer("in_channels", 3)))),
+        "channels": params.integer("out_channels"),
+    }
 
 
 def _transformer(params: Section, *, bert: bool) -> dict[str, Any]:
@@ -95,6 +114,9 @@ def _transformer(params: Section, *, bert: bool) -> dict[str, Any]:
 
 def places(config: ConditionerConfig) -> Iterator[Place]:
     """Our tensors and the official names."""
+    if config.concat == "semantic":
+        yield Place("spatial.mapper.weight", ("channel_mapper.weight",))
+        return
     if config.kind == "class":
         yield Place("embedding.weight", ("embedding.weight",))
         return
