@@ -32,7 +32,9 @@ MODULES = "ldm.modules.encoders.modules"
 PUBLISHED = {
     c["path"]: c["cond_stage"]
     for c in CONFIGS
-    if re.search("ClassEmbedder|BERTEmbedder|SpatialRescaler", c.get("cond_stage", {}).get("target", ""))
+    if re.search(
+        "ClassEmbedder|BERTEmbedder|SpatialRescaler", c.get("cond_stage", {}).get("target", "")
+    )
 }
 TINY = {"n_embed": 12, "n_layer": 2, "vocab_size": 40, "max_seq_len": 7}
 
@@ -79,8 +81,8 @@ def test_a_published_encoder_loads_exactly(path: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == theirs["params"] - scores
 
 
-def test_all_six_are_there() -> None:
-    assert len(PUBLISHED) == 6
+def test_all_eight_are_there() -> None:
+    assert len(PUBLISHED) == 8
 
 
 def test_a_published_encoder_is_of_its_kind() -> None:
