@@ -170,6 +170,20 @@ class LatentDiffusionExperiment:
         )
 
 
+def as_regression(experiment: LatentDiffusionExperiment) -> LatentDiffusionExperiment:
+    """The same network and data, but the answer is asked for at once: LDM Tab. 5's regression.
+
+    A diffusion model that is only ever trained where z_t is nothing but noise, and says z0, learns
+    the mean of all latents that go with the condition. Sample it with steps=1.
+    """
+    return replace(
+        experiment,
+        schedule=ScheduleConfig(T=2, zero_terminal_snr=True),
+        objective=ObjectiveConfig(predict="z0"),
+        t_bias=1e9,  # t = T - 1 always
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class JudgeExperiment:
     """The classifier that says what is in a picture, or in a box; trained on the data alone."""

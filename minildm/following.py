@@ -202,11 +202,11 @@ def sample_conditions(
     batch: int = 64,
     **sampling: Any,
 ) -> Tensor:
-    """A picture for each caption, or each layout of a batch: (N, 3, H, W), in parts of `batch`.
+    """A picture for each caption, or each row of a batch of layouts or pictures: (N, 3, H, W).
 
     One seed for all: a longer list begins with the same noise. Unknown words do not warn.
     """
-    n = len(y["boxes"]) if isinstance(y, dict) else len(y)
+    n = len(next(iter(y.values()))) if isinstance(y, dict) else len(y)
     noise, parts = seeded_noise(seed), []
     for start in tqdm(range(0, n, batch), "sample", unit="batch", delay=2, leave=False):
         rows = slice(start, start + batch)
