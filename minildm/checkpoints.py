@@ -24,16 +24,18 @@ from minildm.conditioning import TextConditioner
 from minildm.diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.files import atomic_write, data_dir, write_json
 from minildm.judge import Judge, JudgeConfig
+from minildm.segmenter import Segmenter, SegmenterConfig
 from minildm.tokenizer import CaptionTokenizer
 
 Config = TypeVar("Config")
-Model = Autoencoder | LatentDiffusion | Judge
+Model = Autoencoder | LatentDiffusion | Judge | Segmenter
 
 FORMAT = 1
 KINDS: dict[str, tuple[type, type]] = {
     "autoencoder": (AutoencoderConfig, Autoencoder),
     "latent-diffusion": (LatentDiffusionConfig, LatentDiffusion),
     "judge": (JudgeConfig, Judge),
+    "segmenter": (SegmenterConfig, Segmenter),
 }
 
 
@@ -139,9 +141,9 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], half: bool) -> Non
 def load_model(folder: str | Path, *, ema: bool = True, kind: str | None = None) -> Model:
     """Read a model's folder, on the CPU, in float32, in evaluation mode.
 
-    ema: take the averaged weights where the folder has them. kind: what it must be
-    ("autoencoder", "latent-diffusion", "judge"). A CheckpointError names the file that is
-    missing, cut short, or of another model, with the first ten tensors that do not fit.
+    ema: take the averaged weights where the folder has them. kind: what it must be, of KINDS. A
+    CheckpointError names the file that is missing, cut short, or of another model, with the
+    first ten tensors that do not fit.
     """
     folder = Path(folder)
     card = read_card(folder)

@@ -192,10 +192,14 @@ class JudgeExperiment:
     data: DataConfig = field(default_factory=DataConfig)
     width: int = 32
     crops: bool = False  # of scenes: the objects by their boxes, and "nothing"
+    maps: bool = False  # of scenes: a label for each pixel, by a Segmenter of that width
 
     def __post_init__(self) -> None:
-        if self.crops and self.data.kind != "scenes":
-            raise ValueError(f"crops=True needs data.kind='scenes', got {self.data.kind!r}")
+        if self.crops and self.maps:
+            raise ValueError("crops=True and maps=True are two judges: choose one")
+        if (self.crops or self.maps) and self.data.kind != "scenes":
+            asked = "crops" if self.crops else "maps"
+            raise ValueError(f"{asked}=True needs data.kind='scenes', got {self.data.kind!r}")
 
     def dataset(self, split: str) -> Dataset:
         """The pictures of one split, or the crops of its scenes."""

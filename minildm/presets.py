@@ -171,4 +171,10 @@ PRESETS: dict[str, AutoencoderExperiment | LatentDiffusionExperiment | JudgeExpe
         width=16,
         crops=True,
     ),
+    "scenes-segmenter": JudgeExperiment(
+        train=TrainConfig(steps=2000, batch_size=32, lr=2e-3, ema_decay=0.998),
+        data=DataConfig(kind="scenes"),
+        width=16,
+        maps=True,
+    ),
 }

@@ -1,4 +1,4 @@
-"""Whether a model keeps to the picture it is given: super-resolution and inpainting.
+"""Whether a model keeps to the picture it is given: super-resolution, inpainting, maps.
 
 Each set of numbers stands beside rivals that learn nothing, and beside the same samples with the
 conditions dealt anew, which is chance: a model that ignores its condition gets it.
@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from minildm.data.corruptions import draw_masks, enlarge, mean_fill, shrink, spoiled
+from minildm.data.scenes import ScenesDataset
 from minildm.diffusion import LatentDiffusion
 from minildm.fidelity import psnr
 from minildm.following import dealt_anew, sample_conditions
 from minildm.intervals import Evaluation, mean_interval
 from minildm.metrics import evaluate_pictures
+from minildm.segmenter import Segmenter, agreement, segmented
 from minildm.types import Batch
 
 TASKS = ("low_res", "inpaint")
+LABELS = ScenesDataset.semantic_classes
 
 
 def task_of(model: LatentDiffusion) -> str:
@@ -119,3 +122,32 @@ def evaluate_restoration(
     settings = judged.settings | {"follows": follows, "task": task, **sampling}
     found["model"] = Evaluation(judged.measured | true, settings)
     return found
+
+
+def evaluate_semantic(
+    model: LatentDiffusion, segmenter: Segmenter, n: int, *, seed: int = 0, **sampling: Any
+) -> Evaluation:
+    """Whether pictures made from the maps of n validation scenes show what the maps ask for.
+
+    By the segmenter: `pixels`, the share of pixels with the asked label, and `iou`, the mean over
+    the asked labels, per picture; `..._real`, of the scenes themselves, and `..._shuffled`, with
+    the maps dealt anew, chance. ValueError for a model or a segmenter of other labels.
+    """
+    if not model.config.conditioner.labels == segmenter.config.labels == LABELS:
+        raise ValueError("model and segmenter must know the labels of the scenes' maps")
+    scenes = ScenesDataset("val", model.config.image_size, n=n)
+    items = [scenes[i] for i in range(n)]
+    real, maps = (torch.stack([item[key] for item in items]) for key in ("image", "semantic"))
+    x = sample_conditions(model, {"semantic": maps}, seed=seed, **sampling)
+    order, measured = dealt_anew(n, seed), {}
+    for name, pictures, asked in (
+        ("", x, maps),
+        ("_real", real, maps),
+        ("_shuffled", x, maps[order]),
+    ):
+        pixels, iou = agreement(segmented(segmenter, pictures), asked)
+        measured |= {f"pixels{name}": mean_interval(pixels), f"iou{name}": mean_interval(iou)}
+    follows = {
+        key: measured[key].low > measured[f"{key}_shuffled"].high for key in ("pixels", "iou")
+    }
+    return Evaluation(measured, {"follows": follows, "seed": seed, **sampling})

@@ -42,6 +42,7 @@ from minildm.loop import LossFn, optimise, pick_device, pick_precision
 from minildm.losses import Perceptual, autoencoder_loss
 from minildm.regularizers import DiagonalGaussian, VectorQuantizer
 from minildm.runs import RunFolder
+from minildm.segmenter import Segmenter, SegmenterConfig
 from minildm.tasks import PAINTED, conditioned_on
 from minildm.types import Batch, Record
 
@@ -275,26 +276,39 @@ def train_judge(
     device: str | None = None,
     init: str | Path | None = None,
 ) -> Iterator[Record]:
-    """A classifier of label, group and style on pictures of the training split, or on crops."""
+    """A classifier of label, group and style on pictures of the training split, or on crops.
+
+    Or a segmenter, where the experiment says `maps`.
+    """
     data = experiment.dataset("train") if data is None else data
-    config = JudgeConfig(
-        labels=tuple(data.classes),
-        groups=tuple(data.groups),
-        styles=tuple(data.styles),
-        width=experiment.width,
-    )
-    model = new_model(Judge, config, experiment.train.seed, init)
+    build, config = judge_of(experiment, data)
+    model = new_model(build, config, experiment.train.seed, init)
     run, place, precision = open_run(run_dir, experiment, device, data, init=init)
 
     def loss(batch: Batch, _step: int) -> dict[str, Tensor]:
-        x = random_flips(batch["image"]) if experiment.train.flip else batch["image"]
-        return model.loss({**batch, "image": x})
+        side = torch.rand(len(batch["image"]), device=batch["image"].device) < 0.5
+        return model.loss(mirrored(batch, side & experiment.train.flip))
 
     def save(ema: EMA) -> None:
         save_model(model, run_dir, ema=ema.shadow, info=_info(experiment.train, data))
 
     yield from optimise(
         model, loss, data, experiment.train, run, device=place, precision=precision, save=save
+    )
+
+
+def judge_of(
+    experiment: JudgeExperiment, data: Dataset
+) -> tuple[type, JudgeConfig | SegmenterConfig]:
+    """The class of a judge and its config, with what the data know of classes."""
+    if experiment.maps:
+        config = SegmenterConfig(labels=tuple(data.semantic_classes), width=experiment.width)
+        return Segmenter, config
+    return Judge, JudgeConfig(
+        labels=tuple(data.classes),
+        groups=tuple(data.groups),
+        styles=tuple(data.styles),
+        width=experiment.width,
     )
 
 

@@ -24,6 +24,7 @@ LAYERS = (
 LATER = {  # grown since DESIGN's table was drawn
     "intervals": 0,
     "tokenizer": 0,
+    "segmenter": 2,
     "transformer": 0,
     "tau_theta": 1,
     "frozen_text": 1,
