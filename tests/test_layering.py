@@ -36,11 +36,8 @@ LATER = {  # grown since DESIGN's table was drawn
     "evaluation": 4,
     "experiments": 4,
     "following": 4,
-<<<<<<< HEAD
     "panel": 4,
-=======
     "restoring": 4,
->>>>>>> 34b40b9 (Whether a model restores what it is given: rivals, chance, and a regression as a diffusion model of one step)
     "paper": 4,
     "tasks": 4,
     "notebook": 6,
