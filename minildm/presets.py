@@ -75,7 +75,7 @@ SMALL_UNET = UNetConfig(  # of the shipped models that follow a text or a layout
     groups=8,
 )
 
-TASK_UNET = replace(SMALL_UNET, d_cond=None, attn_levels=(2,), width_mult=(1, 2, 2))
+TASK_UNET = replace(SMALL_UNET, d_cond=None, attn_levels=(2,), width_mult=(1, 1, 2))
 
 
 def task(concat: str, beside: int, **data: Any) -> LatentDiffusionExperiment:

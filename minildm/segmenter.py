@@ -17,7 +17,7 @@ class SegmenterConfig:
 
     labels: tuple[str, ...]
     width: int = 16
-    width_mult: tuple[int, ...] = (2, 4, 6)  # of the levels below full resolution
+    width_mult: tuple[int, ...] = (2, 3, 4)  # of the levels below full resolution
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
