@@ -29,6 +29,21 @@ from minildm.discriminator import DiscriminatorConfig
 from minildm.experiments import AutoencoderExperiment, JudgeExperiment, LatentDiffusionExperiment
 from minildm.losses import AdversarialConfig
 
+pytest.register_assert_rewrite("exercise_rules")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The rules of exercise_rules run over the tables of the module that imports them."""
+    if metafunc.function.__module__ != "exercise_rules":
+        return
+    from test_exercises import ODD  # here: that module's own tests come with it
+
+    tables = {"mistake": getattr(metafunc.module, "WRONG", {}), "odd": ODD}
+    for name in {"mistake", "odd"} & set(metafunc.fixturenames):
+        metafunc.parametrize(name, tables[name].values(), ids=tables[name])
+    if "check" in metafunc.fixturenames:
+        metafunc.parametrize("check", metafunc.module.CHECKS)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
