@@ -9,18 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from minildm import evaluation as ev
-from minildm import following, plots
+from minildm import following, plots, restoring
 from minildm.autoencoder import Autoencoder
 from minildm.checkpoints import Model, load_model, pretrained
+from minildm.data.emoji import EmojiDataset
 from minildm.demo import SCALES, demo, describe
 from minildm.diffusion import LatentDiffusion
 from minildm.experiments import AutoencoderExperiment, DataConfig, LatentDiffusionExperiment
 from minildm.files import write_json
+from minildm.intervals import Evaluation
 from minildm.judge import Judge
 from minildm.loop import pick_device
 from minildm.metrics import evaluate_first_stage
 from minildm.presets import PRESETS
 from minildm.samplers import SAMPLERS
+from minildm.segmenter import Segmenter
 from minildm.training import progress, train_autoencoder, train_judge, train_ldm
 
 app = typer.Typer(
@@ -208,12 +211,19 @@ def evaluate(
             results |= {name: str(measured) for name, measured in found.items()} | found.as_dict()
         elif isinstance(loaded, LatentDiffusion):
             scales, sampling = guidance_scale or [3.0], {"steps": steps, "seed": seed}
-            if loaded.config.conditioner.kind in ("text", "layout"):
+            conditioner = loaded.config.conditioner
+            if conditioner.concat != "none":
+                results = _restored(loaded, judge, n, sampling)
+            elif conditioner.kind in ("text", "layout"):
                 results = _followed(loaded, judge, n, scales, sampling)
+            elif conditioner.kind != "class":
+                raise ValueError(f"a model of kind {conditioner.kind!r} has nothing to judge it by")
             else:
                 results = ev.class_accuracy(
                     loaded, _judge(judge), per_class, guidance_scale=scales[-1], **sampling
                 )
+        elif isinstance(loaded, Segmenter):
+            results = _told(restoring.evaluate_segmenter(loaded, n))
         else:
             results = ev.judge_accuracy(loaded)
     for name in ("per_group_samples", "per_group_real"):
@@ -242,10 +252,30 @@ def _followed(
     else:
         crops = _judge(judge, "scenes-judge")
         found = following.evaluate_layout(model, crops, n, scales, **sampling)
-    return {
-        name: {key: str(value) for key, value in each.items()} | each.as_dict()
-        for name, each in found.items()
-    }
+    return {name: _told(each) for name, each in found.items()}
+
+
+def _restored(
+    model: LatentDiffusion, judge: str | None, n: int, sampling: dict[str, int]
+) -> dict[str, Any]:
+    """How true samples are to the pictures or maps that they were given, beside rivals."""
+    if model.config.conditioner.concat == "semantic":
+        segmenter = _model(judge) if judge else None
+        if not isinstance(segmenter, Segmenter):
+            raise ValueError(
+                f"judge={judge!r}: maps are judged by a segmenter, as the preset "
+                "'scenes-segmenter' trains it; give its folder"
+            )
+        return _told(restoring.evaluate_semantic(model, segmenter, n, **sampling))
+    val = EmojiDataset("val", model.config.image_size)
+    _, x = following.emoji_prompts(val, n, seed=sampling["seed"])
+    found = restoring.evaluate_restoration(model, x, **sampling)
+    return {name: _told(each) for name, each in found.items()}
+
+
+def _told(found: Evaluation) -> dict[str, Any]:
+    """Measurements as they are read, and as they are kept."""
+    return {key: str(value) for key, value in found.items()} | found.as_dict()
 
 
 def main() -> None:

@@ -135,9 +135,7 @@ def evaluate_semantic(
     """
     if not model.config.conditioner.labels == segmenter.config.labels == LABELS:
         raise ValueError("model and segmenter must know the labels of the scenes' maps")
-    scenes = ScenesDataset("val", model.config.image_size, n=n)
-    items = [scenes[i] for i in range(n)]
-    real, maps = (torch.stack([item[key] for item in items]) for key in ("image", "semantic"))
+    real, maps = _scenes(model.config.image_size, n)
     x = sample_conditions(model, {"semantic": maps}, seed=seed, **sampling)
     order, measured = dealt_anew(n, seed), {}
     for name, pictures, asked in (
@@ -151,3 +149,23 @@ def evaluate_semantic(
         key: measured[key].low > measured[f"{key}_shuffled"].high for key in ("pixels", "iou")
     }
     return Evaluation(measured, {"follows": follows, "seed": seed, **sampling})
+
+
+def evaluate_segmenter(segmenter: Segmenter, n: int, size: int = 64) -> Evaluation:
+    """How right the judge of maps is itself, on n validation scenes: `pixels` and `iou`.
+
+    ValueError for a segmenter of other labels than the scenes'.
+    """
+    if segmenter.config.labels != LABELS:
+        raise ValueError("the segmenter must know the labels of the scenes' maps")
+    real, maps = _scenes(size, n)
+    pixels, iou = agreement(segmented(segmenter, real), maps)
+    return Evaluation({"pixels": mean_interval(pixels), "iou": mean_interval(iou)}, {})
+
+
+def _scenes(size: int, n: int) -> tuple[Tensor, Tensor]:
+    """Pictures (n, 3, S, S) and maps (n, S, S) of validation scenes."""
+    scenes = ScenesDataset("val", size, n=n)
+    items = [scenes[i] for i in range(n)]
+    real, maps = (torch.stack([item[key] for item in items]) for key in ("image", "semantic"))
+    return real, maps
