@@ -19,6 +19,7 @@ from minildm.exercises import (
     choosing_f,
     class_guidance,
     diffusion_steps,
+    layout_tokens,
     perceptual_compression,
     quickstart,
     sampling_steps,
@@ -47,6 +48,7 @@ MODULES = {  # what the exercises' cells import
     "09_samplers": {"sampling_steps": sampling_steps},
     "10_class_conditional_and_guidance": {"class_guidance": class_guidance, "torch": torch},
     "11_text_to_image": {"text_to_image": text_to_image, "torch": torch},
+    "12_layout_to_image": {"layout_tokens": layout_tokens, "torch": torch},
 }
 CHECKS = (quickstart.check_noised, quickstart.check_guidance)
 Fn = Callable[..., Any]

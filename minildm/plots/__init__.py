@@ -6,6 +6,7 @@ both into a PNG. No figure is registered with pyplot, so none stays open. Colour
 Okabe and Ito (2008), which nearly everybody can tell apart.
 """
 
+from minildm.plots.boxes import boxed
 from minildm.plots.charts import bars, curves, loss_against_t, loss_curves, schedule_curves
 from minildm.plots.points import arrows, clouds, paths
 from minildm.plots.sheets import (
@@ -29,6 +30,7 @@ __all__ = [
     "NotebookFigure",
     "arrows",
     "bars",
+    "boxed",
     "class_grid",
     "clouds",
     "curves",
