@@ -125,6 +125,16 @@ def results_of_11(results: dict[str, Any]) -> None:
     assert results["unknown"]["known minus unknown"]["n"] >= 5 and 0 < results["dropped"] < 0.2
     assert abs(sum(results["looks"].values()) - 1) < 1e-3
     assert results["loss"][0] > results["loss"][1] > 0
+def results_of_12(results: dict[str, Any]) -> None:
+    rounded, guided = list(results["grid_iou"].values()), results["following"]["3"]
+    assert rounded == sorted(rounded) and rounded[0] < 0.5 < 0.85 < rounded[-1]
+    for key in ("objects", "filled", "empty", "found"):
+        assert all(0 <= share <= 1 for kind in ("", "_shuffled") for share in guided[key + kind])
+        assert results["real"][key][0] >= 0.6
+    assert results["mirrored"]["mirrored"][1] > results["mirrored"]["forgotten"][2]
+    assert results["loss"][1] < results["loss"][0] and len(results["attention"]) == 3
+    for value, low, high in (results["slope"], results["gap"], *results["edits"].values()):
+        assert low <= value <= high
 
 
 RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -140,4 +150,5 @@ RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "09_samplers": results_of_09,
     "10_class_conditional_and_guidance": results_of_10,
     "11_text_to_image": results_of_11,
+    "12_layout_to_image": results_of_12,
 }

@@ -71,3 +71,13 @@ def test_what_cannot_be_drawn_is_refused(case: str) -> None:
     draw, said = REFUSED[case]
     with pytest.raises(ValueError, match=said):
         draw()
+
+
+@pytest.mark.parametrize("n", [5, 200])
+def test_a_starred_name_is_drawn_as_points_however_many(n: int) -> None:
+    x = np.linspace(0, 1, n)
+    fig = plots.curves({"": {"drawn*": (x, x), "line": (x, x)}}, xlabel="x", ylabel="y")
+    drawn, line = (bar.lines[0] for bar in fig.axes[0].containers)
+    assert drawn.get_markersize() > 0 and drawn.get_linewidth() == 0
+    assert line.get_linewidth() > 0
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["drawn", "line"]

@@ -219,7 +219,9 @@ def _line(ax: Axes, name: str, line: Line, number: int) -> str:
         shapes = ", ".join(str(part.shape) for part in (x, y, *interval))
         raise ValueError(f"{name}: x, y and the interval's ends must be (N,), N >= 1, got {shapes}")
     style = {"color": PALETTE[number % len(PALETTE)], "marker": MARKS[number % len(MARKS)]}
-    style |= {"ms": 5 if len(x) < 40 else 0, "lw": 0 if name.endswith("*") else 1.7}
+    style |= {"ms": 5 if len(x) < 40 else 0, "lw": 1.7}
+    if name.endswith("*"):
+        style |= {"ms": 5 if len(x) < 40 else 3, "lw": 0}
     reach = None
     if interval:
         reach = np.nan_to_num([y - interval[0], interval[1] - y]).clip(min=0)
