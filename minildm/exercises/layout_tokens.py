@@ -22,60 +22,83 @@ def _tokens(grid: int, n_classes: int, pads: int = 2) -> Trial:
     classes = torch.randint(n_classes, (5,), generator=draw)
     boxes[0], classes[0] = torch.tensor([0.0, 0.0, 1.0, 1.0]), n_classes - 1
     boxes[5 - pads :], classes[5 - pads :] = 0.0, -1
-    there, nothing = (classes >= 0)[:, None], grid**2 + n_classes
-
-    def numbered(
-        steps: int = grid - 1, across: int = 1, down: int = grid, floor: bool = False
-    ) -> Tensor:
-        places = boxes * steps
-        places = (places.floor() if floor else places.round()).long()
-        return down * places[:, 1::2] + across * places[:, 0::2]  # (K, 2)
-
-    def rows(numbers: Tensor, names: Tensor, pad: int = nothing) -> Tensor:
-        return torch.where(there, torch.cat([numbers, names[:, None]], dim=1), pad)
-
-    names = grid**2 + classes
-    sized = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
-    sized = (sized * (grid - 1)).round().long()
-    right = rows(numbered(), names)
-    mistakes = {
-        "x and y are swapped: the row counts grid times.": rows(
-            numbered(across=grid, down=1), names
-        ),
-        "the coordinates go from 0 to grid − 1, so multiply by that, not by grid.": (
-            rows(numbered(grid), names)
-        ),
-        "a row of the grid has `grid` cells: y counts grid times, not grid − 1 times.": (
-            rows(numbered(down=grid - 1), names)
-        ),
-        "the coordinates are cut off; round them to the nearest line of the grid.": (
-            rows(numbered(floor=True), names)
-        ),
-        "classes share their numbers with corners here; theirs begin at grid².": (
-            rows(numbered(), classes)
-        ),
-        "the classes begin at grid², not at grid² − 1 or + 1.": rows(numbered(), names + 1),
-        "the classes begin at grid²; grid² − 1 is still a corner.": rows(numbered(), names - 1),
-        "the class comes last: (top-left, bottom-right, class).": (
-            torch.where(there, torch.cat([names[:, None], numbered()], dim=1), nothing)
-        ),
-        "the corners are swapped: top-left comes first.": rows(numbered().flip(1), names),
-        "the second number is made of width and height; boxes hold the right bottom corner.": (
-            rows(grid * sized[:, 1::2] + sized[:, 0::2], names)
-        ),
-        "pads are left as they are; their three tokens are all grid² + n_classes.": (
-            torch.cat([numbered(), names[:, None]], dim=1)
-        ),
-        'only the class of a pad is "nothing"; its corners must be, too.': (
-            torch.cat([numbered(), torch.where(there, names[:, None], nothing)], dim=1)
-        ),
-        "pads get −1; the token for nothing is grid² + n_classes.": rows(numbered(), names, -1),
-        "the token for nothing is grid² + n_classes, the first number that is no class.": (
-            rows(numbered(), names, nothing - 1)
-        ),
-    }
+    right = _rows(_numbered(boxes, grid), grid**2 + classes, classes, grid**2 + n_classes)
+    mistakes = _wrong_corners(boxes, classes, grid, n_classes)
+    mistakes |= _wrong_names(boxes, classes, grid, n_classes)
     mistakes = {why: wrong for why, wrong in mistakes.items() if not torch.equal(wrong, right)}
     return Trial((boxes, classes, grid, n_classes), right, mistakes, "its numbers are not (1)'s.")
+
+
+def _numbered(
+    boxes: Tensor,
+    grid: int,
+    steps: int | None = None,
+    across: int = 1,
+    down: int | None = None,
+    floor: bool = False,
+) -> Tensor:
+    """The corners' numbers, (1), or what comes of other factors: (K, 2)."""
+    places = boxes * (grid - 1 if steps is None else steps)
+    places = (places.floor() if floor else places.round()).long()
+    return (grid if down is None else down) * places[:, 1::2] + across * places[:, 0::2]
+
+
+def _rows(numbers: Tensor, names: Tensor, classes: Tensor, pad: int) -> Tensor:
+    """(K, 2), (K,) -> (K, 3), with `pad` where there is no box."""
+    rows = torch.cat([numbers, names[:, None]], dim=1)
+    return torch.where(classes[:, None] < 0, pad, rows)
+
+
+def _wrong_corners(boxes: Tensor, classes: Tensor, grid: int, n_classes: int) -> dict[str, Tensor]:
+    sized = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+    wrong = {
+        "x and y are swapped: the row counts grid times.": (
+            _numbered(boxes, grid, across=grid, down=1)
+        ),
+        "the coordinates go from 0 to grid − 1, so multiply by that, not by grid.": (
+            _numbered(boxes, grid, grid)
+        ),
+        "a row of the grid has `grid` cells: y counts grid times, not grid − 1 times.": (
+            _numbered(boxes, grid, down=grid - 1)
+        ),
+        "the coordinates are cut off; round them to the nearest line of the grid.": (
+            _numbered(boxes, grid, floor=True)
+        ),
+        "the corners are swapped: top-left comes first.": _numbered(boxes, grid).flip(1),
+        "the second number is made of width and height; boxes hold the right bottom corner.": (
+            _numbered(sized, grid)
+        ),
+    }
+    nothing = grid**2 + n_classes
+    return {why: _rows(w, grid**2 + classes, classes, nothing) for why, w in wrong.items()}
+
+
+def _wrong_names(boxes: Tensor, classes: Tensor, grid: int, n_classes: int) -> dict[str, Tensor]:
+    """Mistakes with classes and pads."""
+    numbers, names, nothing = _numbered(boxes, grid), grid**2 + classes, grid**2 + n_classes
+    there = (classes >= 0)[:, None]
+
+    def rows(names: Tensor, pad: int = nothing) -> Tensor:
+        return _rows(numbers, names, classes, pad)
+
+    return {
+        "classes share their numbers with corners here; theirs begin at grid².": rows(classes),
+        "the classes begin at grid², not at grid² − 1 or + 1.": rows(names + 1),
+        "the classes begin at grid²; grid² − 1 is still a corner.": rows(names - 1),
+        "the class comes last: (top-left, bottom-right, class).": (
+            torch.where(there, torch.cat([names[:, None], numbers], dim=1), nothing)
+        ),
+        "pads are left as they are; their three tokens are all grid² + n_classes.": (
+            torch.cat([numbers, names[:, None]], dim=1)
+        ),
+        'only the class of a pad is "nothing"; its corners must be, too.': (
+            torch.cat([numbers, torch.where(there, names[:, None], nothing)], dim=1)
+        ),
+        "pads get −1; the token for nothing is grid² + n_classes.": rows(names, -1),
+        "the token for nothing is grid² + n_classes, the first number that is no class.": (
+            rows(names, nothing - 1)
+        ),
+    }
 
 
 def check_iou(fn: object) -> Result:
