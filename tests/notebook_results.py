@@ -133,7 +133,8 @@ def results_of_12(results: dict[str, Any]) -> None:
         assert results["real"][key][0] >= 0.6
     assert results["mirrored"]["mirrored"][1] > results["mirrored"]["forgotten"][2]
     assert results["loss"][1] < results["loss"][0] and len(results["attention"]) == 3
-    for value, low, high in (results["slope"], results["gap"], *results["edits"].values()):
+    rows = results["slope"], *results["gaps"].values(), *results["edits"].values()
+    for value, low, high in rows:
         assert low <= value <= high
 
 
