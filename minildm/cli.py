@@ -99,7 +99,8 @@ def train(
         records = train_ldm(experiment, first_stage=first_stage, **where)
     else:
         records = train_judge(experiment, **where)
-    for _ in progress(records, experiment.train.steps, preset):
+    before = getattr(experiment, "alone_steps", 0) if init is None else 0
+    for _ in progress(records, before + experiment.train.steps, preset):
         pass
     typer.echo(f"trained on {describe(pick_device(device))}: {run_dir}")
 

@@ -12,6 +12,7 @@ from minildm.frozen_text import ClipTokenizer, frozen_text
 from minildm.spatial import build_spatial
 from minildm.tau_theta import KINDS, ConditionerConfig, Encode, TokenConditioner, look_up
 from minildm.tokenizer import CaptionTokenizer
+from minildm.transformer import place_waves
 from minildm.types import Batch, Conditioning
 
 NO_NULL = "this model knows no 'no condition', so that guidance_scale must be 1"
@@ -202,6 +203,20 @@ class LayoutConditioner(TokenConditioner):
             raise ValueError("kind='layout' needs classes, at least one name")
         self.nothing = config.grid**2 + len(config.classes)
         self.network = config.transformer(self.nothing + 1, 3 * config.max_boxes)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Initial embeddings from which a model learns what stands where.
+
+        Neighbouring corners begin alike: one alone is seen too seldom. And all begin with a
+        standard deviation of 1: at the transformer's own .02 three tokens of a box can hardly be
+        told from their mean, which training leaves late or never.
+        """
+        tokens, position = self.network.embedding.weight, self.network.position.weight
+        with torch.no_grad():
+            nn.init.normal_(tokens)
+            nn.init.normal_(position)
+            tokens[: self.config.grid**2] = place_waves(self.config.grid, self.config.d_cond)
 
     def ids(self, batch: Batch) -> Tensor:
         """`boxes` (B, K, 4) xyxy in [0, 1] and `classes` (B, K), -1 pads -> (B, 3 max_boxes).

@@ -139,6 +139,21 @@ class LatentDiffusionExperiment:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     t_bias: float = 1.0  # see losses.draw_t
+    # Not the paper's; scenes: so many steps first, on their objects alone, see ObjectsAlone
+    alone_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.alone_steps < 0:
+            raise ValueError(f"alone_steps={self.alone_steps} must not be negative")
+        if self.alone_steps and self.data.kind != "scenes":
+            raise ValueError(
+                f"alone_steps={self.alone_steps} needs data.kind='scenes', got {self.data.kind!r}"
+            )
+
+    def on_objects_alone(self) -> "LatentDiffusionExperiment":
+        """The training that goes before this one."""
+        train = replace(self.train, steps=self.alone_steps)
+        return replace(self, train=train, alone_steps=0)
 
     def model_config(
         self,

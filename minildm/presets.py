@@ -12,6 +12,7 @@ from minildm.experiments import (
     LatentDiffusionExperiment,
     TrainConfig,
 )
+from minildm.losses import ObjectiveConfig
 from minildm.paper import FIRST_STAGES
 from minildm.unet import UNetConfig
 
@@ -134,10 +135,14 @@ PRESETS: dict[str, AutoencoderExperiment | LatentDiffusionExperiment | JudgeExpe
     ),
     "scenes-layout": LatentDiffusionExperiment(
         unet=SMALL_UNET,
-        conditioner=ConditionerConfig(kind="layout", d_cond=128, depth=2, heads=4, d_head=32),
+        conditioner=ConditionerConfig(
+            kind="layout", d_cond=128, depth=2, heads=4, d_head=32, grid=16
+        ),
         data=DataConfig(kind="scenes"),
-        train=TrainConfig(steps=12_000, lr=1.2e-3, ema_decay=0.999, save_every=200),
+        train=TrainConfig(steps=7_000, lr=1.2e-3, ema_decay=0.999, save_every=200),
+        objective=ObjectiveConfig(predict="v"),
         t_bias=2.0,
+        alone_steps=1500,
     ),
     "emoji-sr": task("low_res", 3),
     "emoji-inpaint": task("inpaint", 4),

@@ -24,6 +24,7 @@ from minildm.checkpoints import (
     save_model,
     to_dict,
 )
+from minildm.data.alone import ObjectsAlone
 from minildm.data.latents import LatentDataset, cached_moments
 from minildm.data.variants import corrupted, mirrored, with_styles
 from minildm.diffusion import LatentDiffusion
@@ -220,15 +221,16 @@ def train_ldm(
     """Stage 2 on the latents of `data`, encoded once by the autoencoder in `first_stage`.
 
     The latent cache holds the posterior's moments; each step draws from them. Leaves a model's
-    folder in run_dir with the EMA weights beside the model's own.
+    folder in run_dir with the EMA weights beside the model's own. Where the experiment says
+    `alone_steps` and there is no `init`, the run in run_dir/alone, whose records come first, is
+    what it starts from.
     """
     data = experiment.data.dataset("train") if data is None else data
-    autoencoder = load_model(first_stage, kind="autoencoder")
-    if "unfinished" in read_card(first_stage)["info"]:
-        raise ValueError(
-            f"first_stage={str(first_stage)!r} is still in training, its scale not measured; the "
-            "command that began it goes on with it"
-        )
+    if experiment.alone_steps and init is None:
+        before, init = experiment.on_objects_alone(), Path(run_dir) / "alone"
+        where = {"first_stage": first_stage, "run_dir": init, "device": device}
+        yield from train_ldm(before, ObjectsAlone(data), **where)
+    autoencoder = finished_first_stage(first_stage)
     side = data[0]["image"].shape[-1] if len(data) else experiment.data.size
     if side != experiment.data.size:
         raise ValueError(
@@ -266,6 +268,17 @@ def train_ldm(
     yield from optimise(
         model, loss, latents, experiment.train, run, device=place, precision=precision, save=save
     )
+
+
+def finished_first_stage(folder: str | Path) -> Autoencoder:
+    """The autoencoder in a folder; ValueError where its training has not come to its end."""
+    autoencoder = load_model(folder, kind="autoencoder")
+    if "unfinished" in read_card(folder)["info"]:
+        raise ValueError(
+            f"first_stage={str(folder)!r} is still in training, its scale not measured; the "
+            "command that began it goes on with it"
+        )
+    return autoencoder
 
 
 def train_judge(

@@ -1,9 +1,24 @@
 """The unmasked transformer that reads a caption or a layout: tau_theta of LDM Sec. 3.3."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from minildm.layers import CrossAttention
+
+
+def place_waves(side: int, d: int) -> Tensor:
+    """A vector for each place of a grid, row by row: (side^2, d), alike where places are near.
+
+    Cosines and sines along x, then along y, of d / 4 frequencies from half a wave over the grid
+    up to one over two places, so that also the nearest differ; of mean square 1.
+    """
+    waves = torch.logspace(0, math.log2(max(side - 1, 1)), (d + 3) // 4, base=2)
+    angles = math.pi * torch.linspace(0, 1, side)[:, None] * waves  # (side, ceil(d / 4))
+    along = math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], dim=1)
+    x, y = along.expand(side, side, -1), along[:, None].expand(side, side, -1)
+    return torch.cat([x, y], dim=-1).flatten(0, 1)[:, :d]
 
 
 class TokenTransformer(nn.Module):

@@ -125,6 +125,8 @@ def results_of_11(results: dict[str, Any]) -> None:
     assert results["unknown"]["known minus unknown"]["n"] >= 5 and 0 < results["dropped"] < 0.2
     assert abs(sum(results["looks"].values()) - 1) < 1e-3
     assert results["loss"][0] > results["loss"][1] > 0
+
+
 def results_of_12(results: dict[str, Any]) -> None:
     rounded, guided = list(results["grid_iou"].values()), results["following"]["3"]
     assert rounded == sorted(rounded) and rounded[0] < 0.5 < 0.85 < rounded[-1]

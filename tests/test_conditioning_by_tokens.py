@@ -15,6 +15,7 @@ from minildm.conditioning import (
     build_conditioner,
 )
 from minildm.tokenizer import CaptionTokenizer
+from minildm.transformer import place_waves
 
 WORDS = CaptionTokenizer.trained_on(["a red apple", "a green dog and a cat"])
 SMALL = {"d_cond": 8, "depth": 1, "heads": 2, "d_head": 4}
@@ -164,6 +165,17 @@ def test_a_box_is_its_corners_and_its_class() -> None:
     # On a grid of 5 x 5 positions .25 is 1, .5 is 2, .75 is 3 and 1 is 4: rows of 5.
     assert ids[0, :3].tolist() == [2 * 5 + 1, 4 * 5 + 3, 25 + 1]
     assert (ids[0, 3:] == tau.nothing).all()
+
+
+def test_corners_begin_alike_where_they_are_near() -> None:
+    tau = layout()
+    table = tau.network.embedding.weight.detach()
+    for x, y in ((0.0, 0.0), (0.5, 0.25), (0.75, 0.75)):
+        number = tau.ids(tau.batch_from([("cat", (x, y, 1.0, 1.0))], 1))[0, 0]
+        at = place_waves(5, table.shape[1])[round(4 * y) * 5 + round(4 * x)]
+        assert torch.equal(table[number], at)
+    others = (table[25:], tau.network.position.weight.detach())
+    assert all(0.8 < rows.std() < 1.2 for rows in others)
 
 
 def test_corners_of_all_positions_differ() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from minildm.transformer import EncoderBlock, TokenTransformer
+from minildm.transformer import EncoderBlock, TokenTransformer, place_waves
 
 
 def test_a_block_is_torchs_pre_norm_layer(randn: Any) -> None:
@@ -67,3 +67,20 @@ def test_ids_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     net = TokenTransformer(9, 6, 8, depth=1, heads=2, d_head=4)
     with pytest.raises(ValueError, match=r"ids must be \(B, M <= 6\)"):
         net(torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize(("side", "d"), [(16, 128), (5, 8), (90, 64), (2, 3)])
+def test_places_are_alike_where_they_are_near(side: int, d: int) -> None:
+    table = place_waves(side, d)
+    assert table.shape == (side**2, d)
+    apart = torch.cdist(table, table) + 100 * torch.eye(side**2)
+    assert apart.min() > 0.1  # no two places are the same
+    if d % 4:
+        return
+    assert torch.allclose(table.pow(2).mean(), torch.tensor(1.0))
+    y, x = (torch.arange(side**2) // side), (torch.arange(side**2) % side)
+    for other in range(0, side**2, max(side**2 // 7, 1)):  # x in the first half, y in the second
+        assert torch.equal(table[x == x[other], : d // 2].std(0), torch.zeros(d // 2))
+        assert torch.equal(table[y == y[other], d // 2 :].std(0), torch.zeros(d // 2))
+    lowest = table[y == 0, 0]  # half a wave over the grid: falls from one end to the other
+    assert (lowest.diff() < 0).all() and torch.allclose(lowest[0], -lowest[-1], atol=1e-5)
