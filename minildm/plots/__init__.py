@@ -12,6 +12,7 @@ from minildm.plots.points import arrows, clouds, paths
 from minildm.plots.sheets import (
     class_grid,
     image_grid,
+    label_pictures,
     latent_maps,
     pairs,
     trajectory,
@@ -35,6 +36,7 @@ __all__ = [
     "clouds",
     "curves",
     "image_grid",
+    "label_pictures",
     "latent_maps",
     "loss_against_t",
     "loss_curves",

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
+from matplotlib.colors import hsv_to_rgb
 from torch import Tensor
 
 from minildm.plots.style import DPI, FRAME, GAP, LINE, Names, NotebookFigure, Numbers, Text, styled
@@ -142,6 +143,21 @@ def word_maps(
     notes = ["the picture", *(f"{word} ×{m:.1f}" for word, m in zip(words, most, strict=True))]
     rows = _rows(_pictures(torch.cat([x, overlays]), 1.1), columns)
     return _sheet(rows, "where each word is looked at", title, notes=_rows(notes, columns))
+
+
+def label_pictures(maps: Tensor, muted: int = 0) -> Tensor:
+    """Maps of labels (N, H, W) int64 as pictures (N, 3, H, W) uint8, a colour for each label.
+
+    A label has the same colour in all maps; the first `muted`, for grounds, are pale.
+    """
+    if maps.ndim != 3 or not maps.numel() or maps.is_floating_point() or maps.min() < 0:
+        raise ValueError(f"maps must be (N, H, W) of labels >= 0, got {tuple(maps.shape)}")
+    label = np.arange(int(maps.max()) + 1)
+    hue = label * 0.618034 % 1  # of the golden ratio: neighbours are far apart
+    value = np.where(label < muted, 0.95, 0.45 + 0.4 * (label // 3 % 2))
+    colors = hsv_to_rgb(np.stack([hue, np.where(label < muted, 0.22, 0.9), value], axis=-1))
+    pictures = torch.from_numpy((255 * colors).round().astype(np.uint8))[maps.cpu()]
+    return rearrange(pictures, "n h w rgb -> n rgb h w")
 
 
 def _pictures(x: Tensor, scale: float) -> np.ndarray:
