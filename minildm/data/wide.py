@@ -13,6 +13,7 @@ from einops import rearrange
 
 from minildm.data.scenes import (
     GROUNDS,
+    IN_SKY,
     OBJECTS,
     ONLY_ONE,
     SKIES,
@@ -59,16 +60,19 @@ def wide_layout(rng: np.random.Generator, ratio: int, styles: Sequence[int]) -> 
         if OBJECTS[kind] in ONLY_ONE & there:
             continue
         aspect = drawings[kind].width / drawings[kind].height
-        tries = (shrunk(rng, place(rng, kind, aspect, frame.horizon), ratio) for _ in range(TRIES))
-        found = next((placed for placed in tries if fits(placed, objects)), None)
+        tries = (place(rng, kind, aspect, frame.horizon) for _ in range(TRIES))
+        smaller = (shrunk(rng, placed, ratio, frame.horizon) for placed in tries)
+        found = next((placed for placed in smaller if fits(placed, objects)), None)
         objects += [found] if found else []
         if len(objects) == wanted:
             break
     return frame._replace(objects=tuple(sorted(objects)))
 
 
-def shrunk(rng: np.random.Generator, placed: Placed, ratio: int) -> Placed:
-    """The same, ratio times smaller, anywhere across; its middle or foot keeps its height."""
-    w, h, foot = placed.w / ratio, placed.h / ratio, placed.y + placed.h
-    x = rng.uniform(-0.1 * w, 1 - 0.9 * w)
-    return placed._replace(x=x, y=foot - h, w=w, h=h)
+def shrunk(rng: np.random.Generator, placed: Placed, ratio: int, horizon: float) -> Placed:
+    """The same, ratio times smaller, anywhere across; a foot keeps its height, or all the sky."""
+    w, h = placed.w / ratio, placed.h / ratio
+    x, y = rng.uniform(-0.1 * w, 1 - 0.9 * w), placed.y + placed.h - h
+    if OBJECTS[placed.kind] in IN_SKY:
+        y = rng.uniform(0.02, horizon - h - 0.02)
+    return placed._replace(x=x, y=y, w=w, h=h)
