@@ -138,6 +138,20 @@ def results_of_12(results: dict[str, Any]) -> None:
     rows = results["slope"], *results["gaps"].values(), *results["edits"].values()
     for value, low, high in rows:
         assert low <= value <= high
+def results_of_15(results: dict[str, Any]) -> None:
+    judged = {name: found["value"] for name, found in results["semantic"].items()}
+    for key in ("pixels", "iou"):
+        assert judged[f"{key}_real"] > judged[key] > judged[f"{key}_shuffled"] > 0
+    edited = results["edited"]
+    assert edited["after"]["value"] > edited["new ground, before"]["value"]
+    assert results["seams"]["tile by tile"]["value"] > results["seams"]["in one pass"]["value"]
+    assert set(results["large"]) >= {"64 px, as trained", "256 px, objects four times larger"}
+    assert results["sr_gain"]["each alone"]["value"] > 0
+    assert results["photos"]["first stage alone"]["value"] > 10
+    shares = list(results["within"].values())
+    assert shares == sorted(shares) and shares[-1] > 0.99
+    assert max(results["flops"]) < 1.6 and results["losses"][0] > results["losses"][1] > 0
+    assert len(results["moved"]) == 2
 
 
 RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -154,4 +168,5 @@ RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "10_class_conditional_and_guidance": results_of_10,
     "11_text_to_image": results_of_11,
     "12_layout_to_image": results_of_12,
+    "15_semantic_synthesis_and_large_pictures": results_of_15,
 }

@@ -9,6 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from minildm.exercises import (
     perceptual_compression,
     quickstart,
     sampling_steps,
+    semantic_synthesis,
     text_to_image,
     two_stages,
     unet_parts,
@@ -49,6 +51,11 @@ MODULES = {  # what the exercises' cells import
     "10_class_conditional_and_guidance": {"class_guidance": class_guidance, "torch": torch},
     "11_text_to_image": {"text_to_image": text_to_image, "torch": torch},
     "12_layout_to_image": {"layout_tokens": layout_tokens, "torch": torch},
+    "15_semantic_synthesis_and_large_pictures": {
+        "semantic_synthesis": semantic_synthesis,
+        "torch": torch,
+        "F": F,
+    },
 }
 CHECKS = (quickstart.check_noised, quickstart.check_guidance)
 Fn = Callable[..., Any]
