@@ -56,7 +56,7 @@ class TextPanel:
     """
 
     def __init__(self, model: LatentDiffusion) -> None:
-        widgets = _widgets()
+        widgets = widgets_package()
         self.model = model
         self.x: Tensor | None = None
         wide = {"style": {"description_width": "5em"}, "layout": {"width": "26em"}}
@@ -126,7 +126,7 @@ class TextPanel:
         """The picture, where there is one, and what there is to say."""
         self.picture.value = ""
         if self.x is not None:
-            source = f"data:image/png;base64,{self._png()}"
+            source = f"data:image/png;base64,{as_png(self.x[0])}"
             self.picture.value = f'<img src="{source}" alt="{html.escape(self.alt_text)}">'
         color = "#D55E00" if wrong else "inherit"
         text = "<br>".join(html.escape(line) for line in lines)
@@ -137,27 +137,28 @@ class TextPanel:
         """A sentence for those who cannot see the picture."""
         return f"What the model draws for {self.caption!r}, seed {self.controls['seed'].value}."
 
-    def _png(self) -> str:
-        """The picture in base64; each of its pixels a sharp square."""
-        pixels = ((self.x[0] + 1) * 127.5).round().to(torch.uint8)
-        picture = Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy())
-        k = -(-SIDE // picture.width)
-        picture = picture.resize((k * picture.width, k * picture.height), Image.Resampling.NEAREST)
-        picture.save(file := io.BytesIO(), "png")
-        return base64.b64encode(file.getvalue()).decode()
-
     def _repr_mimebundle_(self, **_kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         shown = self.box._repr_mimebundle_() | {"text/plain": repr(self)}
         if self.x is None:
             return shown, {}
-        return shown | {"image/png": self._png()}, {"image/png": {"alt": self.alt_text}}
+        return shown | {"image/png": as_png(self.x[0])}, {"image/png": {"alt": self.alt_text}}
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={widget.value!r}" for name, widget in self.controls.items())
         return f"TextPanel({values})"
 
 
-def _widgets() -> Any:
+def as_png(x: Tensor) -> str:
+    """A picture (3, H, W) in [-1, 1] as a PNG in base64; each of its pixels a sharp square."""
+    pixels = ((x + 1) * 127.5).round().to(torch.uint8)
+    picture = Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy())
+    k = -(-SIDE // picture.width)
+    picture = picture.resize((k * picture.width, k * picture.height), Image.Resampling.NEAREST)
+    picture.save(file := io.BytesIO(), "png")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def widgets_package() -> Any:
     """The package ipywidgets; an ImportError says what to install."""
     try:
         import ipywidgets
