@@ -148,11 +148,11 @@ class TextPanel:
         return f"TextPanel({values})"
 
 
-def as_png(x: Tensor) -> str:
-    """A picture (3, H, W) in [-1, 1] as a PNG in base64; each of its pixels a sharp square."""
+def as_png(x: Tensor, side: int = SIDE) -> str:
+    """A picture (3, H, W) in [-1, 1] as a PNG in base64, at least `side` wide, in sharp squares."""
     pixels = ((x + 1) * 127.5).round().to(torch.uint8)
     picture = Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy())
-    k = -(-SIDE // picture.width)
+    k = -(-side // picture.width)
     picture = picture.resize((k * picture.width, k * picture.height), Image.Resampling.NEAREST)
     picture.save(file := io.BytesIO(), "png")
     return base64.b64encode(file.getvalue()).decode()

@@ -18,7 +18,7 @@ from torch import Tensor
 from minildm.fidelity import check_set
 from minildm.files import atomic_write
 from minildm.intervals import Measured, proportion_interval
-from minildm.panel import as_png, widgets_package
+from minildm.panel import SIDE, as_png, widgets_package
 
 SIDES = ("left", "right")
 COLUMNS = ("pair", "left", "right", "chosen", "study")
@@ -158,7 +158,7 @@ class PreferencePanel:
             return shown, {}
         left, right = self.shown
         white = torch.ones(3, left.shape[1], max(1, left.shape[2] // 8))
-        png = as_png(torch.cat([left, white, right], dim=2))
+        png = as_png(torch.cat([left, white, right], dim=2), 2 * SIDE)
         return shown | {"image/png": png}, {"image/png": {"alt": self.alt_text}}
 
     def __repr__(self) -> str:

@@ -152,6 +152,15 @@ def results_of_15(results: dict[str, Any]) -> None:
     assert shares == sorted(shares) and shares[-1] > 0.99
     assert max(results["flops"]) < 1.6 and min(results["losses"]) > 0
     assert len(results["moved"]) == 2
+def results_of_13(results: dict[str, Any]) -> None:
+    listens = results["listens"]
+    assert listens["its own y"]["value"] > listens["another's y"]["value"] + 3
+    assert listens["bicubic, its own"]["n"] >= 12 and len(results["table"]) == 25
+    guided = results["guided"]
+    assert set(guided) == {"bicubic", "concatenation", "guided, squares", "guided, features"}
+    assert results["seconds_a_picture"]["features"] > results["seconds_a_picture"]["concatenation"]
+    assert results["shares"]["a coin (simulated)"]["n"] >= 12 and len(results["loss"]) == 2
+    assert results["lost"]["bicubic"]["value"] < 0 and len(results["pushed"]) == 2
 
 
 RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -169,4 +178,5 @@ RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "11_text_to_image": results_of_11,
     "12_layout_to_image": results_of_12,
     "15_semantic_synthesis_and_large_pictures": results_of_15,
+    "13_super_resolution": results_of_13,
 }

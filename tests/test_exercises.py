@@ -25,6 +25,7 @@ from minildm.exercises import (
     quickstart,
     sampling_steps,
     semantic_synthesis,
+    super_resolution,
     text_to_image,
     two_stages,
     unet_parts,
@@ -56,6 +57,7 @@ MODULES = {  # what the exercises' cells import
         "torch": torch,
         "F": F,
     },
+    "13_super_resolution": {"super_resolution": super_resolution, "torch": torch},
 }
 CHECKS = (quickstart.check_noised, quickstart.check_guidance)
 Fn = Callable[..., Any]

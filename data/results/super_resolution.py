@@ -29,7 +29,7 @@ from minildm.demo import describe
 from minildm.diffusion import LatentDiffusion
 from minildm.evaluation import pictures
 from minildm.experiments import LatentDiffusionExperiment, as_regression
-from minildm.features import perceptual_distance
+from minildm.features import OfflineFeatures, perceptual_distance
 from minildm.files import data_dir, write_json
 from minildm.intervals import mean_interval
 from minildm.loop import pick_device
@@ -69,7 +69,7 @@ def rivals(
 ) -> dict[str, Callable[[], Tensor]]:
     """Who makes pictures of what is given: a row's name -> a function that does."""
     model, text = (pretrained(name).to(device) for name in ("emoji-sr", "emoji-text"))
-    far, low_res = perceptual_distance().to(device), given["low_res"]
+    far, low_res = perceptual_distance("offline").to(device), given["low_res"]
     fast = {"sampler": "dpm_solver_pp", "steps": calls, "seed": SEED}
     slow = {"steps": 2 * calls, "seed": SEED}  # guiding that is strong needs small steps
     nothing = [""] * len(low_res)  # the empty caption: an unconditional model
@@ -100,8 +100,13 @@ def clock(device: torch.device) -> float:
 
 
 def measured(x: Tensor, made: Tensor, given: Batch, clusters: Tensor) -> Evaluation:
-    """All of `evaluate_pictures` on pairs, and `kept`."""
-    found = evaluate_pictures(x, made, paired=True, clusters=clusters, seed=SEED)
+    """All of `evaluate_pictures` on pairs, and `kept`.
+
+    By the offline networks, whatever else is on the machine, and the Frechet distance on a block
+    whose covariance so few pictures can tell.
+    """
+    networks = {"features": OfflineFeatures(block=10), "perceptual": perceptual_distance("offline")}
+    found = evaluate_pictures(x, made, paired=True, clusters=clusters, seed=SEED, **networks)
     true = {"kept": mean_interval(kept(made, given), clusters=clusters)}
     return Evaluation(found.measured | true, found.settings)
 
