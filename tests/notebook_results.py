@@ -138,6 +138,8 @@ def results_of_12(results: dict[str, Any]) -> None:
     rows = results["slope"], *results["gaps"].values(), *results["edits"].values()
     for value, low, high in rows:
         assert low <= value <= high
+
+
 def results_of_15(results: dict[str, Any]) -> None:
     judged = {name: found["value"] for name, found in results["semantic"].items()}
     for key in ("pixels", "iou"):
@@ -152,6 +154,8 @@ def results_of_15(results: dict[str, Any]) -> None:
     assert shares == sorted(shares) and shares[-1] > 0.99
     assert max(results["flops"]) < 1.6 and min(results["losses"]) > 0
     assert len(results["moved"]) == 2
+
+
 def results_of_13(results: dict[str, Any]) -> None:
     listens = results["listens"]
     assert listens["its own y"]["value"] > listens["another's y"]["value"] + 3
