@@ -89,7 +89,11 @@ def test_the_demo_met_its_goals() -> None:
     assert fresh["accuracy_samples"] >= 0.75 * fresh["accuracy_real"]
 
 
-SHIPPED = ("emoji-kl-f4", "emoji-class", "emoji-text", "emoji-judge", "scenes-judge")
+SHIPPED = (
+    *("emoji-kl-f4", "emoji-class", "emoji-text", "scenes-layout"),
+    *("emoji-sr", "emoji-inpaint", "scenes-semantic"),
+    *("emoji-judge", "scenes-judge", "scenes-segmenter"),
+)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
