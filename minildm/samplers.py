@@ -123,6 +123,42 @@ def ddim(
 
 
 @torch.no_grad()
+def repaint(
+    denoise: Denoise,
+    schedule: NoiseSchedule,
+    z_T: Tensor,
+    steps: int = 50,
+    *,
+    edit: EditFn,
+    again: int = 5,
+    eta: float = 1.0,
+    spacing: Spacing = "leading",
+    noise: Noise = torch.randn_like,
+) -> Iterator[Step]:
+    """RePaint, Lugmayr et al. 2022, Alg. 1, with DDIM's steps: z_T -> z_0, edit = `keep_known`.
+
+    Each step is taken `again` times; in between, the noise that it removed is put back, so that
+    what the edit sets and what the network makes can come to fit. The network is asked
+    again * steps times; again = 1 is `ddim`. Raises ValueError as that, and for again < 1.
+    """
+    if again < 1 or not eta >= 0:
+        raise ValueError(f"need again >= 1 and eta >= 0, got again={again}, eta={eta}")
+    times, z = _times(schedule, steps, spacing), z_T
+    abars = _abars(schedule, times, spacing)
+    for t, abar, abar_prev in zip(times, abars[:-1], abars[1:], strict=True):
+        sigma = eta * ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)).clamp(min=0).sqrt()
+        for left in reversed(range(again)):
+            prediction = predict(denoise, _edited(z, t, edit), t, abar)
+            z = _move(prediction, abar_prev, sigma)
+            if eta > 0:
+                z = z + sigma * noise(z)
+            if left:  # q(z_t | z of the next time): it knows nothing of the data
+                part = abar / abar_prev
+                z = part.sqrt() * z + (1 - part).sqrt() * noise(z)
+        yield Step(t, z, prediction.z0)
+
+
+@torch.no_grad()
 def ddpm(
     denoise: Denoise,
     schedule: NoiseSchedule,
