@@ -21,6 +21,7 @@ from minildm.exercises import (
     class_guidance,
     diffusion_steps,
     layout_tokens,
+    inpainting,
     perceptual_compression,
     quickstart,
     sampling_steps,
@@ -58,6 +59,7 @@ MODULES = {  # what the exercises' cells import
         "F": F,
     },
     "13_super_resolution": {"super_resolution": super_resolution, "torch": torch},
+    "14_inpainting": {"inpainting": inpainting, "torch": torch, "F": F},
 }
 CHECKS = (quickstart.check_noised, quickstart.check_guidance)
 Fn = Callable[..., Any]
