@@ -165,6 +165,17 @@ def results_of_13(results: dict[str, Any]) -> None:
     assert results["seconds_a_picture"]["features"] > results["seconds_a_picture"]["concatenation"]
     assert results["shares"]["a coin (simulated)"]["n"] >= 12 and len(results["loss"]) == 2
     assert results["lost"]["bicubic"]["value"] < 0 and len(results["pushed"]) == 2
+def results_of_14(results: dict[str, Any]) -> None:
+    toy = results["toy"]
+    assert max(toy["blending"]) < 0.75 < toy["RePaint"][-1] < 1 and toy["rho"] == 0.9
+    assert set(results["evaluated"]) == {"strokes", "boxes", "halves"}
+    for found in results["evaluated"].values():
+        own, anew = (found["model"]["measured"][key] for key in ("kept", "kept_shuffled"))
+        assert own["value"] > anew["value"] and own["n"] == results["n"]
+    told = results["told"]
+    assert told["the truth"]["value"] > told["wrong polarity"]["value"]
+    share = results["attention"]["share"]
+    assert share == sorted(share) and len(results["attention"]["time"]) >= 2
 
 
 RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -183,4 +194,5 @@ RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "12_layout_to_image": results_of_12,
     "15_semantic_synthesis_and_large_pictures": results_of_15,
     "13_super_resolution": results_of_13,
+    "14_inpainting": results_of_14,
 }
