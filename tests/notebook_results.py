@@ -140,6 +140,30 @@ def results_of_12(results: dict[str, Any]) -> None:
         assert low <= value <= high
 
 
+def results_of_13(results: dict[str, Any]) -> None:
+    listens = results["listens"]
+    assert listens["its own y"]["value"] > listens["another's y"]["value"] + 3
+    assert listens["bicubic, its own"]["n"] >= 12 and len(results["table"]) == 25
+    guided = results["guided"]
+    assert set(guided) == {"bicubic", "concatenation", "guided, squares", "guided, features"}
+    assert results["seconds_a_picture"]["features"] > results["seconds_a_picture"]["concatenation"]
+    assert results["shares"]["a coin (simulated)"]["n"] >= 12 and len(results["loss"]) == 2
+    assert results["lost"]["bicubic"]["value"] < 0 and len(results["pushed"]) == 2
+
+
+def results_of_14(results: dict[str, Any]) -> None:
+    toy = results["toy"]
+    assert max(toy["blending"]) < 0.75 < toy["RePaint"][-1] < 1 and toy["rho"] == 0.9
+    assert set(results["evaluated"]) == {"strokes", "boxes", "halves"}
+    for found in results["evaluated"].values():
+        own, anew = (found["model"]["measured"][key] for key in ("kept", "kept_shuffled"))
+        assert own["value"] > anew["value"] and own["n"] == results["n"]
+    told = results["told"]
+    assert told["the truth"]["value"] > told["wrong polarity"]["value"]
+    share = results["attention"]["share"]
+    assert share == sorted(share) and len(results["attention"]["time"]) >= 2
+
+
 def results_of_15(results: dict[str, Any]) -> None:
     judged = {name: found["value"] for name, found in results["semantic"].items()}
     for key in ("pixels", "iou"):
@@ -156,28 +180,6 @@ def results_of_15(results: dict[str, Any]) -> None:
     assert len(results["moved"]) == 2
 
 
-def results_of_13(results: dict[str, Any]) -> None:
-    listens = results["listens"]
-    assert listens["its own y"]["value"] > listens["another's y"]["value"] + 3
-    assert listens["bicubic, its own"]["n"] >= 12 and len(results["table"]) == 25
-    guided = results["guided"]
-    assert set(guided) == {"bicubic", "concatenation", "guided, squares", "guided, features"}
-    assert results["seconds_a_picture"]["features"] > results["seconds_a_picture"]["concatenation"]
-    assert results["shares"]["a coin (simulated)"]["n"] >= 12 and len(results["loss"]) == 2
-    assert results["lost"]["bicubic"]["value"] < 0 and len(results["pushed"]) == 2
-def results_of_14(results: dict[str, Any]) -> None:
-    toy = results["toy"]
-    assert max(toy["blending"]) < 0.75 < toy["RePaint"][-1] < 1 and toy["rho"] == 0.9
-    assert set(results["evaluated"]) == {"strokes", "boxes", "halves"}
-    for found in results["evaluated"].values():
-        own, anew = (found["model"]["measured"][key] for key in ("kept", "kept_shuffled"))
-        assert own["value"] > anew["value"] and own["n"] == results["n"]
-    told = results["told"]
-    assert told["the truth"]["value"] > told["wrong polarity"]["value"]
-    share = results["attention"]["share"]
-    assert share == sorted(share) and len(results["attention"]["time"]) >= 2
-
-
 RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "00_quickstart": results_of_00,
     "01_perceptual_and_semantic_compression": results_of_01,
@@ -192,7 +194,7 @@ RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "10_class_conditional_and_guidance": results_of_10,
     "11_text_to_image": results_of_11,
     "12_layout_to_image": results_of_12,
-    "15_semantic_synthesis_and_large_pictures": results_of_15,
     "13_super_resolution": results_of_13,
     "14_inpainting": results_of_14,
+    "15_semantic_synthesis_and_large_pictures": results_of_15,
 }

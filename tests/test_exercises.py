@@ -20,8 +20,8 @@ from minildm.exercises import (
     choosing_f,
     class_guidance,
     diffusion_steps,
-    layout_tokens,
     inpainting,
+    layout_tokens,
     perceptual_compression,
     quickstart,
     sampling_steps,
@@ -53,13 +53,13 @@ MODULES = {  # what the exercises' cells import
     "10_class_conditional_and_guidance": {"class_guidance": class_guidance, "torch": torch},
     "11_text_to_image": {"text_to_image": text_to_image, "torch": torch},
     "12_layout_to_image": {"layout_tokens": layout_tokens, "torch": torch},
+    "13_super_resolution": {"super_resolution": super_resolution, "torch": torch},
+    "14_inpainting": {"inpainting": inpainting, "torch": torch, "F": F},
     "15_semantic_synthesis_and_large_pictures": {
         "semantic_synthesis": semantic_synthesis,
         "torch": torch,
         "F": F,
     },
-    "13_super_resolution": {"super_resolution": super_resolution, "torch": torch},
-    "14_inpainting": {"inpainting": inpainting, "torch": torch, "F": F},
 }
 CHECKS = (quickstart.check_noised, quickstart.check_guidance)
 Fn = Callable[..., Any]
