@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from minildm.autoencoder import Autoencoder, AutoencoderConfig
-from minildm.conditioning import ConditionerConfig, build_conditioner
+from minildm.conditioning import Conditioner, ConditionerConfig, build_conditioner
 from minildm.guidance import conditioned, guided
 from minildm.losses import ObjectiveConfig, draw_t, ldm_loss, time_weights
 from minildm.samplers import SAMPLERS, Spacing
@@ -126,15 +126,29 @@ def seeded_noise(seed: int | None) -> Noise:
     return noise
 
 
+class Parts(NamedTuple):
+    """What a latent diffusion model is made of."""
+
+    autoencoder: Autoencoder
+    unet: UNet
+    conditioner: Conditioner
+
+
 class LatentDiffusion(nn.Module):
     """The autoencoder (frozen), the UNet, tau_theta and the schedule as one model."""
 
-    def __init__(self, config: LatentDiffusionConfig) -> None:
+    def __init__(self, config: LatentDiffusionConfig, *, parts: Parts | None = None) -> None:
+        """parts: those of the config, where they are there already; else they are drawn."""
         super().__init__()
         self.config = config
-        self.autoencoder = Autoencoder(config.autoencoder).requires_grad_(False)
-        self.unet = UNet(config.unet)
-        self.conditioner = build_conditioner(config.conditioner)
+        if parts is None:
+            parts = Parts(
+                Autoencoder(config.autoencoder),
+                UNet(config.unet),
+                build_conditioner(config.conditioner),
+            )
+        self.autoencoder = parts.autoencoder.requires_grad_(False)
+        self.unet, self.conditioner = parts.unet, parts.conditioner
         self.schedule = config.schedule.build()
         weights = time_weights(self.schedule, config.objective)
         self.register_buffer("time_weights", weights, persistent=False)

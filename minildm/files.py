@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,31 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             reason = f"could not write it, kept as before: {error.strerror or error}"
             raise OSError(error.errno, reason, str(path)) from error
+        raise
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to write into; it becomes `path`, whole, only when the block ends well.
+
+    Raises FileExistsError where `path` is there already, unless as an empty folder. After any
+    failure nothing of it is left.
+    """
+    path = Path(path).absolute()
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise FileExistsError(f"{path} is there already, and kept: name a new or an empty folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)  # mkdtemp's 0700 is for secrets
+        if path.is_dir():
+            path.rmdir()  # an empty one; not everywhere may a folder be renamed over it
+        temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 

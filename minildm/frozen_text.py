@@ -167,6 +167,11 @@ class ClipTokenizer:
         rows = self._tokenizer(list(captions))["input_ids"]
         return padded(captions, rows, length, self._tokenizer.pad_token_id)
 
+    def save(self, folder: str | Path, length: int) -> None:
+        """Write its files, for captions of at most `length` tokens."""
+        self._tokenizer.model_max_length = length
+        self._tokenizer.save_pretrained(folder)
+
     def words(self, caption: str) -> list[str]:
         """The tokens of a caption, as text."""
         return self._tokenizer.tokenize(caption)
@@ -181,19 +186,21 @@ def _clip(path: str) -> FrozenText:
         from transformers import CLIPTextModel, CLIPTokenizer
     except ImportError as error:
         raise ImportError("encoder='clip' needs pip install 'minildm[text]'") from error
-    folder = Path(path)
+    folder = words_in = Path(path)
+    if not (folder / "config.json").is_file() and (folder / "text_encoder").is_dir():
+        folder, words_in = folder / "text_encoder", folder / "tokenizer"  # as in a pipeline's
     try:
         with torch.random.fork_rng([]), _quiet():  # weights are drawn, only to be replaced
             network, report = CLIPTextModel.from_pretrained(
                 folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
-            words = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            words = CLIPTokenizer.from_pretrained(words_in, local_files_only=True)
     except Exception as error:  # the library raises nearly anything
         raise ValueError(_no_clip(path, str(error).partition("\n")[0])) from error
     # Weights that a file lacks would stay as drawn, and words that it lacks be letters.
     lacks = sorted(report["missing_keys"])[:3]
-    if not (folder / "tokenizer.json").is_file():
-        lacks += [f for f in ("vocab.json", "merges.txt") if not (folder / f).is_file()]
+    if not (words_in / "tokenizer.json").is_file():
+        lacks += [f for f in ("vocab.json", "merges.txt") if not (words_in / f).is_file()]
     if lacks:
         raise ValueError(_no_clip(path, f"lacks {', '.join(lacks)}"))
 

@@ -78,6 +78,10 @@ class CaptionTokenizer:
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
 
+    def number(self, token: str) -> int | None:
+        """The number of a token, None for one that is not there."""
+        return self._tokenizer.token_to_id(token)
+
     def words(self, caption: str) -> list[str]:
         """The tokens of a caption, as text; unknown ones as [UNK]."""
         return self._tokenizer.encode(caption, add_special_tokens=False).tokens

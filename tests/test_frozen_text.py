@@ -191,21 +191,7 @@ def test_what_cannot_be_is_refused(case: str) -> None:
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
     """The folder of a tiny CLIP, text and pictures, as the published one is laid out."""
-    letters = [*"abdeorp", *(f"{letter}</w>" for letter in "abdegorp")]
-    vocabulary = [*letters, "re", "red</w>", "do", "<|startoftext|>", "<|endoftext|>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(vocabulary)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\nd o\n")
-    words = TheirTokenizer.from_pretrained(tmp_path)
-    words.save_pretrained(tmp_path)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    shape |= {"num_attention_heads": 2, "projection_dim": 8}
-    text = shape | {"vocab_size": len(vocabulary), "max_position_embeddings": 10}
-    text |= {"bos_token_id": len(vocabulary) - 2, "eos_token_id": len(vocabulary) - 1}
-    pictures = shape | {"image_size": 8, "patch_size": 4}
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config=pictures, projection_dim=8))
-    model.save_pretrained(tmp_path)
+    write_clip(tmp_path)
     return tmp_path
 
 

@@ -171,16 +171,17 @@ def _attention(config: UNetConfig, ours: str, theirs: str) -> Iterator[Place]:
     yield from layer(f"{ours}.norm", f"{theirs}.norm")
     if config.d_cond is None:
         for mine, name in (("to_qkv", "qkv"), ("to_out", "proj_out")):  # over flattened pixels
-            yield Place(f"{ours}.{mine}.weight", (f"{theirs}.{name}.weight",), flat=True)
+            yield Place(f"{ours}.{mine}.weight", (f"{theirs}.{name}.weight",), flat=1)
             yield Place(f"{ours}.{mine}.bias", (f"{theirs}.{name}.bias",))
         return
     for name in ("proj_in", "proj_out"):
         yield from layer(f"{ours}.{name}", f"{theirs}.{name}")
     for i in range(config.depth):
-        yield from _transformer_block(f"{ours}.blocks.{i}", f"{theirs}.transformer_blocks.{i}")
+        yield from transformer_block(f"{ours}.blocks.{i}", f"{theirs}.transformer_blocks.{i}")
 
 
-def _transformer_block(ours: str, theirs: str) -> Iterator[Place]:
+def transformer_block(ours: str, theirs: str) -> Iterator[Place]:
+    """A block over tokens; diffusers calls its tensors the same."""
     for name in ("norm1", "norm2", "norm3"):
         yield from layer(f"{ours}.{name}", f"{theirs}.{name}")
     for mine, name in (("self_attn", "attn1"), ("cross_attn", "attn2")):

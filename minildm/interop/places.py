@@ -16,23 +16,32 @@ SHOWN = 10  # misfits in an error
 class Place(NamedTuple):
     """One of our tensors, and what holds it there: one tensor, or several as its rows in order.
 
-    So q, k and v: with one head, our joint convolution is theirs one below the other. `flat`
-    where theirs convolves over flattened pixels: its kernel lacks our last axis, of 1.
+    So q, k and v: one below the other, or, where ours lie beside each other for each of several
+    `heads`, a head's rows of each in turn. `flat` is how many last axes of 1 theirs lacks: a
+    linear layer, or a convolution over flattened pixels, holds what our 1x1 convolution does.
     """
 
     ours: str
     theirs: tuple[str, ...]
-    flat: bool = False
+    flat: int = 0
+    heads: int = 1
 
     def join(self, parts: Iterable[Tensor]) -> Tensor:
         """Their tensors -> ours."""
         parts = tuple(parts)
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return joined[..., None] if self.flat else joined
+        if len(parts) == 1:
+            joined = parts[0]
+        else:
+            joined = torch.cat([p.unflatten(0, (self.heads, -1)) for p in parts], 1).flatten(0, 1)
+        return joined[(...,) + (None,) * self.flat]
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Our tensor -> theirs, in the order of their names."""
-        return (tensor[..., 0] if self.flat else tensor).chunk(len(self.theirs))
+        tensor = tensor[(...,) + (0,) * self.flat]
+        if self.heads == 1:
+            return tensor.chunk(len(self.theirs))
+        rows = tensor.unflatten(0, (self.heads, len(self.theirs), -1))
+        return rows.movedim(1, 0).flatten(1, 2).unbind()
 
 
 def layer(ours: str, *theirs: str) -> Iterator[Place]:

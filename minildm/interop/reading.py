@@ -64,6 +64,15 @@ class Section:
             raise ValueError(f"{self.where}: {key}={value!r} must be a list of whole numbers")
         return tuple(value)
 
+    def names(self, key: str, allowed: Collection[str]) -> tuple[str, ...]:
+        """A list of some of the allowed names."""
+        value = self._get(key, _MISSING)
+        lists = isinstance(value, Sequence) and not isinstance(value, str)
+        if not lists or any(name not in allowed for name in value):
+            listed = ", ".join(allowed)
+            raise ValueError(f"{self.where}: {key}={value!r} must be a list of some of {listed}")
+        return tuple(value)
+
     def number(self, key: str, default: object = _MISSING) -> float:
         """A number."""
         value = self._get(key, default)
