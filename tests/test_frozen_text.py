@@ -3,7 +3,6 @@
 The sentence encoder is the real one; CLIP is tiny and drawn, in the layout of the published one.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_clip import write_clip
 from torch import Tensor, nn
-from transformers import BertModel, BertTokenizerFast, CLIPConfig, CLIPModel, CLIPTextModel
+from transformers import BertModel, BertTokenizerFast, CLIPTextModel
 from transformers import CLIPTokenizer as TheirTokenizer
 
 from minildm import ConditionerConfig, frozen_text

@@ -58,8 +58,11 @@ _ONLY_OF = {
     },
 }
 # The latent's side; a precision; what belongs to things that are refused above.
-_UNUSED = tuple(
-    "sample_size upcast_attention num_train_timesteps addition_embed_type_num_heads".split()
+_UNUSED = (
+    "sample_size",
+    "upcast_attention",
+    "num_train_timesteps",
+    "addition_embed_type_num_heads",
 )
 
 # A block's name -> whether it attends, and how it changes the size; None: as the config says
@@ -177,12 +180,12 @@ def _heads(
         return {"heads": params.integer(key, 8), "d_head": None}
     heads = params.integers(key)
     if len(heads) == len(channels) and min(heads) > 0:
-        numbers = {heads[i] for i in attending}
-        widths_ = {channels[i] / heads[i] for i in attending}
-        if len(numbers) == 1:
-            return {"heads": numbers.pop(), "d_head": None}
-        if len(widths_) == 1 and (d_head := widths_.pop()).is_integer():
-            return {"heads": None, "d_head": int(d_head)}
+        for levels in (range(len(channels)), attending):  # elsewhere a number says nothing
+            each = {channels[i] / heads[i] for i in levels}
+            if len(each) == 1 and (d_head := each.pop()).is_integer():
+                return {"heads": None, "d_head": int(d_head)}
+            if len({heads[i] for i in levels}) == 1:
+                return {"heads": heads[-1], "d_head": None}
     raise ValueError(
         f"{params.where}: {key}={list(heads)} cannot be expressed, only one number of heads for "
         "all levels that attend, or one width of heads"
