@@ -3,6 +3,7 @@
 Their weights belong to no model of ours: they are never trained, saved or counted.
 """
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -169,8 +170,9 @@ class ClipTokenizer:
 
     def save(self, folder: str | Path, length: int) -> None:
         """Write its files, for captions of at most `length` tokens."""
-        self._tokenizer.model_max_length = length
-        self._tokenizer.save_pretrained(folder)
+        words = copy.deepcopy(self._tokenizer)
+        words.model_max_length = length
+        words.save_pretrained(folder)
 
     def words(self, caption: str) -> list[str]:
         """The tokens of a caption, as text."""

@@ -56,6 +56,7 @@ def unconditional(config: UNetConfig) -> UNet2DModel:
 
 def conditional(config: UNetConfig) -> UNet2DConditionModel:
     attends = [i in config.attn_levels for i in range(len(config.width_mult))]
+    heads = config.heads or [config.width * m // config.d_head for m in config.width_mult]
     return UNet2DConditionModel(
         in_channels=config.in_channels,
         out_channels=config.out_channels,
@@ -63,10 +64,11 @@ def conditional(config: UNetConfig) -> UNet2DConditionModel:
         down_block_types=["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
         up_block_types=["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]],
         layers_per_block=config.res_blocks,
-        attention_head_dim=config.heads,
+        attention_head_dim=heads,
         transformer_layers_per_block=config.depth,
         cross_attention_dim=config.d_cond,
         norm_num_groups=config.groups,
+        resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
     )
 
 

@@ -26,6 +26,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     warnings.simplefilter("ignore", FutureWarning)
     import diffusers
+    from diffusers.pipelines.ddim import pipeline_ddim
     from diffusers.pipelines.deprecated.latent_diffusion_uncond import (
         pipeline_latent_diffusion_uncond as uncond,
     )
@@ -36,13 +37,14 @@ with warnings.catch_warnings():
     from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion as stable
     from diffusers.schedulers import scheduling_ddim
 
-LDM, SR, TEXT, SD = PIPELINES = (
+LDM, SR, TEXT, SD, PIXELS = PIPELINES = (
     "LDMPipeline",
     "LDMSuperResolutionPipeline",
     "LDMTextToImagePipeline",
     "StableDiffusionPipeline",
+    "DDIMPipeline",
 )
-DRAWING = (uncond, super_resolution, text2im, scheduling_ddim, diffusers.utils.torch_utils)
+DRAWING = (uncond, super_resolution, text2im, stable, pipeline_ddim, scheduling_ddim)
 STEPS, PROMPTS = 5, ["a red dog", "a dog"]
 UNET = UNetConfig(
     in_channels=3,
@@ -119,6 +121,8 @@ def pipeline(name: str, folder: Path) -> Any:
     folder.mkdir()
     if name == LDM:
         parts = {"vqvae": first_stage(scaling_factor=0.5), "unet": unet()}
+    elif name == PIXELS:
+        parts = {"unet": unet()}
     elif name == SR:
         parts = {
             "vqvae": first_stage(),
@@ -159,11 +163,11 @@ def pictures_there(pipe: Any, name: str, eta: float, patch: pytest.MonkeyPatch) 
     def randn_tensor(shape: tuple[int, ...], **_: Any) -> Tensor:
         return torch.randn(shape, generator=draw)
 
-    for module in (*DRAWING, stable):
+    for module in DRAWING:
         patch.setattr(module, "randn_tensor", randn_tensor)
     pipe.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": STEPS, "eta": eta, "output_type": "np"}
-    if name == LDM:
+    if name in (LDM, PIXELS):
         options["batch_size"] = 2
     elif name == SR:
         options["image"] = small_picture()
@@ -177,7 +181,7 @@ def pictures_there(pipe: Any, name: str, eta: float, patch: pytest.MonkeyPatch) 
 def pictures_here(model: LatentDiffusion, name: str, eta: float) -> Tensor:
     """The same of ours."""
     draw = torch.Generator().manual_seed(5)
-    y = {LDM: None, SR: small_picture()}.get(name, PROMPTS)
+    y = {LDM: None, PIXELS: None, SR: small_picture()}.get(name, PROMPTS)
     return model.sample(
         y,
         n=2,

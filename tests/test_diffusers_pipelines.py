@@ -8,7 +8,7 @@ import diffusers_tiny as tiny
 import pytest
 import torch
 from diffusers_copy import AutoencoderKL, error
-from diffusers_tiny import LDM, PIPELINES, SD, SR, TEXT, UNET
+from diffusers_tiny import LDM, PIPELINES, PIXELS, SD, SR, TEXT, UNET
 
 from minildm import (
     Autoencoder,
@@ -22,6 +22,7 @@ from minildm import (
     interop,
 )
 from minildm.diffusion import Parts
+from minildm.interop.diffusers_folders import read_scheduler
 from minildm.losses import ObjectiveConfig
 from minildm.tokenizer import CaptionTokenizer
 
@@ -67,6 +68,8 @@ def made_here(name: str, shaken: Any, clip: Path) -> LatentDiffusion:
     if name == SR:
         tau = replace(tau, concat="low_res")
         first_stage, unet = VQ, replace(UNET, in_channels=6)
+    elif name == PIXELS:
+        first_stage = AutoencoderConfig(regularizer="identity", z_channels=3)
     elif name == TEXT:
         shape = {"d_cond": 12, "heads": 2, "d_head": 4, "length": 77, "vocab_size": len(WORDS)}
         tau = replace(tau, kind="text", **shape)
@@ -83,8 +86,9 @@ def made_here(name: str, shaken: Any, clip: Path) -> LatentDiffusion:
         image_size=size,
     )
     model = shaken(LatentDiffusion(config)).eval()
-    model.autoencoder.scale.fill_(1.7)
-    model.autoencoder.shift.fill_(0.4)
+    if name != PIXELS:
+        model.autoencoder.scale.fill_(1.7)
+        model.autoencoder.shift.fill_(0.4)
     if name == TEXT:
         model.conditioner.set_tokenizer(WORDS)
     return model
@@ -105,6 +109,43 @@ def test_our_model_gives_the_same_pictures_there(
     assert error(tiny.pictures_there(theirs, name, 0.7, monkeypatch), pictures) < 1e-4
     again = interop.load_diffusers(tmp_path / "ours")
     assert error(tiny.pictures_here(again, name, 0.7), pictures) < 1e-4
+
+
+def test_super_resolution_runs_on_a_kl_first_stage_too(
+    tmp_path: Path, shaken: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its pipeline names VQModel, and reads no scale."""
+    config = replace(made_here(SR, shaken, tmp_path).config, autoencoder=KL)
+    ours = shaken(LatentDiffusion(config)).eval()
+    ours.autoencoder.scale.fill_(0.3)
+    interop.save_diffusers(ours, tmp_path / "ours")
+    theirs = tiny.read_pipeline(SR, tmp_path / "ours")
+    truth = tiny.pictures_there(theirs, SR, 0.0, monkeypatch)
+    assert error(tiny.pictures_here(ours, SR, 0.0), truth) < 1e-4
+    x = tiny.randn(2, 3, 8, 8).clamp(-1, 1)
+    with torch.no_grad():
+        mean, std = (getattr(theirs.vqvae.encode(x).latent_dist, k) for k in ("mean", "std"))
+        assert error(ours.autoencoder.encode(x, sample=False), mean) < 1e-5
+        assert error(ours.autoencoder.posterior(x).logvar.div(2).exp() / 0.3, std) < 1e-5
+
+
+SCHEDULES = {
+    "the paper's": {},
+    "linear": {"beta_schedule": "linear", "num_train_timesteps": 50},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+    "no signal at T": {"rescale_betas_zero_snr": True, "prediction_type": "sample"},
+}
+
+
+@pytest.mark.parametrize("case", SCHEDULES)
+def test_their_schedule_is_ours(case: str, tmp_path: Path) -> None:
+    theirs = tiny.scheduler(**SCHEDULES[case])
+    theirs.save_pretrained(tmp_path)
+    ours, objective = read_scheduler(tmp_path / "scheduler_config.json")
+    assert (objective.predict == "z0") == (case == "no signal at T")
+    table = ours.build().alphas_cumprod
+    assert table.shape == theirs.alphas_cumprod.shape
+    assert error(table, theirs.alphas_cumprod) < 1e-5
 
 
 def test_a_scale_that_super_resolution_does_not_read_is_not_read_here(tmp_path: Path) -> None:

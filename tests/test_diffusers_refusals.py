@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from minildm import (
     Autoencoder,
     AutoencoderConfig,
+    ConditionerConfig,
     LatentDiffusion,
     LatentDiffusionConfig,
     UNet,
@@ -32,7 +34,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def unet(tmp_path: Path) -> Path:
-    tiny.unet(replace(UNET, d_cond=5)).save_pretrained(tmp_path / "unet")
+    config = replace(UNET, d_cond=5, heads=2, d_head=None, attn_levels=(0, 1))
+    tiny.unet(config).save_pretrained(tmp_path / "unet")
     return tmp_path / "unet"
 
 
@@ -55,7 +58,7 @@ KEYS: dict[str, tuple[str, dict[str, Any], str]] = {
     "time": ("unet", {"class_embed_type": "timestep"}, "class_embed_type='timestep' cannot"),
     "sines first": ("unet", {"flip_sin_to_cos": False}, "flip_sin_to_cos=False cannot"),
     "more text": ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type='text_time'"),
-    "heads": ("unet", {"attention_head_dim": [3, 2]}, r"attention_head_dim=\[3, 2\] cannot be"),
+    "heads": ("unet", {"attention_head_dim": [4, 2]}, r"attention_head_dim=\[4, 2\] cannot be"),
     "depths": (
         "unet",
         {"transformer_layers_per_block": [1, 2]},
@@ -270,7 +273,7 @@ def test_without_transformers_clip_names_its_extra(
 ) -> None:
     frozen_text.frozen_text.cache_clear()
     tiny.pipeline(SD, tmp_path / "words").save_pretrained(tmp_path / "p")
-    monkeypatch.setitem(tiny.diffusers.utils.sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"pip install 'minildm\[text\]'"):
         interop.load_diffusers(tmp_path / "p")
 
@@ -291,8 +294,32 @@ def test_a_first_stage_that_diffusers_lacks_is_refused(case: str, tmp_path: Path
     first_stage = replace(KL, **changes)
     with pytest.raises(ValueError, match=f"diffusers cannot express this first stage: {said}"):
         interop.save_diffusers(Autoencoder(first_stage), tmp_path / "out")
-    config = LatentDiffusionConfig(autoencoder=first_stage, unet=UNET, image_size=16)
-    with pytest.raises(ValueError, match=said):
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_patches_the_unet_can_be_saved_by_itself(tmp_path: Path) -> None:
+    config = LatentDiffusionConfig(autoencoder=replace(KL, patch=2), unet=UNET, image_size=16)
+    model = LatentDiffusion(config)
+    with pytest.raises(ValueError, match="only patch=1 can be saved, or the UNet by itself"):
+        interop.save_diffusers(model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    interop.save_diffusers(model.unet, tmp_path / "out")
+    assert interop.load_diffusers(tmp_path / "out").config == UNET
+
+
+def test_scaled_pixels_are_refused(tmp_path: Path) -> None:
+    pixels = AutoencoderConfig(regularizer="identity", z_channels=3)
+    model = LatentDiffusion(LatentDiffusionConfig(autoencoder=pixels, unet=UNET, image_size=16))
+    model.autoencoder.scale.fill_(0.5)
+    with pytest.raises(ValueError, match="pixels with shift=0, scale=0.5; only 0 and 1"):
+        interop.save_diffusers(model, tmp_path / "out")
+
+
+def test_captions_without_a_tokenizer_are_refused(tmp_path: Path) -> None:
+    tau = ConditionerConfig(kind="text", d_cond=4, vocab_size=9)
+    unet = replace(UNET, d_cond=4)
+    config = LatentDiffusionConfig(autoencoder=KL, unet=unet, conditioner=tau, image_size=16)
+    with pytest.raises(ValueError, match="has no tokenizer: call set_tokenizer first"):
         interop.save_diffusers(LatentDiffusion(config), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -316,7 +343,7 @@ def test_a_unet_that_diffusers_lacks_is_refused(case: str, tmp_path: Path) -> No
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="must be an Autoencoder, a UNet or .*, got Linear"):
+    with pytest.raises(TypeError, match=r"must be an Autoencoder, a UNet or .*, got Linear"):
         interop.save_diffusers(torch.nn.Linear(1, 1), tmp_path / "out")
 
 

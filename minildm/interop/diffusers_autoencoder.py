@@ -202,7 +202,7 @@ def _check_expressible(config: AutoencoderConfig) -> None:
         flaw = (
             f"patch={config.patch}: there pixels do not enter {config.patch}x{config.patch} as "
             "channels, and convolutions that are the same at every pixel cannot stand for that; "
-            "only patch=1 can be saved"
+            "only patch=1 can be saved, or the UNet by itself"
         )
     elif config.width_mult[0] != 1:
         flaw = f"width_mult={config.width_mult}: there the first level has the width of conv_in"
@@ -213,6 +213,15 @@ def _check_expressible(config: AutoencoderConfig) -> None:
         )
     if flaw:
         raise ValueError(f"diffusers cannot express this first stage: {flaw}")
+
+
+def check_pixels(model: Autoencoder) -> None:
+    """ValueError where pixels are shifted or scaled before they are noised."""
+    if (float(model.shift), float(model.scale)) != (0.0, 1.0):
+        raise ValueError(
+            f"diffusers cannot express pixels with shift={float(model.shift):.6g}, scale="
+            f"{float(model.scale):.6g}; only 0 and 1"
+        )
 
 
 def _folded(model: Autoencoder, *, fold_scale: bool) -> dict[str, Tensor]:

@@ -7,13 +7,14 @@ Pipelines read the latent's scale, or do not; none of these reads a shift:
     LDMSuperResolutionPipeline  vqvae        not read           the picture beside z_t
     LDMTextToImagePipeline      vqvae        divided by         LDMBert's tokens
     StableDiffusionPipeline     vae          divided by         CLIP's tokens
+    DDIMPipeline                none: pixels                    none
 """
 
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minildm.autoencoder import Autoencoder
+from minildm.autoencoder import Autoencoder, AutoencoderConfig
 from minildm.checkpoints import CheckpointError
 from minildm.conditioning import Conditioner, ConditionerConfig, build_conditioner
 from minildm.diffusion import LatentDiffusion, LatentDiffusionConfig, Parts, ScheduleConfig
@@ -35,7 +36,7 @@ PathLike = str | os.PathLike[str]
 class Pipeline(NamedTuple):
     """What distinguishes the pipelines: see the module."""
 
-    first_stage: str  # its folder
+    first_stage: str  # its folder; "" where pixels are the latent
     scaled: bool
     condition: str
 
@@ -45,6 +46,7 @@ PIPELINES = {
     "LDMSuperResolutionPipeline": Pipeline("vqvae", False, "low_res"),
     "LDMTextToImagePipeline": Pipeline("vqvae", True, "bert"),
     "StableDiffusionPipeline": Pipeline("vae", True, "clip"),
+    "DDIMPipeline": Pipeline("", True, "none"),
 }
 _NONE = Pipeline("vae", True, "own")  # no pipeline: the folder of `save_diffusers`
 _KINDS = (*diffusers_autoencoder.KINDS, *diffusers_unet.KINDS)
@@ -58,8 +60,8 @@ def load_diffusers(folder: PathLike) -> Autoencoder | UNet | LatentDiffusion:
 
     Models: AutoencoderKL, VQModel, UNet2DModel, UNet2DConditionModel. Pipelines, with a
     `model_index.json`: LDMPipeline, LDMSuperResolutionPipeline, LDMTextToImagePipeline,
-    StableDiffusionPipeline (its CLIP comes with the extra `text` and stays in the folder); and
-    the folders of `save_diffusers`. The result is on the CPU, in float32, in evaluation mode; a
+    StableDiffusionPipeline (its CLIP comes with the extra `text` and stays in the folder), and for
+    pixels DDIMPipeline; and the folders of `save_diffusers`. The result is on the CPU, in float32, in evaluation mode; a
     file in float32 stays mapped into memory: do not write over it while the model lives.
 
     A scheduler gives the noise schedule and what the UNet predicts. How to sample (spacing,
@@ -105,15 +107,8 @@ def _load_pipeline(folder: Path, index: dict[str, Any]) -> LatentDiffusion:
 
 
 def _load_parts(folder: Path, pipeline: Pipeline) -> LatentDiffusion:
-    autoencoder = _load_model(folder / pipeline.first_stage, tuple(diffusers_autoencoder.KINDS))
-    if not pipeline.scaled:
-        autoencoder.scale.fill_(1)
-    if shift := float(autoencoder.shift):
-        raise ValueError(
-            f"{folder / pipeline.first_stage}/config.json: shift_factor={shift:.6g} is not read by "
-            "this pipeline; allowed: null or 0"
-        )
     unet = _load_model(folder / "unet", diffusers_unet.KINDS)
+    autoencoder = _load_first_stage(folder, pipeline, unet.config.in_channels)
     schedule, objective = read_scheduler(
         folder / "scheduler" / "scheduler_config.json", clips=pipeline.condition == "clip"
     )
@@ -130,6 +125,22 @@ def _load_parts(folder: Path, pipeline: Pipeline) -> LatentDiffusion:
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     return LatentDiffusion(config, parts=Parts(autoencoder, unet, conditioner)).eval()
+
+
+def _load_first_stage(folder: Path, pipeline: Pipeline, channels: int) -> Autoencoder:
+    if not pipeline.first_stage:
+        pixels = {"in_channels": channels, "z_channels": channels}
+        return Autoencoder(AutoencoderConfig(regularizer="identity", **pixels))
+    folder = folder / pipeline.first_stage
+    autoencoder = _load_model(folder, tuple(diffusers_autoencoder.KINDS))
+    if not pipeline.scaled:
+        autoencoder.scale.fill_(1)
+    if shift := float(autoencoder.shift):
+        raise ValueError(
+            f"{folder / 'config.json'}: shift_factor={shift:.6g} is not read by this pipeline; "
+            "allowed: null or 0"
+        )
+    return autoencoder
 
 
 def _load_conditioner(folder: Path, condition: str) -> Conditioner:
@@ -180,8 +191,8 @@ def save_diffusers(model: Autoencoder | UNet | LatentDiffusion, folder: PathLike
     """Write a model as a new folder, whole or not at all, that diffusers reads.
 
     An Autoencoder or a UNet: a folder for its class's `from_pretrained`. A LatentDiffusion: a
-    pipeline's, where diffusers has one for the task (see the module): no condition; super-
-    resolution with three latent channels; captions by CLIP over a KL first stage; captions by a
+    pipeline's, where diffusers has one for the task (see the module): no condition, of latents or
+    of pixels; super-resolution with three latent channels; captions by CLIP over a KL first stage; captions by a
     transformer of our own, of 77 tokens, at f = 8, which are what LDMTextToImagePipeline assumes.
     Else `vae`, `unet` and `scheduler`, to be read one by one, and `conditioner`, which is ours.
     Weights are float32. What says how to train (drop-out of conditions, weighting) is not kept.
@@ -208,7 +219,8 @@ def pipeline_for(config: LatentDiffusionConfig) -> str | None:
     tau, first_stage = config.conditioner, config.autoencoder
     if tau.kind == "none":
         if tau.concat == "none":
-            return "LDMPipeline"
+            pixels = first_stage.regularizer == "identity"
+            return "DDIMPipeline" if pixels else "LDMPipeline"
         fits = tau.concat == "low_res" and first_stage.z_channels == 3  # half of the UNet's six
         return "LDMSuperResolutionPipeline" if fits else None
     if tau.kind != "text" or tau.concat != "none":
@@ -222,10 +234,14 @@ def pipeline_for(config: LatentDiffusionConfig) -> str | None:
 def _save_parts(model: LatentDiffusion, folder: Path) -> None:
     config, name = model.config, pipeline_for(model.config)
     pipeline = PIPELINES[name] if name else _NONE
-    first_stage = diffusers_autoencoder.export(model.autoencoder, fold_scale=not pipeline.scaled)
-    unet = diffusers_unet.export(model.unet, config.image_size // config.autoencoder.f)
-    write_part(folder / pipeline.first_stage, *first_stage)
-    write_part(folder / "unet", *unet)
+    parts = {"unet": diffusers_unet.export(model.unet, config.image_size // config.autoencoder.f)}
+    if pipeline.first_stage:
+        first_stage, fold = model.autoencoder, not pipeline.scaled
+        parts[pipeline.first_stage] = diffusers_autoencoder.export(first_stage, fold_scale=fold)
+    else:
+        diffusers_autoencoder.check_pixels(model.autoencoder)
+    for part, content in parts.items():
+        write_part(folder / part, *content)
     write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(config))
     savers = {
         "bert": diffusers_text.save_bert,
@@ -235,7 +251,8 @@ def _save_parts(model: LatentDiffusion, folder: Path) -> None:
     if pipeline.condition in savers:
         savers[pipeline.condition](model.conditioner, folder)
     if name:
-        write_json(folder / "model_index.json", _index(name, first_stage[0], unet[0]))
+        kinds = {part: kind for part, (kind, *_) in parts.items()}
+        write_json(folder / "model_index.json", _index(name, kinds))
 
 
 def _scheduler(config: LatentDiffusionConfig) -> dict[str, Any]:
@@ -259,12 +276,11 @@ def _scheduler(config: LatentDiffusionConfig) -> dict[str, Any]:
     }
 
 
-def _index(name: str, first_stage: str, unet: str) -> dict[str, Any]:
+def _index(name: str, kinds: dict[str, str]) -> dict[str, Any]:
     index: dict[str, Any] = {
         "_class_name": name,
         "_diffusers_version": VERSION,
-        PIPELINES[name].first_stage: ["diffusers", first_stage],
-        "unet": ["diffusers", unet],
+        **{part: ["diffusers", kind] for part, kind in kinds.items()},
         "scheduler": ["diffusers", "DDIMScheduler"],
     }
     if name == "LDMTextToImagePipeline":

@@ -96,7 +96,7 @@ def bert_places(config: ConditionerConfig) -> Iterator[Place]:
 
 def save_bert(model: TextConditioner, folder: Path) -> None:
     """`bert` and `tokenizer`, for LDMTextToImagePipeline."""
-    config, state = model.config, model.state_dict()
+    config, state, words = model.config, model.state_dict(), _words_of(model)
     params = {
         **_BERT_ONLY,
         "architectures": ["LDMBertModel"],
@@ -107,7 +107,7 @@ def save_bert(model: TextConditioner, folder: Path) -> None:
         "head_dim": config.d_head,
         "d_model": config.d_cond,
         "encoder_ffn_dim": 4 * config.d_cond,
-        "pad_token_id": model.tokenizer.pad,
+        "pad_token_id": words.pad,
     }
     tensors = {
         name: part
@@ -119,21 +119,27 @@ def save_bert(model: TextConditioner, folder: Path) -> None:
     tensors["to_logits.bias"] = torch.zeros(config.vocab_size)
     write_json(folder / BERT / "config.json", params)
     write_weights(folder / BERT / "model.safetensors", tensors)
-    _save_words(model, folder / "tokenizer")
+    _save_words(words, config.length, folder / "tokenizer")
 
 
-def _save_words(model: TextConditioner, folder: Path) -> None:
+def _words_of(model: TextConditioner) -> CaptionTokenizer:
+    if model.tokenizer is None:
+        raise ValueError("this model of text has no tokenizer: call set_tokenizer first")
+    return model.tokenizer
+
+
+def _save_words(words: CaptionTokenizer, length: int, folder: Path) -> None:
     """The tokenizer, which there adds start and end by itself."""
-    model.tokenizer.save(folder / "tokenizer.json")
+    words.save(folder / "tokenizer.json")
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    numbers = {name: model.tokenizer.number(name) for name in (END, START)}
+    numbers = {name: words.number(name) for name in (END, START)}
     content["post_processor"] = {
         "type": "BertProcessing",
         "sep": [END, numbers[END]],
         "cls": [START, numbers[START]],
     }
     write_json(folder / "tokenizer.json", content)
-    card = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.length}
+    card = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length}
     write_json(folder / "tokenizer_config.json", card | _SPECIAL)
 
 
@@ -191,4 +197,4 @@ def save_own(model: Conditioner, folder: Path) -> None:
         write_weights(folder / OURS / f"{WEIGHTS}.safetensors", state)
     reader: Any = model.tokens if isinstance(model, SpatialConditioner) else model
     if isinstance(reader, TextConditioner):
-        reader.tokenizer.save(folder / OURS / "tokenizer.json")
+        _words_of(reader).save(folder / OURS / "tokenizer.json")
