@@ -311,7 +311,7 @@ def test_scaled_pixels_are_refused(tmp_path: Path) -> None:
     pixels = AutoencoderConfig(regularizer="identity", z_channels=3)
     model = LatentDiffusion(LatentDiffusionConfig(autoencoder=pixels, unet=UNET, image_size=16))
     model.autoencoder.scale.fill_(0.5)
-    with pytest.raises(ValueError, match="pixels with shift=0, scale=0.5; only 0 and 1"):
+    with pytest.raises(ValueError, match=r"pixels with shift=0, scale=0.5; only 0 and 1"):
         interop.save_diffusers(model, tmp_path / "out")
 
 

@@ -61,8 +61,9 @@ def load_diffusers(folder: PathLike) -> Autoencoder | UNet | LatentDiffusion:
     Models: AutoencoderKL, VQModel, UNet2DModel, UNet2DConditionModel. Pipelines, with a
     `model_index.json`: LDMPipeline, LDMSuperResolutionPipeline, LDMTextToImagePipeline,
     StableDiffusionPipeline (its CLIP comes with the extra `text` and stays in the folder), and for
-    pixels DDIMPipeline; and the folders of `save_diffusers`. The result is on the CPU, in float32, in evaluation mode; a
-    file in float32 stays mapped into memory: do not write over it while the model lives.
+    pixels DDIMPipeline; and the folders of `save_diffusers`. The result is on the CPU, in
+    float32, in evaluation mode; a file in float32 stays mapped into memory: do not write over it
+    while the model lives.
 
     A scheduler gives the noise schedule and what the UNet predicts. How to sample (spacing,
     offset, the last target) is the caller's choice here, the official code's if nothing is said:
@@ -192,8 +193,9 @@ def save_diffusers(model: Autoencoder | UNet | LatentDiffusion, folder: PathLike
 
     An Autoencoder or a UNet: a folder for its class's `from_pretrained`. A LatentDiffusion: a
     pipeline's, where diffusers has one for the task (see the module): no condition, of latents or
-    of pixels; super-resolution with three latent channels; captions by CLIP over a KL first stage; captions by a
-    transformer of our own, of 77 tokens, at f = 8, which are what LDMTextToImagePipeline assumes.
+    of pixels; super-resolution with three latent channels; captions by CLIP over a KL first
+    stage; captions by a transformer of our own, of 77 tokens, at f = 8, which are what
+    LDMTextToImagePipeline assumes.
     Else `vae`, `unet` and `scheduler`, to be read one by one, and `conditioner`, which is ours.
     Weights are float32. What says how to train (drop-out of conditions, weighting) is not kept.
 
