@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minildm.frozen_text import ClipTokenizer, frozen_text
+from minildm.frozen_text import ClipTokenizer, FrozenText, frozen_text
 from minildm.spatial import build_spatial
 from minildm.tau_theta import KINDS, ConditionerConfig, Encode, TokenConditioner, look_up
 from minildm.tokenizer import CaptionTokenizer
@@ -164,9 +164,10 @@ class FrozenTextConditioner(CaptionConditioner):
     ValueError where it is missing, ValueError where d_cond or length are not what it has.
     """
 
-    def __init__(self, config: ConditionerConfig) -> None:
+    def __init__(self, config: ConditionerConfig, network: FrozenText | None = None) -> None:
+        """network: the encoder, where its weights come from elsewhere than the config says."""
         super().__init__(config)
-        self.network = frozen_text(config.encoder, config.encoder_path)
+        self.network = network or frozen_text(config.encoder, config.encoder_path)
         self.tokenizer = self.network.tokenizer
         if config.d_cond != self.network.d:
             raise ValueError(

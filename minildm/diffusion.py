@@ -126,29 +126,24 @@ def seeded_noise(seed: int | None) -> Noise:
     return noise
 
 
-class Parts(NamedTuple):
-    """What a latent diffusion model is made of."""
-
-    autoencoder: Autoencoder
-    unet: UNet
-    conditioner: Conditioner
-
-
 class LatentDiffusion(nn.Module):
     """The autoencoder (frozen), the UNet, tau_theta and the schedule as one model."""
 
-    def __init__(self, config: LatentDiffusionConfig, *, parts: Parts | None = None) -> None:
-        """parts: those of the config, where they are there already; else they are drawn."""
+    def __init__(
+        self,
+        config: LatentDiffusionConfig,
+        *,
+        autoencoder: Autoencoder | None = None,
+        unet: UNet | None = None,
+        conditioner: Conditioner | None = None,
+    ) -> None:
+        """Parts that are given must be of the config; the others are made of it."""
         super().__init__()
         self.config = config
-        if parts is None:
-            parts = Parts(
-                Autoencoder(config.autoencoder),
-                UNet(config.unet),
-                build_conditioner(config.conditioner),
-            )
-        self.autoencoder = parts.autoencoder.requires_grad_(False)
-        self.unet, self.conditioner = parts.unet, parts.conditioner
+        self.autoencoder = autoencoder or Autoencoder(config.autoencoder)
+        self.autoencoder.requires_grad_(False)
+        self.unet = unet or UNet(config.unet)
+        self.conditioner = conditioner or build_conditioner(config.conditioner)
         self.schedule = config.schedule.build()
         weights = time_weights(self.schedule, config.objective)
         self.register_buffer("time_weights", weights, persistent=False)

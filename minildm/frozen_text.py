@@ -184,10 +184,7 @@ class ClipTokenizer:
 
 
 def _clip(path: str) -> FrozenText:
-    try:
-        from transformers import CLIPTextModel, CLIPTokenizer
-    except ImportError as error:
-        raise ImportError("encoder='clip' needs pip install 'minildm[text]'") from error
+    CLIPTextModel, _, CLIPTokenizer = _transformers()
     folder = words_in = Path(path)
     if not (folder / "config.json").is_file() and (folder / "text_encoder").is_dir():
         folder, words_in = folder / "text_encoder", folder / "tokenizer"  # as in a pipeline's
@@ -200,12 +197,48 @@ def _clip(path: str) -> FrozenText:
     except Exception as error:  # the library raises nearly anything
         raise ValueError(_no_clip(path, str(error).partition("\n")[0])) from error
     # Weights that a file lacks would stay as drawn, and words that it lacks be letters.
-    lacks = sorted(report["missing_keys"])[:3]
-    if not (words_in / "tokenizer.json").is_file():
-        lacks += [f for f in ("vocab.json", "merges.txt") if not (words_in / f).is_file()]
-    if lacks:
+    if lacks := sorted(report["missing_keys"])[:3] + _missing_words(words_in):
         raise ValueError(_no_clip(path, f"lacks {', '.join(lacks)}"))
+    return _reading(network, words)
 
+
+def clip_to_fill(path: str) -> FrozenText:
+    """The CLIP of a folder's config.json and words, without weights: on the meta device.
+
+    Raises as `frozen_text`; the folder needs no weights.
+    """
+    CLIPTextModel, CLIPTextConfig, CLIPTokenizer = _transformers()
+    folder = Path(path)
+    if lacks := ["config.json"] * (not (folder / "config.json").is_file()) + _missing_words(folder):
+        raise ValueError(_no_clip(path, f"lacks {', '.join(lacks)}"))
+    try:
+        config = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
+        words = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"), _quiet():
+            network = CLIPTextModel(config)
+    except Exception as error:  # the library raises nearly anything
+        raise ValueError(_no_clip(path, str(error).partition("\n")[0])) from error
+    for module in network.modules():
+        if hasattr(module, "position_ids"):  # in no file: a token's place is its number
+            module.position_ids = torch.arange(config.max_position_embeddings)[None]
+    return _reading(network, words)
+
+
+def _transformers() -> tuple[Any, Any, Any]:
+    try:
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    except ImportError as error:
+        raise ImportError("encoder='clip' needs pip install 'minildm[text]'") from error
+    return CLIPTextModel, CLIPTextConfig, CLIPTokenizer
+
+
+def _missing_words(folder: Path) -> list[str]:
+    if (folder / "tokenizer.json").is_file():
+        return []
+    return [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
+
+
+def _reading(network: Any, words: Any) -> FrozenText:
     def read(network: nn.Module, ids: Tensor) -> Tensor:
         return network(ids[None]).last_hidden_state[0]  # padding belongs to its captions
 

@@ -21,7 +21,6 @@ from minildm import (
     frozen_text,
     interop,
 )
-from minildm.diffusion import Parts
 from minildm.interop.diffusers_folders import read_scheduler
 from minildm.losses import ObjectiveConfig
 from minildm.tokenizer import CaptionTokenizer
@@ -228,7 +227,8 @@ def test_the_parts_of_a_model_are_taken_as_they_are(shaken: Any) -> None:
     first = Autoencoder(KL)
     config = LatentDiffusionConfig(autoencoder=KL, unet=UNET, image_size=8)
     drawn = LatentDiffusion(config)
-    model = LatentDiffusion(config, parts=Parts(first, drawn.unet, drawn.conditioner))
+    parts = {"unet": drawn.unet, "conditioner": drawn.conditioner}
+    model = LatentDiffusion(config, autoencoder=first, **parts)
     assert model.autoencoder is first
     assert model.unet is drawn.unet
     assert not any(p.requires_grad for p in first.parameters())

@@ -1,6 +1,7 @@
 """Weights of other projects, in and out: every tensor finds its place, or an error lists it."""
 
 from minildm.interop.compvis import load_compvis
+from minildm.interop.compvis_saving import save_compvis
 from minildm.interop.diffusers_folders import load_diffusers, save_diffusers
 
-__all__ = ["load_compvis", "load_diffusers", "save_diffusers"]
+__all__ = ["load_compvis", "load_diffusers", "save_compvis", "save_diffusers"]

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from minildm.autoencoder import Autoencoder, AutoencoderConfig
-from minildm.interop.places import Place, fill, layer
+from minildm.interop.places import Place, empty, fill, layer
 from minildm.interop.reading import Section, Tensors
 
 TARGETS = {
@@ -46,13 +47,18 @@ _ONLY = {  # of ddconfig: what the official code could also do, and no published
 def load_autoencoder(target: str, params: Section, tensors: Tensors) -> Autoencoder:
     """A first stage with its official weights; of a whole model's, those below its name."""
     config = autoencoder_config(target, params)
-    with torch.device("meta"):
-        model = Autoencoder(config)
-    # Counters at zero: a codebook's codes count as used just now, so that training keeps them.
-    own = {name: torch.zeros(b.shape, dtype=b.dtype) for name, b in model.named_buffers()}
-    own["scale"] = torch.ones(())
-    fill(model, places(config), _first_stage_of(tensors), own=own, unused=UNUSED)
+    model = empty(lambda: Autoencoder(config))
+    fill(model, places(config), _first_stage_of(tensors), own=own_buffers(model), unused=UNUSED)
     return model.eval()
+
+
+def own_buffers(model: Autoencoder) -> dict[str, Tensor]:
+    """What no official file holds: shift 0, scale 1, a codebook's counters.
+
+    Those at zero: its codes count as used just now, so that training keeps them.
+    """
+    own = {name: torch.zeros(b.shape, dtype=b.dtype) for name, b in model.named_buffers()}
+    return own | {"scale": torch.ones(())}
 
 
 def _first_stage_of(tensors: Tensors) -> Tensors:

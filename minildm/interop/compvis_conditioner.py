@@ -7,12 +7,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from minildm.checkpoints import CheckpointError
 from minildm.conditioning import Conditioner, ConditionerConfig, TextConditioner, build_conditioner
 from minildm.frozen_text import minilm_files
-from minildm.interop.places import Place, fill, layer
+from minildm.interop.places import Place, empty, fill, layer
 from minildm.interop.reading import Section, Tensors
 from minildm.tokenizer import CaptionTokenizer
 
@@ -43,8 +41,7 @@ def load_conditioner(target: str, params: Section, tensors: Tensors) -> Conditio
             f"{tensors.source} holds a whole model: give the tensors whose names begin with "
             f"{IN_WHOLE_MODEL!r}, without that"
         )
-    with torch.device("meta"):
-        model = build_conditioner(config)
+    model = empty(lambda: build_conditioner(config))
     fill(model, places(config), tensors, unused=UNUSED)
     if isinstance(model, TextConditioner):
         model.set_tokenizer(CaptionTokenizer.word_pieces(minilm_files() / "vocab.txt"))
@@ -119,6 +116,8 @@ def places(config: ConditionerConfig) -> Iterator[Place]:
         return
     if config.kind == "class":
         yield Place("embedding.weight", ("embedding.weight",))
+        return
+    if config.kind == "none":
         return
     for ours, theirs in (("embedding", "token_emb"), ("position", "pos_emb.emb")):
         yield Place(f"network.{ours}.weight", (f"transformer.{theirs}.weight",))

@@ -8,10 +8,8 @@ cannot express it, refused.
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from minildm.checkpoints import CheckpointError
-from minildm.interop.places import Place, fill, layer
+from minildm.interop.places import Place, empty, fill, layer
 from minildm.interop.reading import Section, Tensors
 from minildm.unet import UNet, UNetConfig
 
@@ -47,8 +45,7 @@ def load_unet(params: Section, tensors: Tensors) -> UNet:
             f"{tensors.source} holds a whole model: give the tensors whose names begin with "
             f"{IN_WHOLE_MODEL!r}, without that"
         )
-    with torch.device("meta"):
-        model = UNet(config)
+    model = empty(lambda: UNet(config))
     fill(model, places(config), tensors)
     return model.eval()
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from minildm.autoencoder import Autoencoder, AutoencoderConfig
 from minildm.checkpoints import CheckpointError
 from minildm.conditioning import Conditioner, ConditionerConfig, build_conditioner
-from minildm.diffusion import LatentDiffusion, LatentDiffusionConfig, Parts, ScheduleConfig
+from minildm.diffusion import LatentDiffusion, LatentDiffusionConfig, ScheduleConfig
 from minildm.files import new_folder, write_json
 from minildm.interop import diffusers_autoencoder, diffusers_text, diffusers_unet
 from minildm.interop.diffusers_files import (
@@ -125,7 +125,8 @@ def _load_parts(folder: Path, pipeline: Pipeline) -> LatentDiffusion:
         )
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    return LatentDiffusion(config, parts=Parts(autoencoder, unet, conditioner)).eval()
+    parts = {"autoencoder": autoencoder, "unet": unet, "conditioner": conditioner}
+    return LatentDiffusion(config, **parts).eval()
 
 
 def _load_first_stage(folder: Path, pipeline: Pipeline, channels: int) -> Autoencoder:

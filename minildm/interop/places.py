@@ -1,14 +1,16 @@
 """Where each of our tensors stands in another project's file, and the filling of a model."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from minildm.checkpoints import CheckpointError
 from minildm.interop.reading import Tensors
+
+Module = TypeVar("Module", bound=nn.Module)
 
 SHOWN = 10  # misfits in an error
 
@@ -50,6 +52,24 @@ def layer(ours: str, *theirs: str) -> Iterator[Place]:
         yield Place(f"{ours}.{name}", tuple(f"{module}.{name}" for module in theirs))
 
 
+def below(places: Iterable[Place], ours: str, theirs: str) -> Iterator[Place]:
+    """The places of a part, in a whole model: what its names begin with there."""
+    for place in places:
+        names = tuple(f"{theirs}{name}" for name in place.theirs)
+        yield place._replace(ours=f"{ours}{place.ours}", theirs=names)
+
+
+def empty(build: Callable[[], Module]) -> Module:
+    """A model on the meta device, to be filled."""
+    with torch.device("meta"):
+        model = build()
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if not buffer.numel():  # in no file: it only says where the model is
+                setattr(module, name, torch.empty(0))
+    return model
+
+
 def fill(
     model: nn.Module,
     places: Iterable[Place],
@@ -57,15 +77,16 @@ def fill(
     *,
     own: Mapping[str, Tensor] | None = None,
     unused: re.Pattern[str] | None = None,
+    spare: Collection[str] = (),
 ) -> None:
     """Give a model on the meta device its tensors, in float32, without a second copy of a file's.
 
-    own: what only our model has. unused: names of theirs that inference does not need. Raises
-    CheckpointError with the first ten tensors that are missing, that have no place, another
-    shape, or values that are not finite.
+    own: what only our model has. unused: names of theirs that inference does not need. spare:
+    such names one by one. Raises CheckpointError with the first ten tensors that are missing,
+    that have no place, another shape, or values that are not finite.
     """
     places = tuple(places)
-    misfits = list(_misfits(_shapes(model, places), tensors.named, unused))
+    misfits = list(_misfits(_shapes(model, places), tensors.named, unused, spare))
     if misfits:
         listed = "\n  ".join(misfits[:SHOWN])
         raise CheckpointError(
@@ -93,6 +114,7 @@ def _misfits(
     shapes: Mapping[str, tuple[int, ...]],
     named: Mapping[str, Any],
     unused: re.Pattern[str] | None,
+    spare: Collection[str],
 ) -> Iterator[str]:
     for name, shape in shapes.items():
         if name not in named:
@@ -100,7 +122,8 @@ def _misfits(
         elif flaw := _flaw(named[name], shape):
             yield f"{name} {flaw}"
     for name in named:
-        if name not in shapes and not (unused and unused.match(str(name))):
+        left = name in shapes or name in spare or (unused and unused.match(str(name)))
+        if not left:
             yield f"{name} has no place in this model"
 
 

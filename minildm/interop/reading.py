@@ -96,6 +96,17 @@ class Section:
         """A mapping within."""
         return Section(self._get(key, _MISSING), f"{self.where}.{key}")
 
+    def split(self) -> tuple[str, "Section"]:
+        """What this builds: its target and its parameters. ValueError where it names none."""
+        target = self.content.get("target")
+        if not isinstance(target, str):
+            raise ValueError(f"{self.where} names no target: {sorted(map(str, self.content))}")
+        return target, Section(self.content.get("params", {}), f"{self.where}.params")
+
+    def mark(self, key: str) -> None:
+        """This key was read, from `content` itself."""
+        self._asked.add(key)
+
     def check_all_read(self, unused: Collection[str] = ()) -> None:
         """ValueError names the first key that nobody asked for; `unused` ones are left."""
         known = self._asked.union(unused)
@@ -127,11 +138,7 @@ def read_config(config: ConfigLike) -> tuple[str, Section]:
             raise ValueError(f"{where} is not readable as YAML: {error}") from error
     if isinstance(content, Mapping) and "model" in content:
         where, content = f"{where}: model", content["model"]
-    section = Section(content, where)
-    target = section.content.get("target")
-    if not isinstance(target, str):
-        raise ValueError(f"{where} names no target: {sorted(map(str, section.content))}")
-    return target, Section(section.content.get("params", {}), f"{where}.params")
+    return Section(content, where).split()
 
 
 class Tensors(NamedTuple):
