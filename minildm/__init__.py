@@ -15,6 +15,7 @@ from minildm.guidance import guided, image_guided, keep_known
 from minildm.losses import ObjectiveConfig, ldm_loss, time_weights
 from minildm.metrics import evaluate_first_stage, evaluate_pictures
 from minildm.presets import PRESETS
+from minildm.published import PUBLISHED
 from minildm.samplers import (
     SAMPLERS,
     ddim,
@@ -34,6 +35,7 @@ from minildm.unet import UNet, UNetConfig
 __all__ = [
     "EMA",
     "PRESETS",
+    "PUBLISHED",
     "SAMPLERS",
     "Autoencoder",
     "AutoencoderConfig",

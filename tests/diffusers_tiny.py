@@ -15,7 +15,7 @@ import torch
 from conftest import randn, shaken
 from diffusers_copy import AutoencoderKL, VQModel, conditional, unconditional
 from safetensors.torch import load_file
-from tiny_clip import write_clip
+from tiny_clip import tiny_clip
 from torch import Tensor, nn
 from transformers import BertTokenizerFast, CLIPTextModel, CLIPTokenizer
 
@@ -107,7 +107,7 @@ def bert(folder: Path) -> dict[str, Any]:
 
 def clip(folder: Path) -> dict[str, Any]:
     """A small CLIP and the words it reads."""
-    write_clip(folder)
+    tiny_clip(folder)
     words = CLIPTokenizer.from_pretrained(folder)
     words.model_max_length = 10
     model = CLIPTextModel.from_pretrained(folder).eval()

@@ -99,7 +99,7 @@ def test_our_model_gives_the_same_pictures_there(
 ) -> None:
     frozen_text.frozen_text.cache_clear()
     (tmp_path / "clip").mkdir()
-    tiny.write_clip(tmp_path / "clip")
+    tiny.tiny_clip(tmp_path / "clip")
     ours = made_here(name, shaken, tmp_path / "clip")
     interop.save_diffusers(ours, tmp_path / "ours")
     theirs = tiny.read_pipeline(name, tmp_path / "ours")

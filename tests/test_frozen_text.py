@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_clip import write_clip
+from tiny_clip import tiny_clip
 from torch import Tensor, nn
 from transformers import BertModel, BertTokenizerFast, CLIPTextModel
 from transformers import CLIPTokenizer as TheirTokenizer
@@ -190,9 +190,7 @@ def test_what_cannot_be_is_refused(case: str) -> None:
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
-    """The folder of a tiny CLIP, text and pictures, as the published one is laid out."""
-    write_clip(tmp_path)
-    return tmp_path
+    return tiny_clip(tmp_path)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A tiny CLIP with drawn weights, text and pictures, as the published one is laid out."""
+"""A CLIP that is small enough for tests."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 
-def write_clip(folder: Path) -> None:
-    """Its config, weights and words, a few letters and "red", into a folder that is there."""
+def tiny_clip(folder: Path) -> Path:
+    """The folder of a tiny CLIP, text and pictures, as the published one is laid out."""
     letters = [*"abdeorp", *(f"{letter}</w>" for letter in "abdegorp")]
     vocabulary = [*letters, "re", "red</w>", "do", "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(vocabulary)}))
@@ -24,3 +24,4 @@ def write_clip(folder: Path) -> None:
         torch.manual_seed(0)
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=pictures, projection_dim=8))
     model.save_pretrained(folder)
+    return folder

@@ -1,4 +1,4 @@
-"""Official latent diffusion models, whole: what their configs say, and how a checkpoint is laid out.
+"""Official latent diffusion models, whole: what their configs say, and what a checkpoint holds.
 
 A checkpoint holds the UNet twice where its weights were averaged: as trained, and the averages,
 whose names have lost their dots. Both stages and the encoder of conditions are parts of it.
@@ -93,7 +93,7 @@ def load_diffusion(
 
 
 def clip_of(model: LatentDiffusion) -> torch.nn.Module | None:
-    """The network of a frozen CLIP, which belongs to no model's tensors; None where there is none."""
+    """The network of a frozen CLIP, which is among no model's tensors; None where there is none."""
     conditioner = getattr(model.conditioner, "tokens", model.conditioner)
     if not isinstance(conditioner, FrozenTextConditioner) or conditioner.config.encoder != "clip":
         return None

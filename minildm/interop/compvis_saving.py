@@ -27,9 +27,14 @@ from minildm.unet import UNet, UNetConfig
 
 SUFFIXES = (".ckpt", ".safetensors")
 _KEYS = {  # what of a batch a condition was trained on
-    **{"none": "image", "class": "class_label", "text": "caption"},
-    **{"layout": "coordinates_bbox", "ids": "coordinates_bbox"},
-    **{"low_res": "LR_image", "inpaint": "masked_image", "semantic": "segmentation"},
+    "none": "image",
+    "class": "class_label",
+    "text": "caption",
+    "layout": "coordinates_bbox",
+    "ids": "coordinates_bbox",
+    "low_res": "LR_image",
+    "inpaint": "masked_image",
+    "semantic": "segmentation",
 }
 # Of our configs, what no weight depends on, and what the official code does its own way.
 _FREE = {"zero_init", "commitment", "vq_legacy", "hid_z_channels"}
@@ -117,11 +122,11 @@ def _named(model: nn.Module, places: Iterator[Place]) -> dict[str, Tensor]:
 
 def schedule_tables(config: ScheduleConfig) -> dict[str, Tensor]:
     """The official schedule's tables: (T,) each, in float32."""
-    ends = () if config.kind == "cosine" else (config.b0, config.b1)
-    schedule = getattr(NoiseSchedule, config.kind)(config.T, *ends)
-    # In float64 from the config, not from float32: 1 - abar is small at the beginning.
-    if config.kind != "cosine":
-        schedule = getattr(NoiseSchedule, config.kind)(config.T, *ends, dtype=torch.float64)
+    if config.kind == "cosine":
+        schedule = NoiseSchedule.cosine(config.T)  # in float64
+    else:
+        make = getattr(NoiseSchedule, config.kind)
+        schedule = make(config.T, config.b0, config.b1, dtype=torch.float64)
     abar = schedule.alphas_cumprod.double()
     before = torch.cat([abar.new_ones(1), abar[:-1]])
     alphas, betas = abar / before, 1 - abar / before
