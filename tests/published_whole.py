@@ -6,6 +6,7 @@ And each narrowed to a small one that runs: the same blocks, weights drawn.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from published import CONFIGS, drawn, listed_shapes, narrowed, official_config, official_shapes
 from test_interop_conditioner import of_size
 from test_interop_unet import narrow
@@ -143,4 +144,6 @@ def narrow_whole(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Te
 def with_averages(tensors: Mapping[str, Tensor], seed: int = 5) -> dict[str, Tensor]:
     """A checkpoint with averages, of other values than what they average."""
     shapes = averages({name: tuple(t.shape) for name, t in tensors.items()})
-    return dict(tensors) | drawn(shapes, seed)
+    drawn_ones = drawn({name: shape for name, shape in shapes.items() if shape}, seed)
+    counters = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
+    return {**tensors, **drawn_ones, **counters}

@@ -135,7 +135,15 @@ def test_the_scale_comes_back_whatever_it_was() -> None:
 
 # --- our own ---
 
-UNET = UNetConfig(in_channels=3, out_channels=3, width=32, width_mult=(1, 2), d_head=8, d_cond=32)
+UNET = UNetConfig(
+    in_channels=3,
+    out_channels=3,
+    width=32,
+    width_mult=(1, 2),
+    attn_levels=(1,),
+    d_head=8,
+    d_cond=32,
+)
 OWN = LatentDiffusionConfig(
     autoencoder=AutoencoderConfig(z_channels=3, width=32, width_mult=(1, 2), res_blocks=1),
     unet=UNET,

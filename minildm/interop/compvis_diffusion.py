@@ -249,8 +249,8 @@ def _tokens(section: Section, clip: PathLike | None) -> ConditionerConfig:
 
 def _clip(params: Section, clip: PathLike | None) -> ConditionerConfig:
     """Stable Diffusion's: its words are in no checkpoint, nor is what its network looks like."""
-    version = params.content.get("version", "")
-    folder = clip or (version if Path(str(version)).is_dir() else None)
+    version = params.content.get("version")
+    folder = clip or (version if version and Path(str(version)).is_dir() else None)
     if folder is None:
         raise ValueError(
             f"{params.where}: FrozenCLIPEmbedder reads with CLIP's words: give clip=, a folder "
