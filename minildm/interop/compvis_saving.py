@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import yaml
@@ -68,12 +68,21 @@ def save_compvis(
         config, tensors = _part(model)
     text = yaml.safe_dump({"model": config}, sort_keys=False)
     with atomic_write(path) as file:
-        if path.suffix == ".ckpt":
-            torch.save({"state_dict": tensors}, file)
-        else:
+        if path.suffix == ".safetensors":
             file.write(save(tensors))
+        else:
+            _write_pickle(tensors, file)
     with atomic_write(path.with_suffix(".yaml")) as file:
         file.write(text.encode())
+
+
+def _write_pickle(tensors: dict[str, Tensor], file: BinaryIO) -> None:
+    try:
+        torch.save({"state_dict": tensors}, file)
+    except RuntimeError as error:  # what it says when it could not write hides the reason
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _part(model: Autoencoder | UNet | Conditioner) -> tuple[Official, dict[str, Tensor]]:
