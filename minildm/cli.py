@@ -17,6 +17,7 @@ from minildm.demo import SCALES, demo, describe
 from minildm.diffusion import LatentDiffusion
 from minildm.experiments import AutoencoderExperiment, DataConfig, LatentDiffusionExperiment
 from minildm.files import write_json
+from minildm.interop.conversion import convert
 from minildm.intervals import Evaluation
 from minildm.judge import Judge
 from minildm.loop import pick_device
@@ -277,6 +278,31 @@ def _restored(
 def _told(found: Evaluation) -> dict[str, Any]:
     """Measurements as they are read, and as they are kept."""
     return {key: str(value) for key, value in found.items()} | found.as_dict()
+
+
+@app.command("convert")
+def convert_model(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="an official .ckpt or .safetensors, a diffusers folder, a model's folder or name"
+        ),
+    ],
+    target: Annotated[Path, typer.Argument(help="what to write; it must not be there yet")],
+    to: Annotated[
+        str | None,
+        typer.Option(help="minildm, diffusers or compvis; default: minildm for what others made"),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="the official YAML, if it is not beside the checkpoint")
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="Stable Diffusion: the folder of CLIP's words and config")
+    ] = None,
+) -> None:
+    """Read a model of one project and write it as another's reads it."""
+    form, to = convert(source, target, to=to, config=config, clip=clip)
+    typer.echo(f"{source} ({form}) -> {target} ({to})")
 
 
 def main() -> None:
