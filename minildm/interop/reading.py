@@ -181,9 +181,10 @@ def _read_file(path: Path) -> object:
         with torch.serialization.safe_globals([(_Inert, name) for name in STAND_INS]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a broken pickle raises nearly anything
-        reason = str(error).partition("\n")[0]
-        if "WeightsUnpickler error: " in str(error):
-            reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0]
+        # The library's first line may advise to run it; what was wrong is said further down.
+        lines = str(error).splitlines() or [""]
+        said = [line for line in lines if "WeightsUnpickler error: " in line or "GLOBAL" in line]
+        reason = (said or lines)[0].rpartition("WeightsUnpickler error: ")[2]
         raise CheckpointError(
             f"{path} is cut short, no checkpoint, or would run code; nothing was run: {reason}"
         ) from error
