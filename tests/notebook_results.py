@@ -180,6 +180,12 @@ def results_of_15(results: dict[str, Any]) -> None:
     assert len(results["moved"]) == 2
 
 
+def results_of_18(results: dict[str, Any]) -> None:
+    assert results["models"] == 14 and results["tensors"] > 300 and results["times"] == 20
+    assert set(results["real"].values()) <= {True, False} and len(results["real"]) == 5
+    assert 1400 < results["millions"]["txt2img-1p4B"] < 1500
+
+
 RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "00_quickstart": results_of_00,
     "01_perceptual_and_semantic_compression": results_of_01,
@@ -197,4 +203,5 @@ RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "13_super_resolution": results_of_13,
     "14_inpainting": results_of_14,
     "15_semantic_synthesis_and_large_pictures": results_of_15,
+    "18_official_checkpoints": results_of_18,
 }

@@ -22,6 +22,7 @@ from minildm.exercises import (
     diffusion_steps,
     inpainting,
     layout_tokens,
+    official_numbers,
     perceptual_compression,
     quickstart,
     sampling_steps,
@@ -60,6 +61,7 @@ MODULES = {  # what the exercises' cells import
         "torch": torch,
         "F": F,
     },
+    "18_official_checkpoints": {"official_numbers": official_numbers, "torch": torch},
 }
 CHECKS = (quickstart.check_noised, quickstart.check_guidance)
 Fn = Callable[..., Any]

@@ -71,7 +71,7 @@ def _config_beside(path: Path) -> Path:
         if beside.is_file():
             return beside
     raise ValueError(
-        f"{path} has no {path.stem}.yaml or config.yaml beside it: name the official YAML by config="
+        f"{path} has no {path.stem}.yaml or config.yaml beside it: name the official YAML (config)"
     )
 
 
