@@ -35,7 +35,7 @@ from minildm.training import progress, with_steps
 
 HERE = Path(__file__).resolve().parent
 FIRST_STAGE = HERE.parent / "weights/emoji-kl-f4"
-STEPS, BATCH, SCENES, SEED = 700, 24, 3000, 0
+STEPS, BATCH, SCENES, SEED = 3000, 24, 3000, 0
 CELL = 8  # pixels: what is finer is grain, not a colour of the sky
 
 
