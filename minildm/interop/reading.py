@@ -185,6 +185,7 @@ def _read_file(path: Path) -> object:
         lines = str(error).splitlines() or [""]
         said = [line for line in lines if "WeightsUnpickler error: " in line or "GLOBAL" in line]
         reason = (said or lines)[0].rpartition("WeightsUnpickler error: ")[2]
+        reason = reason.partition(" Please use")[0]  # that advice is how to run it
         raise CheckpointError(
             f"{path} is cut short, no checkpoint, or would run code; nothing was run: {reason}"
         ) from error
