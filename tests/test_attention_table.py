@@ -1,12 +1,12 @@
 """The table of first stages with and without attention: how it is made, and what it says."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from scripts import command_of
 from torch import Tensor
 
 from minildm import PRESETS
@@ -18,10 +18,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "data/results"
 @pytest.fixture
 def command() -> ModuleType:
     """data/results/inpainting.py as a module."""
-    spec = importlib.util.spec_from_file_location("inpainting", RESULTS / "inpainting.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return command_of("inpainting")
 
 
 def test_the_gain_is_paired_over_pictures(

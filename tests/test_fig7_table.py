@@ -1,7 +1,6 @@
 """Fig. 7 over samplers: the command at its smallest, and what the committed table says."""
 
 import csv
-import importlib.util
 import math
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from scripts import command_of
 
 from minildm import pretrained
 from minildm.samplers import SAMPLERS
@@ -22,10 +22,7 @@ Row = dict[str, Any]
 @pytest.fixture(scope="module")
 def command() -> ModuleType:
     """data/results/samplers.py as a module."""
-    spec = importlib.util.spec_from_file_location("fig7", RESULTS / "samplers.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return command_of("samplers")
 
 
 def read(path: Path) -> list[Row]:

@@ -1,7 +1,6 @@
 """Tab. 8 on our data: the command at its smallest, and what the committed table says."""
 
 import csv
-import importlib.util
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from scripts import command_of
 
 from minildm import PRESETS
 from minildm.autoencoder import Autoencoder
@@ -27,11 +27,7 @@ Row = dict[str, Any]
 @pytest.fixture(scope="module")
 def command() -> ModuleType:
     """data/results/first_stages.py as a module."""
-    path = RESULTS / "first_stages.py"
-    spec = importlib.util.spec_from_file_location("first_stages", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return command_of("first_stages")
 
 
 def read(path: Path) -> list[Row]:

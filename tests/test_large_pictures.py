@@ -1,6 +1,5 @@
 """data/results/large_pictures.py: what differs between its trainings, and what it measures."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 from PIL import Image
+from scripts import command_of
 
 import minildm
 from minildm.intervals import Evaluation
@@ -20,10 +20,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "data/results"
 @pytest.fixture(scope="module")
 def command() -> ModuleType:
     """data/results/large_pictures.py as a module."""
-    spec = importlib.util.spec_from_file_location("large_pictures", RESULTS / "large_pictures.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return command_of("large_pictures")
 
 
 def test_a_sky_is_even_where_only_rows_differ(command: ModuleType) -> None:

@@ -1,6 +1,5 @@
 """data/results/lessons.py: what notebooks measured at cpu scale, kept for those at smoke scale."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +7,7 @@ from types import ModuleType
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from scripts import command_of
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "data/results/lessons.json"
@@ -15,10 +15,7 @@ TABLE = ROOT / "data/results/lessons.json"
 
 @pytest.fixture(scope="module")
 def lessons() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lessons", ROOT / "data/results/lessons.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return command_of("lessons")
 
 
 def test_a_lesson_runs_at_cpu_scale_and_its_results_come_back(

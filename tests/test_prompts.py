@@ -1,6 +1,5 @@
 """data/results/prompts.py: kinds of things, the sheet, the README's line."""
 
-import importlib.util
 import json
 import math
 import sys
@@ -12,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scripts import command_of
 from torch import Tensor
 
 from minildm import EmojiDataset, pretrained
@@ -26,10 +26,7 @@ LABELS = ("food-fruit", "food-sweet", "animal-bird", "face-smiling", "heart")
 @pytest.fixture(scope="module")
 def command() -> ModuleType:
     """data/results/prompts.py as a module."""
-    spec = importlib.util.spec_from_file_location("prompts", RESULTS / "prompts.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return command_of("prompts")
 
 
 # --- kinds ---

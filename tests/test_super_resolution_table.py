@@ -1,6 +1,5 @@
 """data/results/super_resolution.py: the regression's recipe, and the table at its smallest."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from scripts import command_of
 from torch import Tensor
 
 from minildm.experiments import as_regression
@@ -21,10 +21,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "data/results"
 @pytest.fixture
 def command() -> ModuleType:
     """data/results/super_resolution.py as a module."""
-    spec = importlib.util.spec_from_file_location("tab5", RESULTS / "super_resolution.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return command_of("super_resolution")
 
 
 def test_the_regression_is_the_presets_network_asked_at_once(command: ModuleType) -> None:
