@@ -28,6 +28,7 @@ from minildm.samplers import (
     slerp,
 )
 from minildm.schedule import NoiseSchedule
+from minildm.sweeps import SWEEPS, Run, Sweep, read_sweep, run_sweep
 from minildm.training import train_autoencoder, train_judge, train_ldm
 from minildm.types import Batch, Conditioning, Prediction, Record, Step
 from minildm.unet import UNet, UNetConfig
@@ -37,6 +38,7 @@ __all__ = [
     "PRESETS",
     "PUBLISHED",
     "SAMPLERS",
+    "SWEEPS",
     "Autoencoder",
     "AutoencoderConfig",
     "Batch",
@@ -51,9 +53,11 @@ __all__ = [
     "PhotoDataset",
     "Prediction",
     "Record",
+    "Run",
     "ScenesDataset",
     "ScheduleConfig",
     "Step",
+    "Sweep",
     "UNet",
     "UNetConfig",
     "ddim",
@@ -74,6 +78,8 @@ __all__ = [
     "perceptual_distance",
     "plms",
     "pretrained",
+    "read_sweep",
+    "run_sweep",
     "save_model",
     "slerp",
     "time_weights",

@@ -246,10 +246,14 @@ def _load_tokenizer(model: LatentDiffusion, path: Path) -> None:
         raise CheckpointError(f"{path}: {error}") from error
 
 
+def shipped_names() -> list[str]:
+    """The names that `pretrained` knows."""
+    return sorted(p.parent.name for p in (data_dir() / "weights").glob("*/config.json"))
+
+
 def pretrained(name: str) -> Model:
     """A model that ships in `data/weights`; ValueError lists their names."""
-    weights = data_dir() / "weights"
-    known = sorted(p.parent.name for p in weights.glob("*/config.json"))
-    if name not in known:
-        raise ValueError(f"pretrained model {name!r} is not known; known: {', '.join(known)}")
-    return load_model(weights / name)
+    if name not in shipped_names():
+        known = ", ".join(shipped_names())
+        raise ValueError(f"pretrained model {name!r} is not known; known: {known}")
+    return load_model(data_dir() / "weights" / name)

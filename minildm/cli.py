@@ -1,6 +1,7 @@
-"""The command line: `minildm demo | train | sample | evaluate`, or `python -m minildm`."""
+"""The command line: `minildm demo | train | sample | ...`, or `python -m minildm`."""
 
 import json
+import tomllib
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from minildm.metrics import evaluate_first_stage
 from minildm.presets import PRESETS
 from minildm.samplers import SAMPLERS
 from minildm.segmenter import Segmenter
+from minildm.sweeps import SWEEPS, Sweep, collect, read_sweep, run_sweep
+from minildm.sweeps.running import claim
 from minildm.training import progress, train_autoencoder, train_judge, train_ldm
 
 app = typer.Typer(
@@ -303,6 +306,69 @@ def convert_model(
     """Read a model of one project and write it as another's reads it."""
     form, to = convert(source, target, to=to, config=config, clip=clip)
     typer.echo(f"{source} ({form}) -> {target} ({to})")
+
+
+@app.command()
+def sweep(
+    what: Annotated[str, typer.Argument(help=f"one of {', '.join(SWEEPS)}; or a TOML file")],
+    out: Annotated[Path | None, typer.Option(help="the folder; default: runs/sweep-NAME")] = None,
+    jobs: Annotated[int | None, typer.Option(help="runs at once; default: one a device")] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="cuda:0, cuda:1, mps, cpu; may be given again")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of a run")] = 1,
+    level: Annotated[list[str] | None, typer.Option(help="do this level now, no other")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="do this seed now, no other")] = None,
+    seeds: Annotated[int | None, typer.Option(help="how many seeds in all, from 0")] = None,
+    samples: Annotated[int | None, typer.Option(help="pictures each is measured on")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="for all levels, as train.steps=500")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="address of a Dask cluster")] = None,
+    report: Annotated[bool, typer.Option(help="run nothing: table and report anew")] = False,
+) -> None:
+    """Ablate a factor: every level with every seed; one table, figures, a report."""
+    asked = SWEEPS[what] if what in SWEEPS else _sweep_file(what)
+    changes = {} if seeds is None else {"seeds": tuple(range(seeds))}
+    changes |= {} if samples is None else {"samples": samples}
+    asked = replace(asked, **changes).changed(**dict(map(_setting, change or ())))
+    folder = out or Path("runs") / f"sweep-{asked.name}"
+    if report:
+        table, page = collect(claim(asked, folder), folder)
+        typer.echo(f"{table}, {page}")
+        return
+    done = run_sweep(
+        asked,
+        folder,
+        jobs=jobs,
+        devices=device or (),
+        threads=threads,
+        levels=level,
+        seeds=seed,
+        scheduler=scheduler,
+        say=typer.echo,
+    )
+    typer.echo(f"{done.table}, {done.report}")
+    if done.failed:
+        typer.echo(f"{len(done.failed)} of {len(done.outcomes)} runs failed", err=True)
+        raise typer.Exit(1)
+
+
+def _sweep_file(path: str) -> Sweep:
+    if not Path(path).is_file():
+        raise ValueError(f"sweep={path!r} is no TOML file, nor one of {', '.join(SWEEPS)}")
+    return read_sweep(path)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """What --set says: a number, a list or a truth value as in TOML, else a word."""
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise ValueError(f"--set {text!r} must be NAME=VALUE, as in train.steps=500")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
 
 
 def main() -> None:

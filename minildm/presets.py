@@ -63,6 +63,42 @@ LADDER = {
 }
 PIXELS = AutoencoderConfig(regularizer="identity", z_channels=3)  # f = 1: nothing to train
 
+FACTOR_UNETS = {  # f: width, its multiples, levels with attention
+    1: (32, (1, 1, 2, 2), (3,)),
+    2: (32, (1, 1, 2, 2), (3,)),
+    4: (24, (1, 2, 3), (1, 2)),
+    8: (40, (1, 2), (1,)),
+    16: (40, (1, 2), (1,)),
+    32: (80, (1,), (0,)),
+}
+
+
+def _at_factor(f: int) -> LatentDiffusionExperiment:
+    """A class-conditional model for latents of factor f: one line of the ablation over f.
+
+    As in the paper's Tab. 13 and 14 all have nearly the same parameters, here 1.55 to 1.61 M: the
+    coarser the latent, the fewer the levels and the wider. For pictures of 32 px and more. The
+    learning rate stays constant, so that what is measured on the way is no unfinished decay.
+    """
+    c = PIXELS.z_channels if f == 1 else LADDER[f"emoji-kl-f{f}"].model.z_channels
+    width, width_mult, attn_levels = FACTOR_UNETS[f]
+    return LatentDiffusionExperiment(
+        unet=replace(
+            SMALL_UNET,
+            in_channels=c,
+            out_channels=c,
+            width=width,
+            width_mult=width_mult,
+            attn_levels=attn_levels,
+        ),
+        conditioner=ConditionerConfig(kind="class", d_cond=128),
+        data=DataConfig(size=32, subgroups=CLEAR_SUBGROUPS),
+        train=TrainConfig(
+            steps=2000, batch_size=16, lr=8e-4, decay="constant", ema_decay=0.995, save_every=250
+        ),
+    )
+
+
 SMALL_UNET = UNetConfig(  # of the shipped models that follow a text or a layout
     in_channels=3,
     out_channels=3,
@@ -110,6 +146,7 @@ PRESETS: dict[str, AutoencoderExperiment | LatentDiffusionExperiment | JudgeExpe
         train=TrainConfig(steps=1150, lr=1.2e-3, ema_decay=0.997, save_every=50),
         t_bias=2.0,
     ),
+    **{f"emoji-class-f{f}": _at_factor(f) for f in FACTOR_UNETS},
     "emoji-uncond": LatentDiffusionExperiment(
         unet=UNetConfig(
             in_channels=3,

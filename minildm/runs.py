@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class RunFolder:
         self.experiment = experiment
 
     def _refuse_another(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        old, new = _flat(old), _flat(new)
+        old, new = flat(old), flat(new)
         differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
         if differ:
             listed = ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} asked" for k in differ[:5])
@@ -103,6 +104,14 @@ class RunFolder:
         return f"the checkpoint of step {state['step']} stays" if state else "no checkpoint yet"
 
 
+def saved_step(folder: str | Path) -> int | None:
+    """The step of the checkpoint that a training left in its folder; None where there is none."""
+    path = Path(folder) / "training/state.pt"
+    if not path.is_file():
+        return None
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"]
+
+
 def read_log(folder: str | Path) -> list[Record]:
     """The steps in a run folder's `log.csv`; a last line that was cut short is left out."""
     path = Path(folder) / "log.csv"
@@ -121,11 +130,12 @@ def _terms(names: list[str], values: list[str]) -> dict[str, float]:
     return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names: {"unet": {"width": 32}} -> {"unet.width": 32}."""
+    found: dict[str, Any] = {}
     for key, value in content.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found

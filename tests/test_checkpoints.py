@@ -15,6 +15,7 @@ from minildm import (
     EMA,
     PRESETS,
     Autoencoder,
+    AutoencoderConfig,
     LatentDiffusion,
     UNet,
     load_model,
@@ -143,7 +144,8 @@ def test_an_experiment_goes_through_json(name: str) -> None:
 def test_a_whole_models_config_goes_through_json(name: str) -> None:
     experiment = PRESETS[name]
     assert isinstance(experiment, LatentDiffusionExperiment)
-    config = experiment.model_config(PRESETS["emoji-kl-f4"].model, ("ant", "bee"))
+    first = AutoencoderConfig(z_channels=experiment.unet.out_channels, width_mult=(1, 2, 4))
+    config = experiment.model_config(first, ("ant", "bee"))
     again = from_dict(type(config), json.loads(json.dumps(to_dict(config))))
     assert again == config
     assert isinstance(again.conditioner.classes, tuple)

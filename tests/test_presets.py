@@ -12,6 +12,7 @@ from minildm.experiments import (
     LatentDiffusionExperiment,
     TrainConfig,
 )
+from minildm.presets import PIXELS
 
 LDMS = {n: e for n, e in PRESETS.items() if isinstance(e, LatentDiffusionExperiment)}
 AES = {n: e for n, e in PRESETS.items() if isinstance(e, AutoencoderExperiment)}
@@ -26,9 +27,12 @@ def test_every_preset_is_an_experiment() -> None:
 
 @pytest.mark.parametrize("name", LDMS)
 def test_a_diffusion_preset_fits_its_first_stage(name: str) -> None:
-    first_stage = AES["emoji-kl-f4-gpu" if name.endswith("-gpu") else "emoji-kl-f4"]
+    factor = name.removeprefix("emoji-class-f")
+    first_stage = f"emoji-kl-f{factor if factor.isdigit() else 4}"
+    first_stage += "-gpu" if name.endswith("-gpu") else ""
+    model = PIXELS if factor == "1" else AES[first_stage].model
     experiment = LDMS[name]
-    config = experiment.model_config(first_stage.model, ("ant", "bee"))
+    config = experiment.model_config(model, ("ant", "bee"))
     assert config.image_size == experiment.data.size
     assert config.unet == experiment.unet
     if experiment.conditioner.kind == "class":

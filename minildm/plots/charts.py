@@ -176,7 +176,7 @@ Line = Sequence[Any]  # (x, y), or (x, y, low, high), each (N,)
 def curves(
     panels: Mapping[str, Mapping[str, Line]],
     *,
-    xlabel: str,
+    xlabel: str | Sequence[str],
     ylabel: str | Sequence[str],
     log: str = "",
     spans: Mapping[str, tuple[float, float]] | None = None,
@@ -186,19 +186,21 @@ def curves(
 
     A line is (x, y), each (N,), or (x, y, low, high), whose intervals are drawn as bars. A name
     has one colour and one mark in all panels; one that ends in "*" is drawn as points alone,
-    without the star. ylabel: one for all, or one a panel. log: "x", "y" or "xy". spans: stretches
-    of x that are shaded and named. ticks: where x has labels.
+    without the star. xlabel, ylabel: one for all, or one a panel. log: "x", "y" or "xy". spans:
+    stretches of x that are shaded and named. ticks: where x has labels.
     """
     if not panels or not all(panels.values()):
         raise ValueError(f"panels: no lines in {[k for k, v in panels.items() if not v] or 'it'}")
     fig, axes = chart(4.6 if len(panels) > 1 else 6.4, 3.1, len(panels))
-    labels = [ylabel] * len(panels) if isinstance(ylabel, str) else ylabel
+    under, labels = (
+        [given] * len(panels) if isinstance(given, str) else given for given in (xlabel, ylabel)
+    )
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     said = []
-    for ax, (title, lines), label in zip(axes, panels.items(), labels, strict=True):
+    for ax, (title, lines), x, label in zip(axes, panels.items(), under, labels, strict=True):
         for name, line in lines.items():
             said.append(f"{title} {name} {_line(ax, name, line, names.index(name))}")
-        ax.set(xlabel=xlabel, ylabel=label, title=title, **{f"{axis}scale": "log" for axis in log})
+        ax.set(xlabel=x, ylabel=label, title=title, **{f"{axis}scale": "log" for axis in log})
         if ticks is not None:
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             ax.minorticks_off()
@@ -208,7 +210,8 @@ def curves(
             t: h for ax in axes for h, t in zip(*ax.get_legend_handles_labels(), strict=True)
         }
         fig.legend(handles.values(), handles, loc="outside lower center", ncols=4)
-    fig.alt_text = f"{', '.join(dict.fromkeys(labels))} against {xlabel}. {'; '.join(said)}."
+    against = " and ".join(dict.fromkeys(under))
+    fig.alt_text = f"{', '.join(dict.fromkeys(labels))} against {against}. {'; '.join(said)}."
     return fig
 
 

@@ -1,0 +1,182 @@
+"""A sweep's figures, and a page that shows them with the table of its ends and every notebook."""
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minildm import plots
+from minildm.files import atomic_write
+from minildm.intervals import Measured
+from minildm.report import STYLE
+from minildm.sweeps.execution import ERROR, NOTEBOOK
+from minildm.sweeps.one_run import RESULTS, shown
+from minildm.sweeps.sweep import Sweep
+from minildm.sweeps.tables import MEAN, Row, lines, speed_lines
+
+NAMES = {  # of metrics, as axes say them
+    "proxy_fid": "proxy-FID (lower is better)",
+    "kid": "KID (lower is better)",
+    "precision": "precision",
+    "recall": "recall",
+    "accuracy": "asked group named by the judge",
+    "objects": "objects seen in their boxes",
+    "psnr": "PSNR, dB",
+}
+SPEEDS = (
+    *("parameters", "step_seconds", "training_pictures_per_second", "epoch_seconds"),
+    *("pictures_per_second", "pictures_per_second_twice_the_size"),
+)
+
+
+def figures(sweep: Sweep, rows: Sequence[Row]) -> dict[str, Any]:
+    """Every figure that the rows allow, by file name without ending."""
+    metrics = [m for m in NAMES if any(row["metric"] == m for row in rows)]
+    main = [m for m in metrics if m not in ("kid", "precision", "recall")]
+    found: dict[str, Any] = {}
+    for metric in main:
+        over = {x: lines(rows, sweep.name, metric, x) for x in ("step", "seconds")}
+        if any(len(line[0]) > 1 for line in over["step"].values()):
+            panels = {"equal steps": over["step"], "equal time": over["seconds"]}
+            panels = {title: drawn for title, drawn in panels.items() if drawn}
+            labels = ["optimiser steps", "seconds of training"][: len(panels)]
+            found[f"{metric}_over_training"] = plots.curves(
+                panels, xlabel=labels, ylabel=NAMES[metric], log="x"
+            )
+        ends = at_the_end(rows, sweep.name, metric)
+        if ends:
+            title = f"at the end, by {sweep.name}"
+            found[f"{metric}_at_the_end"] = plots.bars(ends, xlabel=NAMES[metric], title=title)
+        fast = speed_lines(rows, sweep.name, metric)
+        if any(len(line[0]) > 1 for line in fast.values()) or len(fast) > 1:
+            title = f"{NAMES[metric]}, by speed"
+            found[f"{metric}_over_speed"] = plots.curves(
+                {title: fast}, xlabel="pictures a second", ylabel=NAMES[metric], log="x"
+            )
+    return found
+
+
+def at_the_end(rows: Sequence[Row], name: str, metric: str) -> dict[str, Measured]:
+    """Each level's last value, with the plain sampling: over seeds where there are several."""
+    found: dict[str, Measured] = {}
+    for label, (_, value, low, high) in lines(rows, name, metric, "step").items():
+        level = label.partition(" = ")[2]
+        several = [r for r in rows if r[name] == level and r.get("seed") == MEAN]
+        n = int(several[0]["n"]) if several else 1
+        found[label] = Measured(value[-1], low[-1], high[-1], n)
+    return found
+
+
+def samples(sweep: Sweep, folder: Path) -> tuple[torch.Tensor, list[str]] | None:
+    """The first samples of the first finished seed of each level: (L * 8, 3, H, W), labels."""
+    found: dict[str, torch.Tensor] = {}
+    for run in sweep.runs():
+        kept = shown(folder / "runs" / run.name)
+        plain = [x for name, x in kept.items() if name.endswith("-plain")]
+        if plain and run.level not in found:
+            found[run.level] = plain[-1]
+    if not found or len({x.shape for x in found.values()}) > 1:
+        return None
+    return torch.cat(list(found.values())), [f"{sweep.name} = {level}" for level in found]
+
+
+def write_report(
+    folder: Path, sweep: Sweep, rows: Sequence[Row], timing: Mapping[str, Mapping[str, Any]]
+) -> Path:
+    """Draw the figures into `folder` and write `index.html` beside them; it needs no network."""
+    drawn = figures(sweep, rows)
+    if (grid := samples(sweep, folder)) is not None:
+        drawn["samples"] = plots.class_grid(*grid)
+    for name, figure in drawn.items():
+        plots.save(figure, folder / f"{name}.png")
+    pictures = "\n".join(
+        f'<figure><img src="{name}.png" alt="{html.escape(figure.alt_text)}">'
+        f"<figcaption>{html.escape(name.replace('_', ' '))}</figcaption></figure>"
+        for name, figure in drawn.items()
+    )
+    paper = f"<p>The paper: {html.escape(sweep.paper)}</p>" if sweep.paper else ""
+    samples_said = f"{sweep.samples} samples each; intervals of 95 % over seeds"
+    page = f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{sweep.name}</title><style>{STYLE}</style>
+<h1>{html.escape(sweep.question or f"What does {sweep.name} do?")}</h1>
+{paper}
+<p>{samples_said}, of which there are {len(sweep.seeds)}: {", ".join(map(str, sweep.seeds))}.</p>
+{_ends(sweep, rows)}
+{_speeds(timing)}
+{pictures}
+<h2>Runs</h2>
+{_runs(sweep, folder)}
+<p>All numbers: <a href="table.csv">table.csv</a>. What was asked:
+<a href="sweep.json">sweep.json</a>.</p>
+</html>
+"""
+    path = folder / "index.html"
+    with atomic_write(path) as file:
+        file.write(page.encode())
+    return path
+
+
+def _ends(sweep: Sweep, rows: Sequence[Row]) -> str:
+    """The table of what each level came to."""
+    metrics = [m for m in NAMES if any(row["metric"] == m for row in rows)]
+    if not metrics:
+        return "<p>No run is finished yet.</p>"
+    columns = {metric: at_the_end(rows, sweep.name, metric) for metric in metrics}
+    cells = [["", *(NAMES[m] for m in metrics)]]
+    for label in dict.fromkeys(label for column in columns.values() for label in column):
+        cells.append([label, *(_text(columns[m].get(label)) for m in metrics)])
+    return _table(cells)
+
+
+def _text(found: Measured | None) -> str:
+    if found is None:
+        return ""
+    seeds = f" ({found.n} seeds)" if found.n > 1 else " (one seed)"
+    return " ".join(part for part in found.digits() if part) + seeds
+
+
+def _speeds(timing: Mapping[str, Mapping[str, Any]]) -> str:
+    """What was measured alone."""
+    if not timing:
+        return ""
+    cells = [["measured alone", *(name.replace("_", " ") for name in SPEEDS), "device"]]
+    for level, found in timing.items():
+        plain = found["pictures_per_second"]["plain"]
+        numbers = [{**found, "pictures_per_second": plain}.get(name, math.nan) for name in SPEEDS]
+        texts = ["" if math.isnan(n) else f"{n:,.0f}" if n >= 1e3 else f"{n:.3g}" for n in numbers]
+        cells.append([level, *texts, found["device"]])
+    return _table(cells)
+
+
+def _table(cells: Sequence[Sequence[str]]) -> str:
+    lines = []
+    for i, row in enumerate(cells):
+        tag = "td" if i else "th"
+        inside = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+        lines.append(f"<tr>{inside}</tr>")
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _runs(sweep: Sweep, folder: Path) -> str:
+    """Each run's state, with a link to its notebook, and what a failed one said last."""
+    items = []
+    for run in sweep.runs():
+        place = folder / "runs" / run.name
+        state, said = "not begun", ""
+        if (place / RESULTS).is_file():
+            device = json.loads((place / RESULTS).read_text())["device"]
+            state = f"finished, {device}"
+        elif (place / ERROR).is_file():
+            lines = [line for line in (place / ERROR).read_text().splitlines() if line.strip()]
+            state, said = "failed", f": {lines[-1]}" if lines else ""
+        elif place.is_dir():
+            state = "begun"
+        name = html.escape(run.name)
+        if (place / NOTEBOOK).is_file():
+            name = f'<a href="runs/{name}/{NOTEBOOK}">{name}</a>'
+        items.append(f"<li>{name}: {state}{html.escape(said)}</li>")
+    return "<ul>\n" + "\n".join(items) + "\n</ul>"
