@@ -94,8 +94,9 @@ def _at_factor(f: int) -> LatentDiffusionExperiment:
         conditioner=ConditionerConfig(kind="class", d_cond=128),
         data=DataConfig(size=32, subgroups=CLEAR_SUBGROUPS),
         train=TrainConfig(
-            steps=2000, batch_size=16, lr=8e-4, decay="constant", ema_decay=0.995, save_every=250
+            steps=2000, batch_size=16, lr=1e-3, decay="constant", ema_decay=0.995, save_every=250
         ),
+        t_bias=2.0,
     )
 
 
