@@ -65,7 +65,7 @@ def at_the_end(rows: Sequence[Row], name: str, metric: str) -> dict[str, Measure
     found: dict[str, Measured] = {}
     for label, (_, value, low, high) in lines(rows, name, metric, "step").items():
         level = label.partition(" = ")[2]
-        several = [r for r in rows if r[name] == level and r.get("seed") == MEAN]
+        several = [r for r in rows if r[name] == level and r["seed"] == MEAN]
         n = int(several[0]["n"]) if several else 1
         found[label] = Measured(value[-1], low[-1], high[-1], n)
     return found

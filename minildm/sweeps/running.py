@@ -30,6 +30,7 @@ from minildm.sweeps.tables import write_table
 from minildm.sweeps.timing import time_level
 
 DEFINITION, TABLE = "sweep.json", "table.csv"
+ANSWERS_IN = 20.0  # seconds, a scheduler that is there
 Perform = Callable[..., Outcome]
 
 
@@ -238,7 +239,7 @@ class Dask:
             raise ImportError("a scheduler needs Dask: pip install -e '.[cluster]'") from error
         self.place = Place("", threads)
         try:
-            self.client = Client(address, timeout=20)
+            self.client = Client(address, timeout=ANSWERS_IN)
         except OSError as error:
             raise ValueError(f"scheduler={address!r} does not answer: {error}") from error
 

@@ -10,7 +10,7 @@ from minildm.autoencoder import Autoencoder
 from minildm.checkpoints import from_dict, load_model, pretrained, shipped_names, to_dict
 from minildm.diffusion import LatentDiffusion
 from minildm.experiments import AutoencoderExperiment, LatentDiffusionExperiment
-from minildm.presets import PRESETS
+from minildm.presets import PIXELS, PRESETS
 from minildm.runs import flat
 from minildm.samplers import SAMPLERS
 
@@ -77,21 +77,23 @@ def plan_of(settings: Settings, seed: int = 0, where: str = "settings") -> Plan:
         )
     preset = _preset(own.get("preset", "emoji-class"), LatentDiffusionExperiment, where)
     experiment = changed(preset, {**parts[""], "train.seed": seed}, where)
-    trained = own.get("trained_first_stage")
-    name = own.get("first_stage", None if trained else "emoji-kl-f4")
-    if trained and (name or parts["first_stage."]):
+    given = own.get("trained_first_stage")
+    name = own.get("first_stage", None if given else "emoji-kl-f4")
+    if given and (name or parts["first_stage."]):
         raise ValueError(f"{where}: give first_stage, to train, or trained_first_stage, not both")
     latent_std = own.get("latent_std", 1.0)
     if isinstance(latent_std, bool) or not isinstance(latent_std, int | float) or latent_std <= 0:
         raise ValueError(f"{where}: latent_std={latent_std!r} must be a positive number")
-    return Plan(
+    plan = Plan(
         experiment=experiment,
         model=None,
         first_stage=_first_stage(name, parts["first_stage."], experiment, where),
-        trained_first_stage=trained,
+        trained_first_stage=given,
         latent_std=float(latent_std),
         sampling=sampling,
     )
+    _check_fit(plan, where)
+    return plan
 
 
 def sampling_of(options: Settings, where: str) -> dict[str, Any]:
@@ -157,6 +159,18 @@ def _first_stage(
         return None  # what other levels' first stages share says nothing of pixels
     preset = _preset(name, AutoencoderExperiment, f"{where}: first_stage")
     return changed(preset, {"data.size": experiment.data.size, **changes}, f"{where}: first_stage")
+
+
+def _check_fit(plan: Plan, where: str) -> None:
+    """ValueError where the UNet is not made for the first stage's latents."""
+    config = plan.first_stage.model if plan.first_stage else PIXELS
+    if plan.trained_first_stage is not None:
+        first = trained(plan.trained_first_stage)
+        config = first.config if isinstance(first, Autoencoder) else first.config.autoencoder
+    try:  # the names are the data's, and do not change what fits
+        plan.experiment.model_config(config, ("a", "b"), vocab_size=2, labels=("a", "b"))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _refuse_training(own: Settings, changes: Settings, where: str) -> None:

@@ -76,6 +76,13 @@ class Sweep:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise ValueError(f"name={self.name!r} must be a word like 'unet_width', of a-z, 0-9, _")
+        if not isinstance(self.levels, Mapping) or not isinstance(self.shared, Mapping):
+            raise ValueError(
+                f"{self.name}: levels={self.levels!r}, shared={self.shared!r} must be tables"
+            )
+        wrong = {k: v for k, v in self.levels.items() if not isinstance(v, Mapping)}
+        if wrong:
+            raise ValueError(f"{self.name}: levels={wrong} must be tables of settings")
         levels = {str(label): flat(level) for label, level in self.levels.items()}
         object.__setattr__(self, "levels", levels)
         object.__setattr__(self, "shared", flat(self.shared))

@@ -39,8 +39,9 @@ def write_table(
     rows += [row for level in sweep.levels for row in _speeds(sweep, timing.get(level, {}))]
     order = {label: i for i, label in enumerate(sweep.levels)}
     rows.sort(key=lambda row: order[row[sweep.name]])
+    rows = [{column: row.get(column, "") for column in (sweep.name, *COLUMNS)} for row in rows]
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, (sweep.name, *COLUMNS), restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, (sweep.name, *COLUMNS), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     with atomic_write(path) as file:
@@ -119,12 +120,12 @@ def lines(
 
     Where there is one seed alone, its values, without intervals.
     """
-    same = [r for r in rows if (r["metric"], r.get("sampling")) == (metric, sampling) and r.get(x)]
+    same = [r for r in rows if (r["metric"], r["sampling"]) == (metric, sampling) and r[x]]
     averaged = {row[name] for row in same if row["seed"] == MEAN}
     found: dict[str, list[tuple[float, ...]]] = {}
     for row in same:
         if (row["seed"] == MEAN) == (row[name] in averaged):
-            texts = (row[x], row["value"], row.get("low", ""), row.get("high", ""))
+            texts = (row[x], row["value"], row["low"], row["high"])
             numbers = tuple(float(text) if text else math.nan for text in texts)
             found.setdefault(f"{name} = {row[name]}", []).append(numbers)
     return {label: _columns(points) for label, points in found.items()}
