@@ -123,7 +123,10 @@ def time_levels(
         with filelock.FileLock(f"{path}.lock"):
             if not path.is_file():
                 say(f"{sweep.name}={level}: measuring its time, alone")
-                write_json(path, engine.time(first[level]))
+                try:
+                    write_json(path, engine.time(first[level]))
+                except Exception as error:  # its runs will say more; the other levels go on
+                    say(f"{sweep.name}={level}: has no time, {type(error).__name__}: {error}")
 
 
 def timing_path(folder: Path, run: Run) -> Path:

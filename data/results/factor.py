@@ -1,0 +1,122 @@
+"""The paper's Fig. 6, Fig. 7 and Tab. 6 on our data: `python data/results/factor.py runs/sweep-f`.
+
+Carries out the sweep over the downsampling factor (`minildm sweep f`; what is finished is not done
+again) and writes, here or into --out:
+
+    fig6_factor.csv     every number over the training: f, seed, step, seconds, metric, value
+    fig7_factor.csv     the last models with 5 to 50 steps of DDIM: quality beside pictures a second
+    tab6_factor.csv     LDM-1 against LDM-4: throughput, time of an epoch, quality
+    fig6_samples.png    the same conditions drawn by each f at the end
+
+Rows of a seed have the number of samples as n; rows "mean" are over seeds, low and high Student's
+t interval of 95 %, n the seeds. seconds: steps times the step time measured alone.
+`first stage` in fig7_factor.csv: real pictures, encoded and decoded, the best an f could give.
+--finished runs nothing. --jobs: runs at once.
+"""
+
+import argparse
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from minildm import SWEEPS, plots, run_sweep
+from minildm.files import atomic_write
+from minildm.sweeps import collect, read_table
+from minildm.sweeps.report import samples
+from minildm.sweeps.tables import MEAN, SPEED
+
+HERE = Path(__file__).resolve().parent
+FIG6 = ("f", "seed", "step", "seconds", "images", "metric", "value", "low", "high", "n", "device")
+FIG7 = ("f", "seed", "sampling", "pictures_per_second", *FIG6[5:])
+TAB6 = ("f", "metric", "value", "low", "high", "n", "device")
+SHOWN = 6  # samples of each f
+ALONE = ("parameters", "step_seconds", "training_pictures_per_second", "epoch_seconds")
+TWICE = f"{SPEED}_twice_the_size"
+Row = dict[str, str]
+
+
+def fig6(rows: Iterable[Row]) -> list[Row]:
+    """What was measured over the training, always sampled alike."""
+    return [row for row in rows if row["step"] and row["sampling"] == "plain"]
+
+
+def fig7(rows: Sequence[Row], plain: str) -> list[Row]:
+    """What was measured at the end, however sampled; plain: how the plain sampling is called."""
+    last = max(int(row["step"]) for row in rows if row["step"])
+    speed = {(r["f"], r["sampling"]): r["value"] for r in rows if r["metric"] == SPEED}
+    found = []
+    for row in rows:
+        if row["step"] == str(last):
+            sampling = plain if row["sampling"] == "plain" else row["sampling"]
+            pictures = speed.get((row["f"], row["sampling"]), "")
+            found.append({**row, "sampling": sampling, "pictures_per_second": pictures})
+    return found
+
+
+def tab6(rows: Sequence[Row]) -> list[Row]:
+    """LDM-1 and LDM-4: what was timed alone, and the last model's quality over seeds."""
+    last = max(int(row["step"]) for row in rows if row["step"])
+    found = []
+    for row in rows:
+        timed = row["metric"] in (*ALONE, SPEED, TWICE) and row["sampling"] in ("", "plain")
+        ends = row["step"] == str(last) and row["sampling"] == "plain" and row["seed"] == MEAN
+        if row["f"] in ("1", "4") and (timed or ends):
+            found.append(row)
+    return found
+
+
+def write(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    """A CSV with those columns; the old one stays until the new one is whole."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def write_picture(path: Path, x: torch.Tensor, names: Sequence[str]) -> None:
+    """A row of samples for each f, in 128 colours."""
+    alt = f"Samples of class-conditional models on latents of {', '.join(names)}, a row each."
+    each = len(x) // len(names)
+    some = torch.cat([part[:SHOWN] for part in x.split(each)])
+    plots.save(plots.class_grid(some, names), path, alt)
+    text = PngInfo()
+    text.add_text("Description", alt)
+    with Image.open(path) as picture:
+        palette = Image.Quantize.MAXCOVERAGE
+        small = picture.convert("RGB").quantize(128, palette, 4, dither=Image.Dither.NONE)
+    with atomic_write(path) as file:
+        small.save(file, format="png", optimize=True, pnginfo=text)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run what is left to run; write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, help="the sweep's folder")
+    parser.add_argument("--out", type=Path, default=HERE, help="where the tables go")
+    parser.add_argument("--jobs", type=int, help="runs at once")
+    parser.add_argument("--finished", action="store_true", help="run nothing")
+    args = parser.parse_args(argv)
+    sweep = SWEEPS["f"]
+    table = (
+        collect(sweep, args.runs)[0]
+        if args.finished
+        else run_sweep(sweep, args.runs, jobs=args.jobs).table
+    )
+    rows = read_table(table)
+    write(args.out / "fig6_factor.csv", FIG6, fig6(rows))
+    write(args.out / "fig7_factor.csv", FIG7, fig7(rows, "ddim 20"))
+    write(args.out / "tab6_factor.csv", TAB6, tab6(rows))
+    if (grid := samples(sweep, args.runs)) is not None:
+        write_picture(args.out / "fig6_samples.png", *grid)
+    print(f"{len(rows)} numbers: {args.out / 'fig6_factor.csv'}")
+
+
+if __name__ == "__main__":
+    main()

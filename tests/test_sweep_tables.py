@@ -1,0 +1,162 @@
+"""The tidy table of a sweep, its means over seeds, and the figures made of it."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minildm import Sweep
+from minildm.sweeps import read_table
+from minildm.sweeps.report import at_the_end, figures, write_report
+from minildm.sweeps.tables import COLUMNS, lines, speed_lines, write_table
+
+SWEEP = Sweep(
+    name="width",
+    levels={"16": {"unet.width": 16}, "32": {"unet.width": 32}},
+    measure_at=(100, 200),
+    seeds=(0, 1, 2),
+)
+STUDENT_2 = 4.302652729911275  # the t of two degrees of freedom at 95 %
+VALUES = {"16": (8.0, 9.0, 10.0), "32": (4.0, 4.0, 7.0)}  # at step 100; half of it at 200
+TIMING = {
+    level: {
+        "level": level,
+        "device": "cpu, 1 threads",
+        "step_seconds": seconds,
+        "step_quartiles": [seconds / 2, seconds * 2],
+        "training_pictures_per_second": 16 / seconds,
+        "epoch_seconds": 80 * seconds,
+        "pictures_per_second": {"plain": 1 / seconds, "ddim 5": 4 / seconds},
+        "pictures_per_second_twice_the_size": 0.25 / seconds,
+        "parameters": 1000,
+    }
+    for level, seconds in (("16", 0.1), ("32", 0.5))
+}
+
+
+def results(levels: tuple[str, ...] = ("16", "32"), seeds: tuple[int, ...] = (0, 1, 2)) -> list:
+    found = []
+    for run in SWEEP.runs(levels, seeds):
+        value = VALUES[run.level][run.seed]
+        fixed = {"metric": "proxy_fid", "n": 500}
+        rows = [
+            {"step": step, "images": 16 * step, "sampling": sampling, "value": at, **fixed}
+            for step, sampling, at in (
+                (100, "plain", value), (200, "plain", value / 2), (200, "ddim 5", value * 2)
+            )
+        ]  # fmt: skip
+        found.append({"run": run.as_dict(), "device": "cpu, 1 threads", "rows": rows})
+    return found
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[dict[str, str]]:
+    return write_table(tmp_path / "table.csv", SWEEP, results(), TIMING)
+
+
+def test_every_row_has_the_columns_of_the_contract(tmp_path: Path, rows: list) -> None:
+    with (tmp_path / "table.csv").open(newline="") as file:
+        header, *body = list(csv.reader(file))
+    assert header == ["width", *COLUMNS]
+    assert {
+        "seed",
+        "step",
+        "seconds",
+        "images",
+        "metric",
+        "value",
+        "low",
+        "high",
+        "n",
+        "device",
+    } < {*header}
+    assert len(body) == len(rows) == len(read_table(tmp_path / "table.csv"))
+
+
+def test_a_mean_has_the_t_interval_over_seeds(rows: list) -> None:
+    (mean,) = [
+        r for r in rows if (r["width"], r["seed"], r["step"]) == ("16", "mean", "100")
+    ]  # fmt: skip
+    half = STUDENT_2 * 1.0 / math.sqrt(3)  # 8, 9, 10: standard deviation 1
+    numbers = [float(mean[key]) for key in ("value", "low", "high")]
+    assert numbers == pytest.approx([9.0, 9.0 - half, 9.0 + half], rel=1e-4)
+    assert mean["n"] == "3"
+
+
+def test_seeds_have_no_interval_and_their_samples_as_n(rows: list) -> None:
+    seeds = [row for row in rows if row["seed"] in ("0", "1", "2")]
+    assert len(seeds) == 18
+    assert all(row["n"] == "500" and not row["low"] for row in seeds)
+
+
+def test_the_time_axis_is_steps_times_the_step_time_measured_alone(rows: list) -> None:
+    for row in rows:
+        if row["step"]:
+            alone = TIMING[row["width"]]["step_seconds"]
+            assert float(row["seconds"]) == pytest.approx(int(row["step"]) * alone)
+            assert int(row["images"]) == 16 * int(row["step"])
+
+
+def test_one_seed_has_no_mean(tmp_path: Path) -> None:
+    rows = write_table(tmp_path / "table.csv", SWEEP, results(seeds=(1,)), {})
+    assert not [row for row in rows if row["seed"] == "mean"]
+    assert not any(row["seconds"] for row in rows)  # nothing was timed
+    assert lines(rows, "width", "proxy_fid", "step")["width = 32"][1] == [4.0, 2.0]
+
+
+def test_lines_are_in_order_with_intervals(rows: list) -> None:
+    found = lines(rows, "width", "proxy_fid", "seconds")
+    assert list(found) == ["width = 16", "width = 32"]
+    x, value, low, high = found["width = 32"]
+    assert x == [50.0, 100.0]
+    assert value == [5.0, 2.5]
+    assert low[0] < 5.0 < high[0]
+
+
+def test_speed_is_set_against_the_end_of_the_training(rows: list) -> None:
+    x, value, *_ = speed_lines(rows, "width", "proxy_fid")["width = 16"]
+    assert x == [10.0, 40.0]  # pictures a second: plain, ddim 5
+    assert value == [4.5, 18.0]
+
+
+def test_the_end_is_the_last_step_over_seeds(rows: list) -> None:
+    ends = at_the_end(rows, "width", "proxy_fid")
+    assert {name: m.value for name, m in ends.items()} == {"width = 16": 4.5, "width = 32": 2.5}
+    assert all(m.n == 3 for m in ends.values())
+
+
+def test_figures_say_what_they_show(rows: list) -> None:
+    found = figures(SWEEP, rows)
+    assert {*found} == {
+        "proxy_fid_over_training", "proxy_fid_at_the_end", "proxy_fid_over_speed"
+    }  # fmt: skip
+    training = found["proxy_fid_over_training"].alt_text
+    assert "optimiser steps and seconds of training" in training
+    assert "equal time width = 32 from 5 at 50 to 2.5 at 100" in training
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
+    page = write_report(tmp_path, SWEEP, write_table(tmp_path / "t.csv", SWEEP, [], {}), {})
+    assert "No run is finished yet" in page.read_text()
+    assert page.read_text().count("not begun") == 6
+
+
+def test_a_report_shows_what_failed_and_where(tmp_path: Path) -> None:
+    run = SWEEP.runs()[0]
+    folder = tmp_path / "runs" / run.name
+    folder.mkdir(parents=True)
+    (folder / "error.txt").write_text("Traceback\nValueError: a <bad> thing\n")
+    (folder / "notebook.ipynb").write_text("{}")
+    page = write_report(tmp_path, SWEEP, write_table(tmp_path / "t.csv", SWEEP, [], {}), {})
+    text = page.read_text()
+    assert f'<a href="runs/{run.name}/notebook.ipynb">' in text
+    assert "failed: ValueError: a &lt;bad&gt; thing" in text
+
+
+def test_a_report_has_the_numbers_and_the_figures(tmp_path: Path, rows: list) -> None:
+    page: Any = write_report(tmp_path, SWEEP, rows, TIMING).read_text()
+    assert "(3 seeds)" in page
+    assert 'src="proxy_fid_over_training.png" alt="proxy-FID' in page
+    assert (tmp_path / "proxy_fid_over_training.png").is_file()
