@@ -31,8 +31,11 @@ from minildm.sweeps.report import samples
 from minildm.sweeps.tables import MEAN, SPEED
 
 HERE = Path(__file__).resolve().parent
-FIG6 = ("f", "seed", "step", "seconds", "images", "metric", "value", "low", "high", "n", "device")
-FIG7 = ("f", "seed", "sampling", "pictures_per_second", *FIG6[5:])
+FIG6 = (
+    *("f", "seed", "step", "seconds", "images", "sampling"),
+    *("metric", "value", "low", "high", "n", "device"),
+)
+FIG7 = ("f", "seed", "sampling", "pictures_per_second", *FIG6[6:])
 TAB6 = ("f", "metric", "value", "low", "high", "n", "device")
 SHOWN = 6  # samples of each f
 ALONE = ("parameters", "step_seconds", "training_pictures_per_second", "epoch_seconds")
