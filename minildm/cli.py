@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from minildm import evaluation as ev
-from minildm import following, plots, restoring
+from minildm import following, plots, processes, restoring
 from minildm.autoencoder import Autoencoder
 from minildm.checkpoints import Model, load_model, pretrained
 from minildm.data.emoji import EmojiDataset
@@ -75,7 +75,7 @@ def train(
         Path | None, typer.Option(help="train further: a model's folder to start from")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="optimiser steps")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="pictures a step")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="pictures a step, in all")] = None,
     lr: Annotated[float | None, typer.Option(help="highest learning rate")] = None,
     data: Annotated[str | None, typer.Option(help=DATA)] = None,
     folder: Annotated[Path | None, typer.Option(help="train on this folder of pictures")] = None,
@@ -106,7 +106,8 @@ def train(
     before = getattr(experiment, "alone_steps", 0) if init is None else 0
     for _ in progress(records, before + experiment.train.steps, preset):
         pass
-    typer.echo(f"trained on {describe(pick_device(device))}: {run_dir}")
+    if processes.is_main():
+        typer.echo(f"trained on {describe(pick_device(device))}: {run_dir}")
 
 
 def _data(kind: str | None, folder: Path | None, size: int) -> DataConfig:

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
+from minildm import draws
 from minildm.autoencoder import Autoencoder, AutoencoderConfig
 from minildm.conditioning import Conditioner, ConditionerConfig, build_conditioner
 from minildm.guidance import conditioned, guided
@@ -193,10 +194,10 @@ class LatentDiffusion(nn.Module):
             z0 = batch["z"]
         else:
             with torch.no_grad():
-                z0 = self.autoencoder.encode(batch["image"])
+                z0 = self.autoencoder.encode(batch["image"], noise=draws.randn_like)
         c, objective = self.conditioner(batch, self._encode_condition), self.config.objective
         t = draw_t(self.schedule, len(z0), z0.device, self.config.t_bias)
-        eps = torch.randn_like(z0)
+        eps = draws.randn_like(z0)
         per_sample = ldm_loss(self.network, self.schedule, z0, c, t, eps, objective)
         terms = {"loss": (self.time_weights[t] * per_sample).mean()}
         if objective.weighting != "simple":

@@ -24,7 +24,7 @@ class TrainConfig:
     """How to train: the same fields for every model."""
 
     steps: int
-    batch_size: int = 64
+    batch_size: int = 64  # of all processes together: see loop.optimise
     lr: float = 1e-3
     warmup_steps: int = 100  # linear, from 0
     decay: str = "cosine"  # or "linear", to zero after the last step; or "constant"

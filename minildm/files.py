@@ -69,6 +69,15 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
+def path_between(start: str | Path, target: str | Path) -> str:
+    """The way from one folder to another, relative, so that both can move together."""
+    start, target = Path(start).resolve(), Path(target).resolve()
+    try:
+        return Path(os.path.relpath(target, start)).as_posix()
+    except ValueError:  # on Windows, from one drive to another
+        return target.as_posix()
+
+
 def data_dir() -> Path:
     """The folder with emoji/, weights/ and results/: `MINILDM_DATA`, else the clone's data/.
 

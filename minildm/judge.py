@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor, nn
 
+from minildm import draws
 from minildm.types import Batch
 
 QUESTIONS = ("label", "group", "style")
@@ -55,7 +56,7 @@ class Judge(nn.Module):
         self.conv_in = nn.Conv2d(3, config.width, 3, padding=1)
         pairs = zip([config.width, *widths[:-1]], widths, strict=True)
         self.blocks = nn.Sequential(*(JudgeBlock(a, b) for a, b in pairs))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = draws.Dropout(config.dropout)
         sizes = {"label": config.labels, "group": config.groups, "style": config.styles}
         self.heads = nn.ModuleDict({k: nn.Linear(widths[-1], len(v)) for k, v in sizes.items()})
 
@@ -79,15 +80,15 @@ def soften(x: Tensor) -> Tensor:
     """
     n = len(x)
     theta = torch.zeros(n, 2, 3, device=x.device)
-    theta[:, 0, 0] = theta[:, 1, 1] = torch.empty(n, device=x.device).uniform_(0.85, 1.2)
-    theta[:, :, 2] = torch.empty(n, 2, device=x.device).uniform_(-0.15, 0.15)
+    theta[:, 0, 0] = theta[:, 1, 1] = draws.uniform(0.85, 1.2, n, device=x.device)
+    theta[:, :, 2] = draws.uniform(-0.15, 0.15, n, 2, device=x.device)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     # Outside the picture is white, which is 0 after this subtraction.
     x = F.grid_sample(x - 1.0, grid, align_corners=False) + 1.0
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    amount = torch.rand(n, 1, 1, 1, device=x.device)
+    amount = draws.rand(n, 1, 1, 1, device=x.device)
     x = x + amount * (blurred - x)
-    return x + 0.1 * torch.rand(n, 1, 1, 1, device=x.device) * torch.randn_like(x)
+    return x + 0.1 * draws.rand(n, 1, 1, 1, device=x.device) * draws.randn_like(x)
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from minildm import draws
+
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Cosines, then sines, of t at width // 2 frequencies from 1 down to 1 / max_period.
@@ -82,7 +84,7 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.to_emb = nn.Linear(d_emb, c_out * (2 if scale_shift else 1)) if d_emb else None
         self.norm2 = GroupNorm(groups, c_out, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = draws.Dropout(dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         if zero_out:
@@ -218,7 +220,7 @@ class TransformerBlock(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d) for _ in range(3))
         self.self_attn = CrossAttention(d, heads=heads, d_head=d_head)
         self.cross_attn = CrossAttention(d, d_cond=d_cond, heads=heads, d_head=d_head)
-        self.ff = nn.Sequential(GEGLU(d, 4 * d), nn.Dropout(dropout), nn.Linear(4 * d, d))
+        self.ff = nn.Sequential(GEGLU(d, 4 * d), draws.Dropout(dropout), nn.Linear(4 * d, d))
 
     def forward(self, x: Tensor, cond: Tensor | None) -> Tensor:
         x = x + self.self_attn(self.norm1(x))

@@ -3,6 +3,10 @@
 Step n draws all its randomness (times, noise, flips, dropped conditions) from a seed made of
 (seed, n), and the order of the data is a function of (seed, epoch). So a resumed run needs
 weights, EMA, optimiser and n, and ends bit-for-bit where the unbroken one ends.
+
+Several processes (`accelerate launch`) share each batch: each takes an equal part, with the draws
+that those samples would get in a lone process, and gradients and terms are averaged. So a run is
+the same whatever their number, but for the order of sums, and may go on with another number.
 """
 
 import math
@@ -13,11 +17,11 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data import Sampler as IndexSampler
 
+from minildm import draws, processes
 from minildm.ema import EMA
 from minildm.experiments import TrainConfig
 from minildm.runs import RunFolder
@@ -46,13 +50,15 @@ class NonFiniteLossError(FloatingPointError):
 def pick_device(name: str | None = None) -> torch.device:
     """The named device, else the best there is: CUDA, Apple's MPS, the CPU.
 
+    `accelerate launch --cpu` asks for the CPU, too.
+
     Raises ValueError for one that is not here.
     """
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     known = [kind for kind, there in here.items() if there] + ["cpu"]
     if name is not None and name not in known:
         raise ValueError(f"device={name!r} is not here; there is {', '.join(known)}")
-    return torch.device(name or known[0])
+    return torch.device(name or ("cpu" if processes.asked_for_cpu() else known[0]))
 
 
 def pick_precision(wanted: str, device: torch.device) -> str:
@@ -102,11 +108,16 @@ def seed_of(seed: int, *parts: int) -> int:
 
 
 class EndlessBatches(IndexSampler[list[int]]):
-    """Shuffled indices, epoch after epoch, in batches: batch k is a function of (seed, k)."""
+    """Shuffled indices, epoch after epoch, in batches: batch k is a function of (seed, k).
+
+    Of each batch the part of this process.
+    """
 
     def __init__(self, length: int, batch_size: int, seed: int, first: int, last: int) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.first, self.last = first, last
+        part = own_batch_size(batch_size)
+        self.own = slice(part * processes.rank(), part * (processes.rank() + 1))
 
     def _order(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
@@ -121,14 +132,24 @@ class EndlessBatches(IndexSampler[list[int]]):
                     epoch = position // self.length
                     order = self._order(epoch)
                 batch.append(order[position % self.length])
-            yield batch
+            yield batch[self.own]
 
     def __len__(self) -> int:
         return self.last - self.first
 
 
+def own_batch_size(batch_size: int) -> int:
+    """How many pictures of a batch are this process's; ValueError where not all get as many."""
+    if batch_size % processes.world():
+        raise ValueError(
+            f"batch_size={batch_size} is that of all processes together: it must be a multiple of "
+            f"their number, {processes.world()}"
+        )
+    return batch_size // processes.world()
+
+
 def batches(data: Dataset, config: TrainConfig, first_step: int) -> Iterator[Batch]:
-    """The micro-batches of steps first_step + 1 .. config.steps, in order."""
+    """The micro-batches of steps first_step + 1 .. config.steps, in order; this process's part."""
     if len(data) == 0:
         raise ValueError("data holds no picture")
     first, last = first_step * config.accumulate, config.steps * config.accumulate
@@ -162,7 +183,11 @@ def optimise(
     adversary_lr times the learning rate; the two terms must not reach each other's weights.
     At the end the model holds its EMA weights. `save` writes the model's folder, every
     save_every steps and at the end. Raises NonFiniteLossError, leaving the last checkpoint.
+
+    Of several processes each must call this alike, with a loss that is a mean over the pictures of
+    its batch and draws by `draws`; config.batch_size is the whole batch. Only the main one writes.
     """
+    processes.join(device)
     players = [_player(model, "loss", config, 1.0, device)]
     if adversary is not None:
         players.append(_player(adversary, "disc_loss", config, adversary_lr, device))
@@ -170,11 +195,9 @@ def optimise(
     accelerator = _accelerator(precision, device)
     step, images, seconds = _restore(run, players, ema, accelerator)
     modules = nn.ModuleList(player.module for player in players)
-    prepared = accelerator.prepare(
-        _LossModule(modules, loss_fn), *(player.optimizer for player in players)
-    )
-    forward = prepared[0]
-    players = [p._replace(optimizer=o) for p, o in zip(players, prepared[1:], strict=True)]
+    # evaluation_mode: no wrapper that averages gradients; _one_step does, once.
+    forward = accelerator.prepare_model(_LossModule(modules, loss_fn), evaluation_mode=True)
+    players = [p._replace(optimizer=accelerator.prepare_optimizer(p.optimizer)) for p in players]
 
     source = batches(data, config, step)
     if config.compile:
@@ -192,10 +215,11 @@ def optimise(
         ema.update(model)
         images += config.batch_size * config.accumulate
         record = Record(step, images, time.perf_counter() - clock, lr, terms)
-        run.log(record)
+        if processes.is_main():
+            run.log(record)
         if step % config.save_every == 0 or step == config.steps:
-            save(ema)  # before the state: a resume repeats what the state does not know
-            _save_state(run, record, players, ema, accelerator)
+            keep = (save, run, record, players, ema, accelerator)
+            processes.from_main(lambda keep=keep: _save(*keep))
         yield record
     ema.copy_to(model)
     model.eval()
@@ -258,8 +282,8 @@ def _restore(
     run: RunFolder, players: list[Player], ema: EMA, accelerator: Accelerator
 ) -> tuple[int, int, float]:
     state = run.load_state()
+    processes.from_main(lambda: run.rewind_log(0 if state is None else state["step"]))
     if state is None:
-        run.rewind_log(0)
         return 0, 0, 0.0
     for player, (module, optimizer) in zip(players, STATE_NAMES, strict=False):
         player.module.load_state_dict(state[module])
@@ -267,13 +291,18 @@ def _restore(
     ema.load_state_dict(state["ema"])
     if accelerator.scaler is not None and "scaler" in state:
         accelerator.scaler.load_state_dict(state["scaler"])
-    run.rewind_log(state["step"])
     return state["step"], state["images"], state["seconds"]
 
 
-def _save_state(
-    run: RunFolder, record: Record, players: list[Player], ema: EMA, accelerator: Accelerator
+def _save(
+    save: Callable[[EMA], None],
+    run: RunFolder,
+    record: Record,
+    players: list[Player],
+    ema: EMA,
+    accelerator: Accelerator,
 ) -> None:
+    save(ema)  # before the state: a resume repeats what the state does not know
     state = {
         "step": record.step,
         "images": record.images,
@@ -300,13 +329,8 @@ class _LossModule(nn.Module):
 
 
 def _accelerator(precision: str, device: torch.device) -> Accelerator:
-    # accelerate keeps its precision for the life of a process; a notebook trains several models.
-    AcceleratorState._reset_state(reset_partial_state=True)
     mixed = "no" if precision == "fp32" else precision
-    accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise ValueError("trainings run in one process so far; start without accelerate launch")
-    return accelerator
+    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
 
 
 def _one_step(
@@ -324,13 +348,16 @@ def _one_step(
         batch = to_device(next(source), accelerator.device)
         with torch.random.fork_rng(devices):  # the caller's random state is not ours to change
             torch.manual_seed(seed_of(config.seed, step, micro))
-            terms = forward(batch, step)
+            with draws.share(processes.rank(), processes.world()):
+                terms = forward(batch, step)
         # The players' graphs share no weight: one backward pass of the sum serves them all.
         minimised = [terms[p.term] for p in players if terms[p.term].requires_grad]
         accelerator.backward(sum(minimised) / config.accumulate)
         for name, term in terms.items():
             if term.ndim == 0:
                 sums[name] = sums.get(name, 0.0) + term.item() / config.accumulate
+    processes.average_gradients([p for player in players for p in player.parameters])
+    sums = processes.average_numbers(sums, accelerator.device)  # what one finds not finite, all do
     for player in players:
         norm = accelerator.clip_grad_norm_(player.parameters, config.grad_clip)
         if accelerator.scaler is None and not math.isfinite(norm):  # fp16's scaler skips those

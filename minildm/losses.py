@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor, nn
 
+from minildm import draws
 from minildm.autoencoder import Autoencoder, check_pictures
 from minildm.discriminator import DiscriminatorConfig
 from minildm.schedule import OBJECTIVES, NoiseSchedule, Objective
@@ -106,7 +107,7 @@ def reconstruct_and_regularise(
     if quantizer is None:
         posterior = autoencoder.posterior(x)
         reg_loss = posterior.kl().mean() / x[0].numel()
-        return autoencoder.decoder(posterior.sample()), {"reg_loss": reg_loss}
+        return autoencoder.decoder(posterior.sample(draws.randn_like)), {"reg_loss": reg_loss}
     quantized = quantizer(autoencoder.moments(x))
     usage, perplexity = quantizer.usage()
     terms = {"reg_loss": quantized.loss, "code_usage": usage, "perplexity": perplexity}
@@ -259,5 +260,5 @@ def draw_t(schedule: NoiseSchedule, n: int, device: torch.device, t_bias: float 
     t_bias = 1 is the paper's uniform draw. Above it the noisy end, where the layout of a picture
     is decided, comes up more often: density proportional to t^(t_bias - 1).
     """
-    u = torch.rand(n, device=device)
+    u = draws.rand(n, device=device)
     return (schedule.T * u ** (1.0 / t_bias)).long().clamp(max=schedule.T - 1)

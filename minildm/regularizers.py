@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from minildm import processes
 from minildm.types import Noise
 
 
@@ -53,7 +54,8 @@ class VectorQuantizer(nn.Module):
     code that no latent chose for `restart_after` batches moves onto a latent drawn by lot.
     Without it many codes may never be chosen. What a code was chosen for before it moved, and in
     the batch that holds the latent it moved to, counts for nothing: usage is not what the remedy
-    itself does. Without gradients nothing is counted or moved, whatever the mode.
+    itself does. Without gradients nothing is counted or moved, whatever the mode. Several processes
+    that train together count and draw over all their latents.
 
     (B, c, h, w) -> Quantized
     """
@@ -129,14 +131,14 @@ class VectorQuantizer(nn.Module):
         if self.epoch_latents is not None and self.counts.sum() >= self.epoch_latents:
             self.last_counts.copy_(self.counts)
             self.counts.zero_()
-        chosen = indices.flatten().bincount(minlength=len(self.counts))
+        chosen = processes.gathered(indices).flatten().bincount(minlength=len(self.counts))
         self.counts += torch.where(self.idle < 0, 0, chosen)
         self.idle = torch.where(chosen > 0, 0, self.idle.clamp(min=0) + 1)
 
     @torch.no_grad()
     def _restart_dead(self, z: Tensor) -> None:
         dead = self.idle >= self.restart_after
-        flat = rearrange(z, "b c h w -> (b h w) c")
+        flat = rearrange(processes.gathered(z), "b c h w -> (b h w) c")
         lot = torch.randint(len(flat), (len(dead),), device=flat.device)
         self.codebook.copy_(torch.where(dead[:, None], flat[lot], self.codebook))
         self.counts.masked_fill_(dead, 0)

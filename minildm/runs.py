@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from minildm import processes
 from minildm.files import atomic_write, write_json
 from minildm.types import Record
 
@@ -41,8 +42,12 @@ class RunFolder:
     def fixed(self, name: str, value: Any) -> Any:
         """A choice made once: `value` on the first start, and what was chosen then ever after.
 
-        A callable is called where there is a choice to make.
+        A callable is called where there is a choice to make. Of several processes the main one
+        chooses for all; each must ask.
         """
+        return processes.from_main(lambda: self._fixed(name, value))
+
+    def _fixed(self, name: str, value: Any) -> Any:
         content = {"experiment": self.experiment}
         if self._run.exists():
             content = json.loads(self._run.read_text())

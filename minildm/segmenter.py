@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minildm import draws
 from minildm.judge import JudgeBlock
 from minildm.types import Batch
 
@@ -73,8 +74,8 @@ class Segmenter(nn.Module):
 def roughened(x: Tensor) -> Tensor:
     """As soft and noisy as generated pictures may be: (B, 3, H, W) -> the same shape."""
     soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    blur, noise = torch.rand(2, len(x), 1, 1, 1, device=x.device)
-    return x + blur * (soft - x) + 0.1 * noise * torch.randn_like(x)
+    blur, noise = draws.rand(2, len(x), 1, 1, 1, dim=1, device=x.device)
+    return x + blur * (soft - x) + 0.1 * noise * draws.randn_like(x)
 
 
 @torch.no_grad()

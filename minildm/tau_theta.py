@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from minildm import draws
 from minildm.transformer import TokenTransformer
 from minildm.types import Batch, Conditioning
 
@@ -129,7 +130,7 @@ class TokenConditioner(nn.Module):
         """Tokens (B, M, d_cond) for the cross-attention; ValueErrors as of `ids`."""
         ids = self.ids(batch).to(self._device)
         if self.training and self.config.p_uncond:
-            dropped = torch.rand(len(ids), 1, device=ids.device) < self.config.p_uncond
+            dropped = draws.rand(len(ids), 1, device=ids.device) < self.config.p_uncond
             ids = torch.where(dropped, self.null_ids(len(ids)).to(ids.device), ids)
         return Conditioning(tokens=self.network(ids))
 

@@ -4,7 +4,6 @@ for record in train_ldm(experiment, data, first_stage="runs/ae", run_dir="runs/l
     print(record.step, record.terms["loss"])
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 
+from minildm import draws, processes
 from minildm.autoencoder import Autoencoder, check_pictures
 from minildm.checkpoints import (
     fingerprint,
@@ -38,8 +38,9 @@ from minildm.experiments import (
 )
 from minildm.features import MIN_SIDE, perceptual_distance
 from minildm.fidelity import evaluating
+from minildm.files import path_between
 from minildm.judge import Judge, JudgeConfig
-from minildm.loop import LossFn, optimise, pick_device, pick_precision
+from minildm.loop import LossFn, optimise, own_batch_size, pick_device, pick_precision
 from minildm.losses import Perceptual, autoencoder_loss
 from minildm.regularizers import DiagonalGaussian, VectorQuantizer
 from minildm.runs import RunFolder
@@ -54,13 +55,16 @@ def open_run(
     """The run's folder, device and precision; a resumed run keeps the precision it began with.
 
     Other data, or another first stage or init than it began with, is another run: ValueError.
+    So is a batch that the processes cannot share equally.
     """
+    chosen = pick_device(device)
+    processes.join(chosen)
+    own_batch_size(experiment.train.batch_size)
     inputs = {"data": data.fingerprint[:16]}
     for name, folder in folders.items():
         inputs[name] = fingerprint(load_model(folder))[:16] if folder is not None else None
     kind = type(experiment).__name__
     run = RunFolder(run_dir, {kind: to_dict(experiment), "inputs": inputs})
-    chosen = pick_device(device)
     wanted = experiment.train.precision
     precision = run.fixed("precision", lambda: pick_precision(wanted, chosen))
     return run, chosen, precision
@@ -68,7 +72,7 @@ def open_run(
 
 def random_flips(x: Tensor) -> Tensor:
     """Mirror each picture with probability one half: (B, 3, H, W) -> the same shape."""
-    flip = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
+    flip = draws.rand(len(x), 1, 1, 1, device=x.device) < 0.5
     return torch.where(flip, x.flip(-1), x)
 
 
@@ -161,7 +165,7 @@ def train_autoencoder(
         adversary_lr=adversary.lr_factor if adversary else 1.0,
     )
     model.scale.fill_(run.fixed("scale", lambda: measure_scale(model, data, precision)))
-    save_model(model, run_dir, info=info)  # its weights are the EMA's
+    processes.from_main(lambda: save_model(model, run_dir, info=info))  # with the EMA's weights
 
 
 def check_first_stage_data(experiment: AutoencoderExperiment, data: Dataset) -> None:
@@ -246,18 +250,20 @@ def train_ldm(
     run, place, precision = open_run(
         run_dir, experiment, device, data, first_stage=first_stage, init=init
     )
-    moments = encode_dataset(autoencoder.to(place), data, precision)
+    autoencoder.to(place)
+    moments = processes.main_first(lambda: encode_dataset(autoencoder, data, precision))
     concat, given = experiment.conditioner.concat, experiment.data
     latents = LatentDataset(data, moments, PAINTED[concat])
 
     def loss(batch: Batch, _step: int) -> dict[str, Tensor]:
         moments = batch["moments"]  # (B, 2, c', h, w): as drawn, and mirrored
-        side = torch.randint(2, (len(moments),), device=moments.device) * experiment.train.flip
+        side = draws.randint(2, len(moments), device=moments.device) * experiment.train.flip
         chosen = moments[torch.arange(len(moments)), side]
         batch = mirrored(batch, side == 1)
         batch = with_styles(batch, data.styles, given.style_words)
         batch = corrupted(batch, concat, autoencoder.f, given.degradation, given.masks)
-        return model.loss({**batch, "z": model.autoencoder.latent(chosen)})
+        z = model.autoencoder.latent(chosen, noise=draws.randn_like)
+        return model.loss({**batch, "z": z})
 
     reference = path_between(run_dir, first_stage)
 
@@ -299,7 +305,7 @@ def train_judge(
     run, place, precision = open_run(run_dir, experiment, device, data, init=init)
 
     def loss(batch: Batch, _step: int) -> dict[str, Tensor]:
-        side = torch.rand(len(batch["image"]), device=batch["image"].device) < 0.5
+        side = draws.rand(len(batch["image"]), device=batch["image"].device) < 0.5
         return model.loss(mirrored(batch, side & experiment.train.flip))
 
     def save(ema: EMA) -> None:
@@ -327,15 +333,6 @@ def judge_of(
 
 def _info(train: TrainConfig, data: Dataset) -> dict[str, object]:
     return {"data": data.name, "pictures": len(data), "train": to_dict(train)}
-
-
-def path_between(start: str | Path, target: str | Path) -> str:
-    """The way from one folder to another, relative, so that both can move together."""
-    start, target = Path(start).resolve(), Path(target).resolve()
-    try:
-        return Path(os.path.relpath(target, start)).as_posix()
-    except ValueError:  # on Windows, from one drive to another
-        return target.as_posix()
 
 
 @torch.no_grad()
@@ -391,7 +388,8 @@ def progress(records: Iterator[Record], total: int, what: str) -> Iterator[Recor
     bar = None
     for record in records:
         if bar is None:  # only now: bad input should end in its message alone
-            bar = tqdm(total=total, initial=record.step - 1, desc=what, unit="step")
+            shown = {"desc": what, "unit": "step", "disable": not processes.is_main()}
+            bar = tqdm(total=total, initial=record.step - 1, **shown)
         bar.update(1)
         bar.set_postfix(loss=f"{record.terms['loss']:.4f}", refresh=False)
         yield record

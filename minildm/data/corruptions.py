@@ -1,7 +1,7 @@
 """What tasks do to a picture: shrink it, spoil it, cut holes into it.
 
 All draw from torch's global generator or one that is given, so that a training goes on where it
-was.
+was, and by `draws`, so that several processes spoil a batch as one does.
 """
 
 import io
@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
+
+from minildm import draws
 
 DEGRADATIONS = ("bicubic", "spoiled")
 
@@ -40,16 +42,22 @@ def spoiled(x: Tensor, factor: int, generator: Generator | None = None) -> Tenso
     JPEG: quality 30 to 95. After the degradations of blind super-resolution (LDM Sec. 4.4 names
     them; Zhang et al. 2021), much simpler.
     """
-    sigma, strength, quality = torch.rand(3, len(x), generator=generator)
-    small = shrink(blur(x, (sigma * factor / 2).to(x)), factor)
-    noise = torch.randn(small.shape, generator=generator).to(x)
+    whole = torch.rand(3, draws.total(len(x)), generator=generator)
+    sigma, strength, quality = draws.mine(whole, dim=1)
+    widest = float((whole[0] * factor / 2).to(x).max())  # in the batch, whoever has that picture
+    small = shrink(blur(x, (sigma * factor / 2).to(x), widest), factor)
+    noise = draws.randn(*small.shape, generator=generator).to(x)
     small = (small + 0.12 * strength.to(x)[:, None, None, None] * noise).clamp(-1, 1)
     return jpeg(small, (30 + 65 * quality).round().int().tolist())
 
 
-def blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """A Gaussian blur of its own for each picture: (B, 3, H, W), sigma (B,) >= 0 in pixels."""
-    reach = min(int(3 * float(sigma.max()) + 1), min(x.shape[-2:]) - 1)
+def blur(x: Tensor, sigma: Tensor, widest: float | None = None) -> Tensor:
+    """A Gaussian blur of its own for each picture: (B, 3, H, W), sigma (B,) >= 0 in pixels.
+
+    widest: the sigma after three of which all Gaussians are cut; default: the largest here.
+    """
+    widest = float(sigma.max()) if widest is None else widest
+    reach = min(int(3 * widest + 1), min(x.shape[-2:]) - 1)
     away = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
     weights = torch.exp(-(away**2) / (2 * sigma.clamp(min=1e-3)[:, None] ** 2))  # (B, 2 reach + 1)
     weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(3, 0)[:, None]
@@ -78,10 +86,10 @@ def strokes(n: int, size: tuple[int, int], generator: Generator | None = None) -
     A share of the picture wide: 0.08 to 0.22, as the wide masks of LaMa (Suvorov et al. 2022).
     """
     strokes, corners = 3, 6
-    draw = torch.rand(n, strokes, corners, 2, generator=generator)
+    draw = draws.rand(n, strokes, corners, 2, generator=generator)
     start, turns = draw[:, :, :1], (draw[:, :, 1:] - 0.5) * 0.9
     path = torch.cat([start, turns], dim=2).cumsum(dim=2).clamp(-0.1, 1.1)  # (n, strokes, corners)
-    width, pieces, count = torch.rand(3, n, strokes, generator=generator)
+    width, pieces, count = draws.rand(3, n, strokes, dim=1, generator=generator)
     far = to_segments(path[:, :, :-1], path[:, :, 1:], size)  # (n, strokes, pieces, H, W)
     used = torch.arange(corners - 1) < 2 + (4 * pieces[..., None]).floor()
     wanted = torch.arange(strokes) < 1 + (strokes * count[:, :1]).floor()
@@ -102,7 +110,7 @@ def to_segments(a: Tensor, b: Tensor, size: tuple[int, int]) -> Tensor:
 
 def boxes(n: int, size: tuple[int, int], generator: Generator | None = None) -> Tensor:
     """One to three rectangular holes of any aspect: each side 0.15 to 0.5 of the picture's."""
-    draw = torch.rand(n, 3, 5, generator=generator)
+    draw = draws.rand(n, 3, 5, generator=generator)
     sides = 0.15 + 0.35 * draw[..., 2:4]
     low = draw[..., :2] * (1 - sides)
     wanted = torch.arange(3) < 1 + (3 * draw[:, :1, 4]).floor()  # (n, 3)
@@ -115,7 +123,7 @@ def boxes(n: int, size: tuple[int, int], generator: Generator | None = None) -> 
 
 def halves(n: int, size: tuple[int, int], generator: Generator | None = None) -> Tensor:
     """Half of the picture is a hole: left, right, top or bottom."""
-    which = torch.randint(4, (n,), generator=generator)
+    which = draws.randint(4, n, generator=generator)
     height, width = size
     mask = torch.ones(4, 1, height, width)
     mask[0, :, :, : width // 2] = 0
@@ -127,7 +135,7 @@ def halves(n: int, size: tuple[int, int], generator: Generator | None = None) ->
 
 def lama(n: int, size: tuple[int, int], generator: Generator | None = None) -> Tensor:
     """Strokes or boxes, one half each: the recipe of LaMa, which LDM Sec. 4.5 trains with."""
-    box = torch.rand(n, 1, 1, 1, generator=generator) < 0.5
+    box = draws.rand(n, 1, 1, 1, generator=generator) < 0.5
     return torch.where(box, boxes(n, size, generator), strokes(n, size, generator))
 
 
@@ -150,7 +158,7 @@ def draw_masks(
     if unknown or not kinds:
         raise ValueError(f"masks={tuple(kinds)} must be some of {', '.join(MASKS)}")
     drawn = torch.stack([MASKS[kind](n, size, generator) for kind in kinds])
-    chosen = drawn[torch.randint(len(kinds), (n,), generator=generator), torch.arange(n)]
+    chosen = drawn[draws.randint(len(kinds), n, generator=generator), torch.arange(n)]
     whole, none = chosen.flatten(1).amin(1) == 1, chosen.flatten(1).amax(1) == 0
     middle = boxed_middle(size)
     return torch.where((whole | none)[:, None, None, None], middle, chosen)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from minildm import processes
 from minildm.files import atomic_write, cache_dir
 
 
@@ -64,7 +65,7 @@ def painted(data: Dataset, keys: Sequence[str]) -> dict[str, Tensor]:
     if missing:
         raise ValueError(f"data {data.name!r} has no {' and '.join(missing)} in its items")
     found: dict[str, list[Tensor]] = {key: [] for key in keys}
-    for i in tqdm(range(len(data)), "paint", delay=2):
+    for i in tqdm(range(len(data)), "paint", delay=2, disable=not processes.is_main()):
         item = data[i]
         for key in keys:
             value = (item[key] + 1) * 127.5 if item[key].is_floating_point() else item[key]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minildm import draws
 from minildm.data.corruptions import draw_masks, shrink, spoiled
 from minildm.types import Batch
 
@@ -59,7 +60,7 @@ def with_styles(batch: Batch, styles: Sequence[str], share: float) -> Batch:
     """The batch with the style named in that share of its captions, drawn anew each time."""
     if not share or "caption" not in batch:
         return batch
-    named = torch.rand(len(batch["caption"])) < share
+    named = draws.rand(len(batch["caption"])) < share
     captions = [
         style_caption(caption, styles[style]) if name else caption
         for caption, style, name in zip(
