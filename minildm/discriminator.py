@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from minildm import processes
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
@@ -26,6 +28,26 @@ class DiscriminatorConfig:
         return 3 * 2**self.layers
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's, over the pictures of all processes that train together, on whatever device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if processes.world() == 1 or not self.training:
+            return super().forward(x)
+        wide, each = x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3)
+        n = processes.world() * x.numel() // x.shape[1]  # values of a channel
+        mean = processes.total(wide.sum(each)) / n
+        centred = wide - mean[:, None, None]
+        variance = processes.total(centred.square().sum(each)) / n
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            unbiased = (variance * n / (n - 1)).to(self.running_var)
+            self.running_var.lerp_(unbiased, self.momentum)
+        factor = self.weight * (variance + self.eps).rsqrt()
+        return (centred * factor[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
 class PatchDiscriminator(nn.Module):
     """A logit for each patch, above 0 where it looks real. Batch norm between, as officially.
 
@@ -40,7 +62,7 @@ class PatchDiscriminator(nn.Module):
         for i, (c_in, c_out) in enumerate(pairwise(widths), 1):
             stride = 2 if i < config.layers else 1
             net += [nn.LeakyReLU(0.2), nn.Conv2d(c_in, c_out, 4, stride, 1, bias=False)]
-            net += [nn.BatchNorm2d(c_out)]
+            net += [BatchNorm2d(c_out)]
         self.net = nn.Sequential(*net, nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], 1, 4, 1, 1))
         self.apply(_initialise)
 

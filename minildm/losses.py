@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor, nn
 
-from minildm import draws
+from minildm import draws, processes
 from minildm.autoencoder import Autoencoder, check_pictures
 from minildm.discriminator import DiscriminatorConfig
 from minildm.schedule import OBJECTIVES, NoiseSchedule, Objective
@@ -159,7 +159,9 @@ def adaptive_weight(fidelity: Tensor, adv_loss: Tensor, last: Tensor, limit: flo
     flows through the weight.
     """
     norms = [
-        at_least_float32(torch.autograd.grad(term, last, retain_graph=True)[0]).norm()
+        processes.mean(
+            at_least_float32(torch.autograd.grad(term, last, retain_graph=True)[0])
+        ).norm()
         for term in (fidelity, adv_loss)
     ]
     return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, limit).detach()

@@ -4,7 +4,8 @@
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -27,6 +28,11 @@ def join(device: torch.device) -> None:
     # accelerate keeps its state for the life of a process; a notebook trains several models.
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    if world() == 1 and asked_for_cpu() and "MASTER_ADDR" in os.environ:
+        raise ValueError(
+            "accelerate launch --cpu starts one process, however many are asked for; with "
+            "--multi_gpu in its place there are several, on a CPU, too"
+        )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != world():
         raise ValueError(
@@ -59,8 +65,21 @@ def _several() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"process {rank()} of {world()} lost another one, whose own message says why"
+        ) from error
+
+
 def from_main(do: Callable[[], T]) -> T:
-    """What the main process got by doing it; the others wait. What it raises all raise."""
+    """What the main process got by doing it; the others wait. What it raises all raise.
+
+    Raises ConnectionError, as all below do, where another process has ended.
+    """
     if world() == 1:
         return do()
     said: list[Any] = [None, None]
@@ -69,7 +88,8 @@ def from_main(do: Callable[[], T]) -> T:
             said = [do(), None]
         except Exception as error:
             said = [None, error]
-    distributed.broadcast_object_list(said, src=0)
+    with _together():
+        distributed.broadcast_object_list(said, src=0)
     value, error = said
     if error is not None:
         raise error
@@ -85,11 +105,29 @@ def main_first(do: Callable[[], T]) -> T:
 
 def mean(x: Tensor) -> Tensor:
     """The mean of all processes' tensors of that shape, the same everywhere to the last bit."""
-    if world() == 1:
-        return x
-    x = x.clone()
-    distributed.all_reduce(x)
-    return x / world()
+    return x if world() == 1 else _summed(x) / world()
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        return _summed(x)
+
+    @staticmethod
+    def backward(_ctx: Any, grad: Tensor) -> Tensor:
+        return _summed(grad)  # each process's loss hangs on each process's x
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of all processes' tensors of that shape; gradients flow back to each of them."""
+    return x if world() == 1 else _Sum.apply(x)
+
+
+def _summed(x: Tensor) -> Tensor:
+    x = x.clone(memory_format=torch.contiguous_format)
+    with _together():
+        distributed.all_reduce(x)
+    return x
 
 
 def gathered(x: Tensor) -> Tensor:
@@ -97,7 +135,8 @@ def gathered(x: Tensor) -> Tensor:
     if world() == 1:
         return x
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
-    distributed.all_gather(parts, x.contiguous())
+    with _together():
+        distributed.all_gather(parts, x.contiguous())
     return torch.cat(parts)
 
 
