@@ -120,7 +120,12 @@ class _Sum(torch.autograd.Function):
 
 def total(x: Tensor) -> Tensor:
     """The sum of all processes' tensors of that shape; gradients flow back to each of them."""
-    return x if world() == 1 else _Sum.apply(x)
+    return x if world() == 1 else _total(x)
+
+
+@torch.compiler.disable  # a message to other processes has no place in a compiled network
+def _total(x: Tensor) -> Tensor:
+    return _Sum.apply(x)
 
 
 def _summed(x: Tensor) -> Tensor:
@@ -132,8 +137,11 @@ def _summed(x: Tensor) -> Tensor:
 
 def gathered(x: Tensor) -> Tensor:
     """The rows of all processes' tensors (B, ...), in the order of their ranks."""
-    if world() == 1:
-        return x
+    return x if world() == 1 else _gathered(x)
+
+
+@torch.compiler.disable
+def _gathered(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
     with _together():
         distributed.all_gather(parts, x.contiguous())

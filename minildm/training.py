@@ -250,8 +250,7 @@ def train_ldm(
     run, place, precision = open_run(
         run_dir, experiment, device, data, first_stage=first_stage, init=init
     )
-    autoencoder.to(place)
-    moments = processes.main_first(lambda: encode_dataset(autoencoder, data, precision))
+    moments = processes.main_first(lambda: encode_dataset(autoencoder.to(place), data, precision))
     concat, given = experiment.conditioner.concat, experiment.data
     latents = LatentDataset(data, moments, PAINTED[concat])
 

@@ -86,6 +86,19 @@ def test_each_process_gets_its_rows_of_the_whole(name: str, world: int) -> None:
     assert len(whole.reshape(8, -1).unique(dim=0)) > 1
 
 
+def test_a_blur_ends_where_the_whole_batch_s_widest_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Gaussians' tails are cut; JPEG would hide most of what that is worth."""
+    monkeypatch.setattr(corruptions, "jpeg", lambda x, quality: x)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(3)
+        whole, parts = corruptions.spoiled(pictures(8), 4), []
+        for rank in range(8):
+            torch.manual_seed(3)
+            with draws.share(rank, 8):
+                parts.append(corruptions.spoiled(pictures(8)[rank : rank + 1], 4))
+    assert torch.allclose(torch.cat(parts), whole, rtol=0, atol=1e-6)
+
+
 TORCHS: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
     "rand": (lambda: draws.rand(3, 5, dim=1), lambda: torch.rand(3, 5)),
     "randn": (lambda: draws.randn(3, 5), lambda: torch.randn(3, 5)),

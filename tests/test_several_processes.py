@@ -212,7 +212,7 @@ def command(tmp_path: Path) -> Callable[[str], list[str]]:
 def test_the_command_line_trains_in_two_processes(
     command: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float32, sums in another order: Adam makes of a gradient near 0 a step of either sign."""
+    """In float32, where the order of sums has a say: the ways differ by 1e-4 of their length."""
     monkeypatch.setattr(training, "pick_precision", lambda wanted, device: "fp32")
     monkeypatch.setattr(sys, "argv", ["minildm", *command("one")])
     with pytest.raises(SystemExit) as stop:
@@ -236,7 +236,7 @@ def test_the_command_line_trains_in_two_processes(
     assert [r.step for r in two] == [1, 2, 3, 4]
     for ours, theirs in zip(one, two, strict=True):
         assert (ours.images, ours.lr) == (theirs.images, theirs.lr)
-        assert ours.terms == pytest.approx(theirs.terms, rel=1e-3)
+        assert ours.terms == pytest.approx(theirs.terms, rel=1e-5)
     begun = training.new_model(
         minildm.LatentDiffusion, minildm.load_model(tmp_path / "one").config, 0
     )
@@ -244,8 +244,7 @@ def test_the_command_line_trains_in_two_processes(
     one, two = (load_file(tmp_path / run / "model.safetensors") for run in ("one", "two"))
     moved = sum((one[name] - first[name]).square().sum() for name in one)
     apart = sum((one[name] - two[name]).square().sum() for name in one)
-    print("apart", float(apart), "moved", float(moved))
-    assert apart < 1e-4 * moved
+    assert apart < 1e-8 * moved
 
 
 def test_a_launch_that_would_start_one_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
