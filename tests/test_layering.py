@@ -33,6 +33,7 @@ LATER = {  # grown since DESIGN's table was drawn
     "spatial": 1,
     "distances": 1,
     "fidelity": 1,
+    "flow": 2,
     "report": 1,
     "attention_maps": 4,
     "evaluation": 4,
