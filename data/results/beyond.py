@@ -129,11 +129,12 @@ def experiment_of(variant: str, seed: int, steps: int) -> LatentDiffusionExperim
     preset = PRESETS["emoji-class"]
     steps = max(1, steps // 2) if variant == "reflow" else steps
     train = replace(
-        preset.train, steps=steps, batch_size=32, lr=2e-3, ema_decay=0.995, save_every=100,
+        preset.train, steps=steps, batch_size=32, lr=3e-3, ema_decay=0.995, save_every=100,
         warmup_steps=min(50, steps), seed=seed,
     )  # fmt: skip
     data = replace(preset.data, size=32, subgroups=CLASSES)
-    return replace(preset, data=data, train=train, t_bias=1.0, **VARIANTS[variant])
+    unet = replace(preset.unet, width_mult=(1, 2), attn_levels=(1,))
+    return replace(preset, unet=unet, data=data, train=train, t_bias=1.0, **VARIANTS[variant])
 
 
 def velocity_of(model: LatentDiffusion, labels: Tensor) -> Velocity:
