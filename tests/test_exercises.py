@@ -17,6 +17,7 @@ from minildm.exercises import (
     Result,
     adversarial,
     autoencoder_kl,
+    beyond_the_paper,
     choosing_f,
     class_guidance,
     diffusion_steps,
@@ -62,6 +63,7 @@ MODULES = {  # what the exercises' cells import
         "F": F,
     },
     "18_official_checkpoints": {"official_numbers": official_numbers, "torch": torch},
+    "20_beyond": {"beyond_the_paper": beyond_the_paper, "torch": torch},
 }
 CHECKS = (quickstart.check_noised, quickstart.check_guidance)
 Fn = Callable[..., Any]
