@@ -14,8 +14,9 @@ pictures, order and seeds:
 
 and writes, here or into --out, beyond.csv: a row for each variant, seed and metric, and rows of
 seed "mean" with Student's interval over the seeds (their n counts seeds, the others' pictures).
-`step`, `seconds` and `images` are those of the training. `_K` behind a metric: K sampling steps,
-of DDIM with trailing spacing, or of Euler along the flow, from the same noise in each variant:
+`step`, `seconds` and `images` are those of the training; seconds are the clock's, whatever else the
+machine did. `_K` behind a metric: K sampling steps, of DDIM with trailing spacing, or of Euler
+along the flow, from the same noise in each variant:
 
     proxy_fid    to all training pictures of the classes (EfficientNet-Lite0, block 10)
     accuracy     how often the judge names the class that was asked for
