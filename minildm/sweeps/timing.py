@@ -54,7 +54,8 @@ def time_level(content: dict[str, Any], device: str = "", threads: int = 1) -> d
             found["pictures_per_second"] = {
                 name: _sampling(model, plan, options) for name, options in samplings.items()
             }
-            if model.config.conditioner.concat == "none":  # else the condition decides the size
+            # Of a model that is trained here; and where no condition decides the size.
+            if plan.experiment is not None and model.config.conditioner.concat == "none":
                 found["pictures_per_second_twice_the_size"] = _sampling(
                     model, plan, plan.sampling, 2
                 )
