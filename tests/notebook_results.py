@@ -180,6 +180,20 @@ def results_of_15(results: dict[str, Any]) -> None:
     assert len(results["moved"]) == 2
 
 
+def results_of_17(results: dict[str, Any]) -> None:
+    truth, narrow = results["toy"].values()
+    assert narrow[0] < truth[0] and truth[-1] < narrow[-1] and truth == sorted(truth, reverse=True)
+    assert set(results["kids"]) >= {"pixels", "block 4", "block 10", "head"}
+    far = {name: found["value"] for name, found in results["blind"].items()}
+    assert far["copies"] < far["held-out"] and results["ring"][0] < 0.05 < results["ring"][1] < 0.4
+    assert 0 < results["treated"]["bicubic, Pillow"]["value"] < results["treated"]["nearest"]["value"]
+    assert results["nearer"]["copies"] == 1 and results["tones"] == 0
+    assert results["plane"]["ten copies"]["recall"]["value"] < 0.5 and len(results["attack"]) == 4
+    for found in (*results["shares"].values(), results["attack"]):
+        assert all(0 <= m["low"] <= m["value"] <= m["high"] <= 1 for m in found.values())
+    assert all(len(found) == 12 for found in results["well"].values())
+
+
 def results_of_18(results: dict[str, Any]) -> None:
     assert results["models"] == 14 and results["tensors"] > 300 and results["times"] == 20
     assert set(results["real"].values()) <= {True, False} and len(results["real"]) == 5
@@ -203,5 +217,6 @@ RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "13_super_resolution": results_of_13,
     "14_inpainting": results_of_14,
     "15_semantic_synthesis_and_large_pictures": results_of_15,
+    "17_evaluation": results_of_17,
     "18_official_checkpoints": results_of_18,
 }

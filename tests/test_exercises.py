@@ -21,6 +21,7 @@ from minildm.exercises import (
     choosing_f,
     class_guidance,
     diffusion_steps,
+    evaluation_of_samples,
     inpainting,
     layout_tokens,
     official_numbers,
@@ -62,6 +63,7 @@ MODULES = {  # what the exercises' cells import
         "torch": torch,
         "F": F,
     },
+    "17_evaluation": {"evaluation_of_samples": evaluation_of_samples, "torch": torch},
     "18_official_checkpoints": {"official_numbers": official_numbers, "torch": torch},
     "20_beyond": {"beyond_the_paper": beyond_the_paper, "torch": torch},
 }
