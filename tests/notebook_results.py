@@ -201,6 +201,22 @@ def results_of_18(results: dict[str, Any]) -> None:
     assert 1400 < results["millions"]["txt2img-1p4B"] < 1500
 
 
+def results_of_16(results: dict[str, Any]) -> None:
+    bound, *_ = (v for k, v in results["own_proxy_fid"].items() if k.endswith("first stage"))
+    assert 0 < bound < min(v for k, v in results["own_proxy_fid"].items() if "plain" in k)
+    assert results["best_at_equal_steps"]["2000"] in (2, 4, 8)
+    assert results["ratios"]["training, pictures a second"] > 2
+
+
+def results_of_19(results: dict[str, Any]) -> None:
+    same, own = results["apart"].values()
+    assert same < 1e-14 < 0.05 < own
+    assert 0 <= results["weights_apart"] < 1e-2
+    assert set(results["states"]) == {"was done"}
+    few, *_, many = results["accuracy"].values()
+    assert 0 <= few <= many <= 1
+
+
 RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "00_quickstart": results_of_00,
     "01_perceptual_and_semantic_compression": results_of_01,
@@ -218,6 +234,8 @@ RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "13_super_resolution": results_of_13,
     "14_inpainting": results_of_14,
     "15_semantic_synthesis_and_large_pictures": results_of_15,
+    "16_downsampling_factor": results_of_16,
     "17_evaluation": results_of_17,
     "18_official_checkpoints": results_of_18,
+    "19_scaling_out": results_of_19,
 }

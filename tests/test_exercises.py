@@ -21,6 +21,7 @@ from minildm.exercises import (
     choosing_f,
     class_guidance,
     diffusion_steps,
+    downsampling_factor,
     evaluation_of_samples,
     inpainting,
     layout_tokens,
@@ -28,6 +29,7 @@ from minildm.exercises import (
     perceptual_compression,
     quickstart,
     sampling_steps,
+    scaling_out,
     semantic_synthesis,
     super_resolution,
     text_to_image,
@@ -63,8 +65,10 @@ MODULES = {  # what the exercises' cells import
         "torch": torch,
         "F": F,
     },
+    "16_downsampling_factor": {"downsampling_factor": downsampling_factor, "torch": torch},
     "17_evaluation": {"evaluation_of_samples": evaluation_of_samples, "torch": torch},
     "18_official_checkpoints": {"official_numbers": official_numbers, "torch": torch},
+    "19_scaling_out": {"scaling_out": scaling_out, "torch": torch},
     "20_beyond": {"beyond_the_paper": beyond_the_paper, "torch": torch},
 }
 CHECKS = (quickstart.check_noised, quickstart.check_guidance)

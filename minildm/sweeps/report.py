@@ -61,12 +61,13 @@ def figures(sweep: Sweep, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def at_the_end(rows: Sequence[Row], name: str, metric: str) -> dict[str, Measured]:
-    """Each level's last value, with the plain sampling: over seeds where there are several."""
+    """Each level's last value, with the plain sampling: over n seeds, or of one, n its samples."""
     found: dict[str, Measured] = {}
     for label, (_, value, low, high) in lines(rows, name, metric, "step").items():
         level = label.partition(" = ")[2]
-        several = [r for r in rows if r[name] == level and r["seed"] == MEAN]
-        n = int(several[0]["n"]) if several else 1
+        known = [r for r in rows if r[name] == level and r["metric"] == metric and r["n"]]
+        several = [r for r in known if r["seed"] == MEAN]
+        n = int((several or known)[0]["n"])  # seeds; of one seed alone, its samples
         found[label] = Measured(value[-1], low[-1], high[-1], n)
     return found
 
@@ -135,7 +136,7 @@ def _ends(sweep: Sweep, rows: Sequence[Row]) -> str:
 def _text(found: Measured | None) -> str:
     if found is None:
         return ""
-    seeds = f" ({found.n} seeds)" if found.n > 1 else " (one seed)"
+    seeds = " (one seed)" if math.isnan(found.low) else f" ({found.n} seeds)"
     return " ".join(part for part in found.digits() if part) + seeds
 
 
