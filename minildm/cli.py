@@ -376,7 +376,7 @@ def main() -> None:
     """Run the command line; what is wrong with the input ends in one clear line."""
     try:
         app()
-    except (ValueError, FloatingPointError, OSError) as error:
+    except (ValueError, FloatingPointError, OSError, ImportError) as error:
         typer.secho(f"minildm: {error}", fg=typer.colors.RED, err=True)
         raise SystemExit(2) from None
     except SystemExit as stop:

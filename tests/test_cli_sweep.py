@@ -1,5 +1,6 @@
 """`minildm sweep`: what it hands on, what it says, how it ends."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,15 @@ def test_a_report_alone_runs_nothing(
     assert ended.exit_code == 0
     assert not asked
     assert "No run is finished yet" in (tmp_path / "index.html").read_text()
+
+
+def test_a_missing_extra_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    words = ["sampler", "--out", str(tmp_path), "--scheduler", "tcp://here:1"]
+    monkeypatch.setattr(sys, "argv", ["minildm", "sweep", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "a scheduler needs Dask: pip install" in capsys.readouterr().err
