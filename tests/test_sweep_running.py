@@ -136,7 +136,7 @@ def start(folder: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code, str(folder), here])
 
 
-def until(happened: Any, seconds: float = 120) -> None:
+def until(happened: Any, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, "it did not happen in time"
