@@ -1,10 +1,12 @@
 """Files: writes that are whole or not there at all, and where `data/` lies."""
 
+import csv
+import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -76,6 +78,21 @@ def path_between(start: str | Path, target: str | Path) -> str:
         return Path(os.path.relpath(target, start)).as_posix()
     except ValueError:  # on Windows, from one drive to another
         return target.as_posix()
+
+
+def write_csv(
+    path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """Write a line for each row under `columns`, atomically.
+
+    What a row lacks stays empty, what has no column is left out.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def data_dir() -> Path:

@@ -9,6 +9,7 @@ from PIL import Image
 from scripts import RESULTS, command_of
 
 from minildm import SWEEPS
+from minildm.files import write_csv
 from minildm.intervals import mean_interval
 from minildm.sweeps import read_table
 
@@ -124,7 +125,7 @@ def test_the_command_sorts_a_sweeps_table_into_the_figures(tmp_path: Path) -> No
     assert [(r["f"], r["metric"]) for r in factor.tab6(rows)] == [
         ("1", "kid"), ("4", "step_seconds")
     ]  # fmt: skip
-    factor.write(tmp_path / "t.csv", factor.FIG7, ends)
+    write_csv(tmp_path / "t.csv", factor.FIG7, ends)
     with (tmp_path / "t.csv").open() as file:
         assert next(csv.reader(file)) == list(factor.FIG7)
 

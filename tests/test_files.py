@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minildm.files import atomic_write, cache_dir, data_dir, write_json
+from minildm.files import atomic_write, cache_dir, data_dir, write_csv, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -142,3 +142,13 @@ def test_the_cache_is_in_the_home_or_where_the_variable_points(
     assert cache_dir() == tmp_path
     monkeypatch.delenv("MINILDM_CACHE")
     assert cache_dir() == Path.home() / ".cache" / "minildm"
+
+
+def test_rows_become_csv_with_what_they_lack_left_empty(tmp_path: Path) -> None:
+    rows = [{"b": 2, "a": 'with, "quotes"'}, {"a": "", "other": 5}]
+    write_csv(tmp_path / "new/t.csv", ("a", "b"), rows)
+    text = (tmp_path / "new/t.csv").read_bytes()
+    assert text == b'a,b\n"with, ""quotes""",2\n,\n'
+    with pytest.raises(TypeError):
+        write_csv(tmp_path / "new/t.csv", ("a",), [None])
+    assert (tmp_path / "new/t.csv").read_bytes() == text  # the old one stays

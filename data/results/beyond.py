@@ -33,9 +33,7 @@ RUNS) is not done again. --steps, --pictures, --seeds, --variants are for a quic
 """
 
 import argparse
-import csv
 import hashlib
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -59,7 +57,7 @@ from minildm.diffusion import LatentDiffusion, seeded_noise
 from minildm.evaluation import pictures
 from minildm.experiments import LatentDiffusionExperiment
 from minildm.features import OfflineFeatures
-from minildm.files import atomic_write, write_json
+from minildm.files import write_csv, write_json
 from minildm.flow import Velocity, bend, flow_euler, flow_loss, timed, z0_by_flow
 from minildm.guidance import conditioned
 from minildm.intervals import Measured, mean_interval
@@ -355,16 +353,6 @@ def prepared(args: argparse.Namespace, device: torch.device) -> tuple[Setting, T
     return setting, x, labels
 
 
-def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A CSV with a line for each row; the old one stays until the new one is whole."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
-
-
 def main(argv: list[str] | None = None) -> None:
     """Train, sample, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -387,7 +375,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = list(table_of(limits(x, labels, setting) + runs, describe(device)))
     if not all(math.isfinite(float(row["value"])) for row in rows):
         raise ValueError("a number is not finite")
-    write_table(args.out / TABLE, rows)
+    write_csv(args.out / TABLE, COLUMNS, rows)
     print(f"{len(rows)} numbers: {args.out / TABLE}")
 
 

@@ -15,8 +15,6 @@ t interval of 95 %, n the seeds. seconds: steps times the step time measured alo
 """
 
 import argparse
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from minildm import SWEEPS, plots, run_sweep
-from minildm.files import atomic_write
+from minildm.files import atomic_write, write_csv
 from minildm.sweeps import collect, read_table
 from minildm.sweeps.report import samples
 from minildm.sweeps.tables import MEAN, SPEED
@@ -73,16 +71,6 @@ def tab6(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def write(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """A CSV with those columns; the old one stays until the new one is whole."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
-
-
 def write_picture(path: Path, x: torch.Tensor, names: Sequence[str]) -> None:
     """A row of samples for each f, in 128 colours."""
     alt = f"Samples of class-conditional models on latents of {', '.join(names)}, a row each."
@@ -113,9 +101,9 @@ def main(argv: list[str] | None = None) -> None:
         else run_sweep(sweep, args.runs, jobs=args.jobs).table
     )
     rows = read_table(table)
-    write(args.out / "fig6_factor.csv", FIG6, fig6(rows))
-    write(args.out / "fig7_factor.csv", FIG7, fig7(rows, "ddim 20"))
-    write(args.out / "tab6_factor.csv", TAB6, tab6(rows))
+    write_csv(args.out / "fig6_factor.csv", FIG6, fig6(rows))
+    write_csv(args.out / "fig7_factor.csv", FIG7, fig7(rows, "ddim 20"))
+    write_csv(args.out / "tab6_factor.csv", TAB6, tab6(rows))
     if (grid := samples(sweep, args.runs)) is not None:
         write_picture(args.out / "fig6_samples.png", *grid)
     print(f"{len(rows)} numbers: {args.out / 'fig6_factor.csv'}")

@@ -14,8 +14,6 @@ training took by the clock, beside whatever else the machine did. --steps, --siz
 """
 
 import argparse
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -33,7 +31,7 @@ from minildm import Autoencoder, EmojiDataset, PhotoDataset, load_model, plots, 
 from minildm.checkpoints import fingerprint, read_card
 from minildm.demo import describe
 from minildm.experiments import AutoencoderExperiment
-from minildm.files import atomic_write, write_json
+from minildm.files import atomic_write, write_csv, write_json
 from minildm.loop import pick_device
 from minildm.metrics import Evaluation, evaluate_first_stage, reconstruct
 from minildm.presets import LADDER, PIXELS
@@ -145,16 +143,6 @@ def training_of(run_dir: Path, rung: AutoencoderExperiment) -> dict[str, Any]:
     return {"model": run_dir.name, **train, "seconds": round(last.seconds)}
 
 
-def write_table(path: Path, table: list[dict[str, Any]]) -> None:
-    """A CSV with a line for each row; the old one stays until the new one is whole."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
-
-
 def write_picture(path: Path, shown: dict[str, Tensor]) -> None:
     """Each model's pictures in a row of their own, in 256 colours: a quarter of the bytes."""
     alt = f"Pictures through first stages, a row each: {', '.join(shown)}."
@@ -210,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
             table += rows(model, fixed, data, found)
         some = torch.cat([sets["emoji"].x[list(EMOJI)], sets["photos"].x[list(PHOTOS)]])
         shown[label(model)] = reconstruct(model, some)
-    write_table(args.out / TABLE, table)
+    write_csv(args.out / TABLE, COLUMNS, table)
     write_picture(args.out / PICTURE, shown)
     print(f"{len(models)} first stages: {args.out / TABLE}")
 

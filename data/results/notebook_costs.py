@@ -14,7 +14,6 @@ some. The guide for instructors shows the table (`--guide` writes it there from 
 import argparse
 import csv
 import datetime
-import io
 import json
 import os
 import subprocess
@@ -26,7 +25,7 @@ from pathlib import Path
 import torch
 
 from minildm.demo import describe
-from minildm.files import atomic_write
+from minildm.files import atomic_write, write_csv
 from minildm.loop import pick_device
 from minildm.notebook import SCALES
 
@@ -88,12 +87,7 @@ def keep(path: Path, row: Row) -> list[Row]:
     key = (row["notebook"], row["scale"])
     rows = [old for old in read(path) if (old["notebook"], old["scale"]) != key]
     rows = sorted([*rows, row], key=lambda r: (r["notebook"], SCALES.index(r["scale"])))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+    write_csv(path, COLUMNS, rows)
     return rows
 
 

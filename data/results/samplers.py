@@ -18,9 +18,7 @@ What is done (in RUNS) is not done again. --pictures, --reference, --steps and
 """
 
 import argparse
-import csv
 import hashlib
-import io
 import json
 import math
 import time
@@ -41,7 +39,7 @@ from minildm.diffusion import LatentDiffusion, seeded_noise
 from minildm.distances import precision_recalls
 from minildm.evaluation import group_of_class, pictures
 from minildm.features import OfflineFeatures
-from minildm.files import atomic_write, write_json
+from minildm.files import atomic_write, write_csv, write_json
 from minildm.intervals import Evaluation, Measured, jackknife_interval, lots, mean_interval
 from minildm.loop import pick_device
 from minildm.metrics import accuracy, extract, kid, proxy_fid, reconstruct
@@ -240,16 +238,6 @@ def decoded(model: LatentDiffusion, z: Tensor) -> Tensor:
     return torch.cat(parts).clamp(-1.0, 1.0)
 
 
-def write_table(path: Path, table: list[dict[str, Any]]) -> None:
-    """A CSV with a line for each row; the old one stays until the new one is whole."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
-
-
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -294,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
         fixed = cell._asdict() | {"calls": drawn.calls, "seconds": f"{drawn.seconds:.4g}"}
         fixed["guidance_scale"] = f"{cell.guidance_scale:g}"
         table += rows(shared | fixed, found, len(real))
-    write_table(args.out / TABLE, table)
+    write_csv(args.out / TABLE, COLUMNS, table)
     print(f"{len(table)} numbers: {args.out / TABLE}")
 
 

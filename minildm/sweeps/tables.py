@@ -1,14 +1,13 @@
 """The tidy table of a sweep: a row for each number of each run, and for each mean over seeds."""
 
 import csv
-import io
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minildm.files import atomic_write
+from minildm.files import write_csv
 from minildm.intervals import mean_interval
 from minildm.sweeps.sweep import Sweep
 
@@ -40,12 +39,7 @@ def write_table(
     order = {label: i for i, label in enumerate(sweep.levels)}
     rows.sort(key=lambda row: order[row[sweep.name]])
     rows = [{column: row.get(column, "") for column in (sweep.name, *COLUMNS)} for row in rows]
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, (sweep.name, *COLUMNS), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+    write_csv(path, (sweep.name, *COLUMNS), rows)
     return rows
 
 
