@@ -149,6 +149,6 @@ def test_rows_become_csv_with_what_they_lack_left_empty(tmp_path: Path) -> None:
     write_csv(tmp_path / "new/t.csv", ("a", "b"), rows)
     text = (tmp_path / "new/t.csv").read_bytes()
     assert text == b'a,b\n"with, ""quotes""",2\n,\n'
-    with pytest.raises(TypeError):
+    with pytest.raises(AttributeError):
         write_csv(tmp_path / "new/t.csv", ("a",), [None])
     assert (tmp_path / "new/t.csv").read_bytes() == text  # the old one stays
