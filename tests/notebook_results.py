@@ -217,6 +217,19 @@ def results_of_19(results: dict[str, Any]) -> None:
     assert 0 <= few <= many <= 1
 
 
+def results_of_20(results: dict[str, Any]) -> None:
+    ends = {name: found[-1] for name, found in results["spread"].items()}
+    assert 1.01 > ends["zero terminal SNR"] > 0.97 > ends["this paper's"] > 0.7
+    assert 0 < ends["Stable Diffusion's"] < 0.3
+    first, second = results["missed"].values()
+    assert first > 0.2 > 1e-9 > second
+    for gaps in results["own"].values():
+        assert gaps == sorted(gaps, reverse=True) and gaps[-1] > 0
+    assert len(results["verdicts"]) == 5
+    calls = [round(found["calls"]["value"]) for found in results["guidance"].values()]
+    assert calls[0] == 20 < calls[2] < calls[1] == 40
+
+
 RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "00_quickstart": results_of_00,
     "01_perceptual_and_semantic_compression": results_of_01,
@@ -238,4 +251,5 @@ RESULTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "17_evaluation": results_of_17,
     "18_official_checkpoints": results_of_18,
     "19_scaling_out": results_of_19,
+    "20_beyond": results_of_20,
 }
