@@ -6,6 +6,7 @@ again) and writes, here or into --out:
     fig6_factor.csv     every number over the training: f, seed, step, seconds, metric, value
     fig7_factor.csv     the last models with 5 to 50 steps of DDIM: quality beside pictures a second
     tab6_factor.csv     LDM-1 against LDM-4: throughput, time of an epoch, quality
+    fig6_factor.png     the proxy-FID over steps, and over time
     fig6_samples.png    the same conditions drawn by each f at the end
 
 Rows of a seed have the number of samples as n; rows "mean" are over seeds, low and high Student's
@@ -25,7 +26,7 @@ from PIL.PngImagePlugin import PngInfo
 from minildm import SWEEPS, plots, run_sweep
 from minildm.files import atomic_write, write_csv
 from minildm.sweeps import collect, read_table
-from minildm.sweeps.report import samples
+from minildm.sweeps.report import figures, samples
 from minildm.sweeps.tables import MEAN, SPEED
 
 HERE = Path(__file__).resolve().parent
@@ -71,14 +72,19 @@ def tab6(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def write_picture(path: Path, x: torch.Tensor, names: Sequence[str]) -> None:
-    """A row of samples for each f, in 128 colours."""
-    alt = f"Samples of class-conditional models on latents of {', '.join(names)}, a row each."
-    each = len(x) // len(names)
-    some = torch.cat([part[:SHOWN] for part in x.split(each)])
-    plots.save(plots.class_grid(some, names), path, alt)
+def sample_grid(x: torch.Tensor, names: Sequence[str]) -> plots.NotebookFigure:
+    """A row of SHOWN samples for each f."""
+    some = torch.cat([part[:SHOWN] for part in x.split(len(x) // len(names))])
+    figure = plots.class_grid(some, names)
+    figure.alt_text = f"Samples of class-conditional models on latents of {', '.join(names)}."
+    return figure
+
+
+def write_picture(path: Path, figure: plots.NotebookFigure) -> None:
+    """A figure as PNG in 128 colours: a third of the bytes."""
+    plots.save(figure, path)
     text = PngInfo()
-    text.add_text("Description", alt)
+    text.add_text("Description", figure.alt_text)
     with Image.open(path) as picture:
         palette = Image.Quantize.MAXCOVERAGE
         small = picture.convert("RGB").quantize(128, palette, 4, dither=Image.Dither.NONE)
@@ -104,8 +110,9 @@ def main(argv: list[str] | None = None) -> None:
     write_csv(args.out / "fig6_factor.csv", FIG6, fig6(rows))
     write_csv(args.out / "fig7_factor.csv", FIG7, fig7(rows, "ddim 20"))
     write_csv(args.out / "tab6_factor.csv", TAB6, tab6(rows))
+    write_picture(args.out / "fig6_factor.png", figures(sweep, rows)["proxy_fid_over_training"])
     if (grid := samples(sweep, args.runs)) is not None:
-        write_picture(args.out / "fig6_samples.png", *grid)
+        write_picture(args.out / "fig6_samples.png", sample_grid(*grid))
     print(f"{len(rows)} numbers: {args.out / 'fig6_factor.csv'}")
 
 
