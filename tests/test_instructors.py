@@ -110,12 +110,12 @@ def test_costs_are_measured_of_the_kernel_and_failures_say_why(tmp_path: Path) -
 
     costs = command_of("notebook_costs")
     first = new_code_cell('scale = "smoke"\nrun_dir = "runs"', metadata={"tags": ["parameters"]})
-    for name, source in (("works", "held = bytearray(300 * 2**20)"), ("fails", "1 / 0")):
+    for name, source in (("works", "held = b'x' * (1200 * 2**20)"), ("fails", "1 / 0")):
         kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "x"}}
         notebook = new_notebook(cells=[first, new_code_cell(source)], metadata=kernel)
         nbformat.write(notebook, tmp_path / f"{name}.ipynb")
     row = costs.measure(tmp_path / "works.ipynb", "smoke")
-    assert 300 < int(row["peak_mib"]) < 600
+    assert 1200 < int(row["peak_mib"]) < 1600
     assert int(row["cpu_seconds"]) <= 20
     with pytest.raises(RuntimeError, match=r"fails\.ipynb failed at smoke: (.|\n)*ZeroDivision"):
         costs.measure(tmp_path / "fails.ipynb", "smoke")
