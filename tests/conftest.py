@@ -54,6 +54,18 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def seeded_module() -> None:
+    """What a module's own fixtures draw depends on no module before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def seeded(seeded_module: None) -> None:
+    """What a test draws depends on no test before it: it fails alone as it fails among all."""
+    torch.manual_seed(0)
+
+
 class TinyPictures(Dataset[dict[str, Any]]):
     """Squares of one colour on white, 16 x 16: what any data set of the package offers."""
 

@@ -79,6 +79,14 @@ def _same(one: Any, other: Any) -> bool:
     return one == other
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Other tests leave latents of the same pictures and autoencoder, of float32, in theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINILDM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process makes of the same trainings."""
