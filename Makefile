@@ -1,6 +1,7 @@
 # Everything runs in .venv, which the first command makes.
 PYTHON ?= python3
 BIN := .venv/bin
+JOBS ?= 2
 
 .PHONY: demo test lint lab bench clean
 
@@ -15,9 +16,10 @@ BIN := .venv/bin
 demo: .venv/done  ## train both stages on the embedded emoji; pictures in runs/demo
 	$(BIN)/python -m minildm demo
 
-test: .venv/done  ## unit tests, then every notebook, twice
-	$(BIN)/python -m pytest
-	MINILDM_CACHE=$(CURDIR)/.cache MINILDM_SCALE=$${MINILDM_SCALE:-smoke} $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
+test: .venv/done  ## unit tests, then every notebook, twice; JOBS=4: as many at once
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 MINILDM_CACHE=$(CURDIR)/.cache MINILDM_SCALE=$${MINILDM_SCALE:-smoke} \
+	    $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax --nbval-current-env \
 	    --override-ini filterwarnings= notebooks
 
 lint: .venv/done
