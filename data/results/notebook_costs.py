@@ -98,8 +98,9 @@ def table(rows: list[Row]) -> str:
     for name in sorted({row["notebook"] for row in rows}):
         cells = [cell(found.get((name, scale))) for scale in SCALES]
         lines.append(f"| [{name}]({name}.ipynb) | {' | '.join(cells)} |")
-    threads = ", ".join(sorted({f"{row['device']}" for row in rows}))
-    return "\n".join([*lines, "", f"Processor time, and the peak of memory; {threads}."]) + "\n"
+    devices = ", ".join(sorted({row["device"] for row in rows}))
+    told = f"Processor time, and the peak of memory; {devices}."
+    return "\n".join([*lines, "", told.replace(" 1 threads", " one thread")]) + "\n"
 
 
 def cell(row: Row | None) -> str:
