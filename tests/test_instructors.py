@@ -21,8 +21,9 @@ GUIDE = (ROOT / "notebooks/INSTRUCTORS.md").read_text(encoding="utf-8")
 
 def blocks(language: str) -> Iterator[str]:
     """What stands between ```LANGUAGE and ```, indentation taken away."""
-    for indent, text in re.findall(rf"^( *)```{language}\n(.*?)^ *```", GUIDE, re.M | re.S):
-        yield "\n".join(line.removeprefix(indent) for line in text.splitlines())
+    for indent, tongue, text in re.findall(r"^( *)```(\w*)\n(.*?)^ *```", GUIDE, re.M | re.S):
+        if tongue == language:  # all are matched: an end would else be taken for a beginning
+            yield "\n".join(line.removeprefix(indent) for line in text.splitlines())
 
 
 def test_its_tomls_are_sweeps(tmp_path: Path) -> None:
