@@ -9,7 +9,7 @@ processes may share a sweep, each taking what the others have not begun.
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from itertools import cycle, islice
@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 
 from minildm.files import write_json
 from minildm.loop import pick_device
-from minildm.runs import flat
 from minildm.sweeps.execution import NOTEBOOK, Outcome, Place, perform, results_of, template
 from minildm.sweeps.report import write_report
 from minildm.sweeps.sweep import Run, Sweep
@@ -30,6 +29,7 @@ from minildm.sweeps.tables import write_table
 from minildm.sweeps.timing import time_level
 
 DEFINITION, TABLE = "sweep.json", "table.csv"
+FREE = {"seeds", "question", "paper"}  # what may change while a sweep stays the same
 ANSWERS_IN = 20.0  # seconds, a scheduler that is there
 Perform = Callable[..., Outcome]
 
@@ -59,22 +59,17 @@ def run_sweep(
 
     jobs: runs at once, by default one a device. devices: "cuda:0", "cuda:1", "mps", "cpu"; by
     default the best there is. threads: CPU threads of a run. levels, seeds: do these alone.
-    scheduler: the address of a Dask cluster whose workers see the folder; it then decides how
-    many runs go at once. A run that fails is said, with its notebook, and the others go on; the
-    same call tries it again. Ctrl-C ends the runs, and the same call goes on with them.
+    scheduler: the address of a Dask cluster whose workers see the folder, in place of jobs and
+    devices. A run that fails is said, with its notebook, and the others go on; the same call
+    tries it again. Ctrl-C ends the runs, and the same call goes on with them.
     Raises ValueError for a folder that holds another sweep, and for unknown names.
     """
     folder = Path(folder).resolve()
     runs = sweep.runs(levels, seeds)
-    places = _places(devices, threads)
-    jobs = len(places) if jobs is None else jobs
-    if jobs < 1:
-        raise ValueError(f"jobs={jobs} must be at least 1")
     template()
-    sweep = claim(sweep, folder)
-    left = [run for run in runs if results_of(folder_of(folder, run), run) is None]
-    engine: Engine = Local(places, jobs) if scheduler is None else Dask(scheduler, threads)
-    with engine:
+    with _engine(scheduler, devices, jobs, threads) as engine:
+        sweep = claim(sweep, folder)
+        left = [run for run in runs if results_of(folder_of(folder, run), run) is None]
         time_levels(sweep, folder, runs, engine, say)
         outcomes = [Outcome(run.name, "was done") for run in runs if run not in left]
         outcomes += list(_all(left, folder, engine, say))
@@ -91,23 +86,44 @@ def folder_of(folder: Path, run: Run) -> Path:
 def claim(sweep: Sweep, folder: Path) -> Sweep:
     """Write down what the folder's sweep is; ValueError where it is another one.
 
-    More seeds than before are welcome: the sweep then has them all.
+    More seeds than before are welcome: the sweep then has them all. Words may change.
     """
     path = folder / DEFINITION
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):
         if path.is_file():
-            old = Sweep.from_dict(json.loads(path.read_text()))
+            try:
+                old = Sweep.from_dict(json.loads(path.read_text()))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path} is no sweep of this version: {error}") from error
             sweep = replace(sweep, seeds=tuple(sorted({*old.seeds, *sweep.seeds})))
-            was, now = flat(old.as_dict()), flat(sweep.as_dict())
-            differ = [k for k in sorted(was | now) if was.get(k) != now.get(k) and k != "seeds"]
-            if differ:
-                listed = ", ".join(f"{k}: {was.get(k)} there, {now.get(k)} asked" for k in differ)
+            was, now = (
+                {name: value for name, value in each.as_dict().items() if name not in FREE}
+                for each in (old, sweep)
+            )
+            if was != now:
                 raise ValueError(
-                    f"{folder} holds another sweep ({listed}); take another folder or delete it"
+                    f"{folder} holds another sweep ({_differences(was, now)}); take another "
+                    "folder or delete it"
                 )
         write_json(path, sweep.as_dict())
     return sweep
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What makes two sweeps two, in words."""
+    was, now, no = _listed(was), _listed(now), "nothing"
+    differ = [key for key in sorted(was | now) if was.get(key, no) != now.get(key, no)]
+    return ", ".join(f"{k}: {was.get(k, no)} there, {now.get(k, no)} asked" for k in differ)
+
+
+def _listed(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """As `flat`, but tables that are empty stay: a level may set nothing."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        inside = _listed(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {}
+        found |= inside or {f"{prefix}{key}": value}
+    return found
 
 
 def time_levels(
@@ -174,6 +190,25 @@ def _why(outcome: Outcome, folder: Path) -> str:
     if outcome.state != "failed":
         return ""
     return f": {outcome.message}\n  see {folder / 'runs' / outcome.name / NOTEBOOK}"
+
+
+def _engine(
+    scheduler: str | None, devices: Sequence[str], jobs: int | None, threads: int
+) -> "Engine":
+    """What carries out the runs; ValueError for options that do not go together."""
+    if scheduler is None:
+        places = _places(devices, threads)
+        jobs = len(places) if jobs is None else jobs
+        if jobs < 1:
+            raise ValueError(f"jobs={jobs} must be at least 1")
+        return Local(places, jobs)
+    if devices or jobs is not None:
+        raise ValueError(
+            f"scheduler={scheduler!r} does not go with devices={list(devices)}, jobs={jobs}: each "
+            "of the cluster's workers has its own"
+        )
+    _places((), threads)
+    return Dask(scheduler, threads)
 
 
 def _places(devices: Sequence[str], threads: int) -> list[Place]:
@@ -243,7 +278,7 @@ class Dask:
         self.place = Place("", threads)
         try:
             self.client = Client(address, timeout=ANSWERS_IN)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # nobody there; no address
             raise ValueError(f"scheduler={address!r} does not answer: {error}") from error
 
     def __enter__(self) -> "Dask":
