@@ -91,7 +91,7 @@ def test_what_cannot_be_is_said_before_anything_runs(
 def test_a_report_alone_runs_nothing(
     asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cli.SWEEPS, "rate", SWEEP)
+    monkeypatch.setattr(cli, "SWEEPS", {"rate": SWEEP})
     ended = invoke("rate", "--out", str(tmp_path), "--report")
     assert ended.exit_code == 0
     assert not asked

@@ -1,32 +1,33 @@
 """What a level of a sweep may set, by dotted names; unknown names and other types are refused."""
 
-import difflib
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minildm.autoencoder import Autoencoder
-from minildm.checkpoints import from_dict, load_model, pretrained, shipped_names, to_dict
-from minildm.diffusion import LatentDiffusion
-from minildm.experiments import AutoencoderExperiment, LatentDiffusionExperiment
+from minildm.autoencoder import Autoencoder, AutoencoderConfig
+from minildm.checkpoints import (
+    KINDS,
+    from_dict,
+    load_model,
+    pretrained,
+    read_card,
+    shipped_names,
+    to_dict,
+)
+from minildm.data.emoji import STYLES, read_emoji
+from minildm.diffusion import LatentDiffusion, LatentDiffusionConfig
+from minildm.experiments import AutoencoderExperiment, DataConfig, LatentDiffusionExperiment
+from minildm.files import data_dir
 from minildm.presets import PIXELS, PRESETS
 from minildm.runs import flat
-from minildm.samplers import SAMPLERS
+from minildm.sweeps.sampling import Drawn, Settings, is_number, sampling_of, unknown
 
-Settings = Mapping[str, Any]  # "unet.width" -> 32
 Experiment = TypeVar("Experiment", AutoencoderExperiment, LatentDiffusionExperiment)
 
-SAMPLING = {  # what `sampling.` takes, and what it is if not said: plain DDIM, 20 steps
-    "sampler": "ddim",
-    "steps": 20,
-    "eta": 0.0,
-    "spacing": None,
-    "guidance_scale": 1.0,
-    "guidance_rescale": 0.0,
-    "guidance_interval": None,
-}
 OWN = ("preset", "model", "first_stage", "trained_first_stage", "latent_std")
+PATHS = ("model", "trained_first_stage", "data.path", "first_stage.data.path")
 PIXELS_NAME = "pixels"  # the first stage of f = 1
 
 
@@ -34,26 +35,38 @@ PIXELS_NAME = "pixels"  # the first stage of f = 1
 class Plan:
     """What the settings of a level come to.
 
-    model: a trained model's folder or name, of which samples are drawn; nothing is trained then.
-    first_stage: what to train once for all runs that name the same; or trained_first_stage, a
-    folder or a shipped name; neither: pixels. latent_std: the standard deviation that the
-    diffusion model sees in place of 1.
+    model: a trained model's folder or name, of which samples are drawn, and its config; nothing
+    is trained then. first_stage: what to train once for all runs that name the same; or
+    trained_first_stage, a folder or a shipped name; neither: pixels. latent_std: the standard
+    deviation that the diffusion model sees in place of 1.
     """
 
-    experiment: LatentDiffusionExperiment | None
-    model: str | None
-    first_stage: AutoencoderExperiment | None
-    trained_first_stage: str | None
-    latent_std: float
+    experiment: LatentDiffusionExperiment | None = None
+    model: str | None = None
+    config: LatentDiffusionConfig | None = None
+    first_stage: AutoencoderExperiment | None = None
+    trained_first_stage: str | None = None
+    latent_std: float = 1.0
     sampling: dict[str, Any]
 
+    @property
+    def drawn(self) -> Drawn:
+        """What says the schedule and the condition of the samples."""
+        return self.experiment or self.config
 
-def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
-    """The error for a name that is not there, with the likeliest one that is."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f"; did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"{what}: {name!r} is not known{meant} Known: {', '.join(known)}")
+
+def absolute(settings: Settings) -> dict[str, Any]:
+    """Folders by their whole path, as words: runs may be carried out in another place than this.
+
+    The name of a shipped model stays.
+    """
+    found = dict(settings)
+    for key in PATHS:
+        value = found.get(key)
+        if isinstance(value, str | os.PathLike) and str(value):
+            is_name = key in OWN and not Path(value).is_dir()
+            found[key] = str(value) if is_name else str(Path(value).resolve())
+    return found
 
 
 def plan_of(settings: Settings, seed: int = 0, where: str = "settings") -> Plan:
@@ -64,51 +77,28 @@ def plan_of(settings: Settings, seed: int = 0, where: str = "settings") -> Plan:
         if key not in OWN:
             prefix = next(p for p in parts if key.startswith(p))
             parts[prefix][key.removeprefix(prefix)] = value
-    sampling = sampling_of(parts["sampling."], where)
     if "model" in own:
         _refuse_training(own, {**parts["first_stage."], **parts[""]}, where)
-        return Plan(
-            experiment=None,
-            model=str(own["model"]),
-            first_stage=None,
-            trained_first_stage=None,
-            latent_std=1.0,
-            sampling=sampling,
-        )
+        config = config_of("model", own["model"], ("latent-diffusion",), where)
+        _check_measurable(config, f"{where}: model={own['model']!r}")
+        sampling = sampling_of(parts["sampling."], where, config)
+        return Plan(model=str(own["model"]), config=config, sampling=sampling)
+    if "train.seed" in parts[""]:
+        raise ValueError(f"{where}: train.seed is each run's own: name the sweep's seeds instead")
     preset = _preset(own.get("preset", "emoji-class"), LatentDiffusionExperiment, where)
     experiment = changed(preset, {**parts[""], "train.seed": seed}, where)
-    given = own.get("trained_first_stage")
-    name = own.get("first_stage", None if given else "emoji-kl-f4")
-    if given and (name or parts["first_stage."]):
-        raise ValueError(f"{where}: give first_stage, to train, or trained_first_stage, not both")
     latent_std = own.get("latent_std", 1.0)
-    if isinstance(latent_std, bool) or not isinstance(latent_std, int | float) or latent_std <= 0:
+    if not is_number(latent_std) or latent_std <= 0:
         raise ValueError(f"{where}: latent_std={latent_std!r} must be a positive number")
-    plan = Plan(
+    first_stage, given = _first_stage(own, parts["first_stage."], experiment, where)
+    _check_fit(experiment, first_stage, given, where)
+    return Plan(
         experiment=experiment,
-        model=None,
-        first_stage=_first_stage(name, parts["first_stage."], experiment, where),
+        first_stage=first_stage,
         trained_first_stage=given,
         latent_std=float(latent_std),
-        sampling=sampling,
+        sampling=sampling_of(parts["sampling."], where, experiment),
     )
-    _check_fit(plan, where)
-    return plan
-
-
-def sampling_of(options: Settings, where: str) -> dict[str, Any]:
-    """Options of a sampling with the defaults filled in."""
-    for name in options:
-        if name not in SAMPLING:
-            raise unknown(f"{where}: sampling", name, SAMPLING)
-    found = SAMPLING | dict(options)
-    if found["sampler"] not in SAMPLERS:
-        raise unknown(f"{where}: sampling.sampler", str(found["sampler"]), SAMPLERS)
-    if not isinstance(found["steps"], int) or found["steps"] < 1:
-        raise ValueError(f"{where}: sampling.steps={found['steps']!r} must be at least 1")
-    if found["guidance_interval"] is not None:
-        found["guidance_interval"] = tuple(found["guidance_interval"])
-    return found
 
 
 def changed(experiment: Experiment, changes: Settings, where: str) -> Experiment:
@@ -152,25 +142,74 @@ def _preset(name: Any, kind: type, where: str) -> Any:
 
 
 def _first_stage(
-    name: str | None, changes: Settings, experiment: LatentDiffusionExperiment, where: str
-) -> AutoencoderExperiment | None:
-    """The preset, on pictures of the diffusion model's size unless that is said otherwise."""
+    own: Settings, changes: Settings, experiment: LatentDiffusionExperiment, where: str
+) -> tuple[AutoencoderExperiment | None, str | None]:
+    """What to train, on pictures of the diffusion model's size unless that is said otherwise; or
+    what is trained; neither: pixels.
+    """
+    given = own.get("trained_first_stage")
+    name = own.get("first_stage", None if given is not None else "emoji-kl-f4")
+    if given is not None and (name or changes):
+        raise ValueError(f"{where}: give first_stage, to train, or trained_first_stage, not both")
     if name is None or name == PIXELS_NAME:
-        return None  # what other levels' first stages share says nothing of pixels
-    preset = _preset(name, AutoencoderExperiment, f"{where}: first_stage")
-    return changed(preset, {"data.size": experiment.data.size, **changes}, f"{where}: first_stage")
+        # What other levels' first stages share says nothing of pixels.
+        return None, None if given is None else str(given)
+    where = f"{where}: first_stage"
+    preset = _preset(name, AutoencoderExperiment, where)
+    return changed(preset, {"data.size": experiment.data.size, **changes}, where), None
 
 
-def _check_fit(plan: Plan, where: str) -> None:
-    """ValueError where the UNet is not made for the first stage's latents."""
-    config = plan.first_stage.model if plan.first_stage else PIXELS
-    if plan.trained_first_stage is not None:
-        first = trained(plan.trained_first_stage)
-        config = first.config if isinstance(first, Autoencoder) else first.config.autoencoder
+def _check_fit(
+    experiment: LatentDiffusionExperiment,
+    first_stage: AutoencoderExperiment | None,
+    given: str | None,
+    where: str,
+) -> None:
+    """ValueError where the UNet is not made for the first stage's latents, or data lack a name."""
+    config = first_stage.model if first_stage else PIXELS
+    if given is not None:
+        kinds = ("autoencoder", "latent-diffusion")
+        found = config_of("trained_first_stage", given, kinds, where)
+        config = found if isinstance(found, AutoencoderConfig) else found.autoencoder
     try:  # the names are the data's, and do not change what fits
-        plan.experiment.model_config(config, ("a", "b"), vocab_size=2, labels=("a", "b"))
+        experiment.model_config(config, ("a", "b"), vocab_size=2, labels=("a", "b"))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    _check_names(experiment.data, where)
+    if first_stage is not None:
+        _check_names(first_stage.data, f"{where}: first_stage")
+
+
+def _check_names(data: DataConfig, where: str) -> None:
+    """ValueError for subgroups and styles that the data have not, or that are named twice."""
+    known: dict[str, Sequence[str]] = {}
+    if data.kind in ("emoji", "scenes"):
+        known["styles"] = STYLES
+    if data.kind == "emoji" and data.subgroups:
+        known["subgroups"] = emoji_subgroups()
+    for field, names in known.items():
+        asked = getattr(data, field)
+        for name in asked:
+            if name not in names:
+                raise unknown(f"{where}: data.{field}", str(name), names)
+        if len(set(asked)) < len(asked):
+            raise ValueError(f"{where}: data.{field}={list(asked)} must name nothing twice")
+
+
+def emoji_subgroups() -> list[str]:
+    """Those of all groups."""
+    return [name for names in read_emoji().groups.values() for name in names]
+
+
+def _check_measurable(config: LatentDiffusionConfig, where: str) -> None:
+    """ValueError for a model of classes that no pictures here are of."""
+    conditioner = config.conditioner
+    others = set(conditioner.classes) - {*emoji_subgroups()} if conditioner.kind == "class" else ()
+    if others:
+        raise ValueError(
+            f"{where} knows classes that are no subgroups of the emoji, such as "
+            f"{min(others)!r}: there are no pictures to measure it by"
+        )
 
 
 def _refuse_training(own: Settings, changes: Settings, where: str) -> None:
@@ -180,8 +219,32 @@ def _refuse_training(own: Settings, changes: Settings, where: str) -> None:
             f"{where}: model={own['model']!r} is trained already, so {', '.join(extra)} would "
             "change nothing; only sampling. settings go with it"
         )
-    if own["model"] not in shipped_names() and not Path(str(own["model"])).is_dir():
-        raise unknown(f"{where}: model", str(own["model"]), shipped_names())
+
+
+def config_of(key: str, name: Any, kinds: Sequence[str], where: str) -> Any:
+    """The config of the model that setting `key` names, a folder or a shipped name; no weights.
+
+    ValueError for what is none, not finished, or of none of those kinds.
+    """
+    weights = data_dir() / "weights"
+    fitting = [n for n in shipped_names() if read_card(weights / n)["kind"] in kinds]
+    folder = Path(str(name))
+    if not folder.is_dir():
+        if name not in shipped_names():
+            raise unknown(f"{where}: {key}", str(name), [*fitting, "a model's folder"])
+        folder = weights / name
+    try:
+        card = read_card(folder)
+        if card["kind"] not in kinds:
+            raise ValueError(
+                f"it is of kind {card['kind']!r}, and must be {' or '.join(kinds)}, as "
+                f"{', '.join(fitting)}"
+            )
+        if "unfinished" in card.get("info", ()):
+            raise ValueError("it is still in training")
+        return from_dict(KINDS[card["kind"]][0], card["config"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {key}={str(name)!r}: {error}") from error
 
 
 def trained(name: str) -> Autoencoder | LatentDiffusion:

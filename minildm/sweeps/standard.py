@@ -1,20 +1,53 @@
 """The paper's ablations, ready to run: `minildm sweep f`."""
 
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
 from minildm.presets import FACTOR_UNETS
 from minildm.sweeps.sweep import Sweep
 
 SMALL = {"preset": "emoji-class-f4", "first_stage": "emoji-kl-f4"}  # 32 px, 2,000 steps of 16
 QUARTERS = (250, 500, 1000, 2000)
+ALIKE = {  # all that two presets for scenes can share: what they are told differs, and how
+    "objective.predict": "v",
+    "t_bias": 2.0,
+    "alone_steps": 0,
+    "conditioner.p_uncond": 0.0,  # samples are drawn without guidance
+    "unet.width_mult": [1, 2, 2],
+    "unet.attn_levels": [1, 2],
+    "train.steps": 7000,
+}
 SHIPPED = {"model": "emoji-class", "sampling.guidance_scale": 3.0}
 
 
-def _sweep(name: str, question: str, paper: str, **parts: object) -> Sweep:
-    return Sweep(name=name, question=question, paper=paper, **parts)
+Parts = dict[str, Any]  # what a Sweep is made of
 
 
-SWEEPS: dict[str, Sweep] = {
-    sweep.name: sweep
-    for sweep in (
+class StandardSweeps(Mapping[str, Sweep]):
+    """Sweeps by name, each made when it is asked for: that looks into data/, which may be away."""
+
+    def __init__(self, parts: Iterable[tuple[str, Parts]]) -> None:
+        self._parts = dict(parts)
+
+    def __getitem__(self, name: str) -> Sweep:
+        return Sweep(name=name, **self._parts[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def _sweep(name: str, question: str, paper: str, **parts: object) -> tuple[str, Parts]:
+    return name, {"question": question, "paper": paper, **parts}
+
+
+SWEEPS = StandardSweeps(
+    (
         _sweep(
             "f",
             "What does the downsampling factor do?",
@@ -97,10 +130,11 @@ SWEEPS: dict[str, Sweep] = {
         ),
         _sweep(
             "conditioning",
-            "Where should a condition enter: beside z_t, or through cross-attention?",
+            "A map beside z_t, or boxes through cross-attention: which is followed better?",
             "Sec. 3.3: maps that are aligned with the picture are concatenated, everything else "
-            "goes through cross-attention.",
-            shared={"objective.predict": "v", "t_bias": 2.0, "train.steps": 7000},
+            "goes through cross-attention. Here, too, each condition has its own way in, and a map "
+            "says more than boxes: what differs may be what is told as well as how.",
+            shared=ALIKE,
             levels={
                 "concat: a map": {"preset": "scenes-semantic"},
                 "cross-attention: boxes": {"preset": "scenes-layout"},
@@ -108,4 +142,4 @@ SWEEPS: dict[str, Sweep] = {
             measure_at=(3500,),
         ),
     )
-}
+)

@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from minildm.runs import flat
-from minildm.sweeps.measuring import check_metrics
-from minildm.sweeps.settings import Plan, Settings, plan_of, sampling_of, unknown
+from minildm.sweeps.measuring import METRICS, check_metrics, metrics_of
+from minildm.sweeps.sampling import Settings, is_whole, sampling_of, unknown
+from minildm.sweeps.settings import Plan, absolute, plan_of
+
+COLUMNS = (  # of the table; its first is called after the sweep
+    *("seed", "step", "seconds", "images", "sampling", "metric"),
+    *("value", "low", "high", "n", "device"),
+)
+TAKEN = ("plain", "first stage")  # by what is measured of every run, beside its samplings
+TABLES, LISTS = ("levels", "shared", "samplings"), ("seeds", "measure_at", "metrics")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +62,13 @@ class Sweep:
     levels: by their labels, what each sets: dotted fields of the experiment ("unet.width",
     "objective.predict", "train.lr"), "preset", "first_stage" (a preset that is trained once for
     all runs, or "pixels") and its fields ("first_stage.model.mid_attn"), "trained_first_stage",
-    "latent_std", "sampling.steps" and the like; or "model", one that is trained already.
-    shared: the same for all levels. seeds: of weights, order, noise and samples.
-    measure_at: optimiser steps, with the plain sampling of the level; the last one is always
-    measured, and there with all `samplings` (label -> options) too. samples: how many pictures
-    each is measured on. metrics: none named, all that apply.
-    ValueErrors name the level and the setting.
+    "latent_std", "sampling.steps" and the like; or "model", one that is trained already. Folders
+    may be Paths, and are kept by their whole path. shared: the same for all levels. seeds: of
+    weights, order, noise and samples. measure_at: optimiser steps, with the plain sampling of the
+    level; the last one is always measured, and there with all `samplings` (label -> options) too.
+    samples: how many pictures each is measured on. metrics: none named, all that apply. name: it
+    heads a column of the table. All is checked here, against data/ too: ValueErrors name the level
+    and the setting.
     """
 
     name: str
@@ -74,37 +83,101 @@ class Sweep:
     paper: str = ""  # what the paper found, to set the result beside
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
-            raise ValueError(f"name={self.name!r} must be a word like 'unet_width', of a-z, 0-9, _")
-        if not isinstance(self.levels, Mapping) or not isinstance(self.shared, Mapping):
-            raise ValueError(
-                f"{self.name}: levels={self.levels!r}, shared={self.shared!r} must be tables"
-            )
-        wrong = {k: v for k, v in self.levels.items() if not isinstance(v, Mapping)}
-        if wrong:
-            raise ValueError(f"{self.name}: levels={wrong} must be tables of settings")
-        levels = {str(label): flat(level) for label, level in self.levels.items()}
+        self._check_name()
+        self._check_types()
+        levels = {str(label): absolute(flat(level)) for label, level in self.levels.items()}
+        samplings = {str(label): dict(options) for label, options in self.samplings.items()}
+        if len({slug(label) for label in levels}) < len(self.levels):
+            raise ValueError(f"{self.name}: levels {list(self.levels)} are not told apart by names")
         object.__setattr__(self, "levels", levels)
-        object.__setattr__(self, "shared", flat(self.shared))
+        object.__setattr__(self, "shared", absolute(flat(self.shared)))
+        object.__setattr__(self, "samplings", samplings)
         if not self.levels:
             raise ValueError(f"{self.name}: levels must name at least one")
-        if len({slug(label) for label in self.levels}) < len(self.levels):
-            raise ValueError(f"{self.name}: levels {list(self.levels)} are not told apart by names")
+        self._check_samplings()
         seeds = self.seeds
-        if not seeds or len({*seeds}) < len(seeds) or not all(_is_whole(s, 0) for s in seeds):
+        if not seeds or not all(is_whole(s, 0) for s in seeds) or len({*seeds}) < len(seeds):
             raise ValueError(f"{self.name}: seeds={seeds} must be different whole numbers")
         for label in self.levels:
             self._check(label)
+
+    def _check_name(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise ValueError(f"name={self.name!r} must be a word like 'unet_width', of a-z, 0-9, _")
+        if self.name in COLUMNS:
+            raise ValueError(
+                f"name={self.name!r} is taken, as are all columns of the table: "
+                f"{', '.join(COLUMNS)}"
+            )
+
+    def _check_types(self) -> None:
+        """ValueError for a field of another type; lists become tuples."""
+
+        def refuse(name: str, value: Any, needed: str) -> None:
+            raise ValueError(f"{self.name}: {name}={value!r} must be {needed}")
+
+        for name in ("question", "paper"):
+            if not isinstance(getattr(self, name), str):
+                refuse(name, getattr(self, name), "a text")
+        for name in TABLES:
+            if not isinstance(getattr(self, name), Mapping):
+                refuse(name, getattr(self, name), "a table")
+        for name in ("levels", "samplings"):
+            for label, content in getattr(self, name).items():
+                if not isinstance(content, Mapping):
+                    refuse(f"{name}[{label!r}]", content, "a table of settings")
+        for name in LISTS:
+            value = getattr(self, name)
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                refuse(name, value, "a list")
+            object.__setattr__(self, name, tuple(value))
+        if not is_whole(self.samples, 1):
+            refuse("samples", self.samples, "a whole number, at least 1")
+        for name in self.metrics:
+            if not isinstance(name, str):
+                refuse("metrics", list(self.metrics), "a list of names")
+
+    def _check_samplings(self) -> None:
+        """ValueError for labels that would not be names of files, different everywhere."""
+        labels = list(self.samplings)
+        for label in labels:
+            if not re.fullmatch(r"\w[\w .,=+()%-]*", label):
+                raise ValueError(
+                    f"{self.name}: samplings[{label!r}] is to be the name of a file, and must be "
+                    "of letters, digits, spaces and _.,=+()%-"
+                )
+            if slug(label) in map(slug, TAKEN):
+                raise ValueError(
+                    f"{self.name}: samplings[{label!r}] is taken, as are {', '.join(TAKEN)}"
+                )
+        if len({*map(slug, labels)}) < len(labels):
+            raise ValueError(f"{self.name}: samplings {labels} are not told apart by names")
 
     def _check(self, label: str) -> None:
         where, settings = f"{self.name}={label}", self.settings(label)
         plan = plan_of(settings, 0, where)
         for name, options in self.samplings.items():
-            sampling_of(options, f"{where}: samplings[{name!r}]")
-        last = plan.experiment.train.steps if plan.experiment else 0
-        if not all(_is_whole(step, 1) and step <= last for step in self.measure_at):
-            raise ValueError(f"{where}: measure_at={self.measure_at} must lie in 1..{last}")
+            both = {**plan.sampling, **options}
+            sampling_of(both, f"{where}: samplings[{name!r}]", plan.drawn)
+        self._check_steps(plan, where)
+        _check_model_metrics(self.metrics, plan, where)
         check_metrics(self.metrics, plan, self.samples, where)
+
+    def _check_steps(self, plan: Plan, where: str) -> None:
+        """ValueError for steps to measure at that are none, and steps that nobody would count."""
+        steps = self.measure_at
+        if plan.experiment is None:
+            if steps:
+                raise ValueError(f"{where}: measure_at={steps} must be empty: nothing is trained")
+            return
+        last, alone = plan.experiment.train.steps, plan.experiment.alone_steps
+        if not all(is_whole(step, 1) and step <= last for step in steps):
+            raise ValueError(f"{where}: measure_at={steps} must lie in 1..{last}")
+        if alone:
+            raise ValueError(
+                f"{where}: alone_steps={alone} must be 0: the table's steps, pictures and seconds "
+                "would not count them"
+            )
 
     def settings(self, label: str) -> dict[str, Any]:
         """All that a level sets, with what is shared."""
@@ -135,8 +208,22 @@ class Sweep:
         ]
 
     def changed(self, **settings: Any) -> "Sweep":
-        """The same with other shared settings; a level's own still go before them."""
-        return replace(self, shared={**self.shared, **settings})
+        """The same with other shared settings; ValueError for one that would change nothing."""
+        return replace(self, shared=self.shared_with(settings))
+
+    def shared_with(self, settings: Settings) -> dict[str, Any]:
+        """What is shared, with more; a level's own still go before them.
+
+        ValueError for a setting that every level has of its own.
+        """
+        settings = flat(settings)
+        for key, value in settings.items():
+            if all(key in level for level in self.levels.values()):
+                raise ValueError(
+                    f"{self.name}: {key}={value!r} for all levels would change nothing: each "
+                    f"level sets its own {key}"
+                )
+        return {**self.shared, **settings}
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -158,16 +245,13 @@ class Sweep:
         for name in content:
             if name not in known:
                 raise unknown("a sweep", name, [*known, "grid"])
-        tuples = {
-            name: tuple(content[name])
-            for name in ("seeds", "measure_at", "metrics")
-            if name in content
-        }
-        return cls(**{**content, **tuples})
+        return cls(**content)
 
 
 def grid(axes: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, Settings]]:
     """Every combination of values: a label, and what it sets."""
+    if not isinstance(axes, Mapping):
+        raise ValueError(f"grid={axes!r} must be a table of lists")
     axes = flat(axes)
     wrong = {name: values for name, values in axes.items() if not isinstance(values, list)}
     if wrong or not axes:
@@ -193,5 +277,17 @@ def slug(label: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-") or "level"
 
 
-def _is_whole(number: Any, least: int) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= least
+def _check_model_metrics(asked: Sequence[str], plan: Plan, where: str) -> None:
+    """ValueError for metrics that say nothing of the trained model that a level names."""
+    if plan.config is None:
+        return
+    conditioner = plan.config.conditioner
+    scenes = conditioner.kind == "layout" or conditioner.concat == "semantic"
+    data = "scenes" if scenes else "emoji"
+    applies = metrics_of(conditioner.kind, conditioner.concat, data)
+    for name in asked:
+        if name in METRICS and name not in applies:
+            raise ValueError(
+                f"{where}: metrics={name!r} says nothing of model={plan.model!r}; "
+                f"{', '.join(applies)} do"
+            )
