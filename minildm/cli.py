@@ -1,7 +1,6 @@
 """The command line: `minildm demo | train | sample | ...`, or `python -m minildm`."""
 
 import json
-import tomllib
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +25,8 @@ from minildm.metrics import evaluate_first_stage
 from minildm.presets import PRESETS
 from minildm.samplers import SAMPLERS
 from minildm.segmenter import Segmenter
-from minildm.sweeps import SWEEPS, Sweep, collect, read_sweep, run_sweep
-from minildm.sweeps.running import claim
+from minildm.sweeps import SWEEPS, run_sweep
+from minildm.sweeps.command import asked_sweep, report_again
 from minildm.training import progress, train_autoencoder, train_judge, train_ldm
 
 app = typer.Typer(
@@ -49,6 +48,10 @@ FOLLOWS = {
     "layout": "layouts: give --layout, and no names",
     "ids": "numbered tokens, which have no place here",
 }
+MEASURE_AT = (
+    "steps to measure at, as 250,500; the last one always is. Default: the sweep's own, those up "
+    "to train.steps where --set gives another"
+)
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; default: the best there is")]
 Seed = Annotated[int, typer.Option(help="the same seed, the same result")]
 
@@ -325,17 +328,18 @@ def sweep(
     change: Annotated[
         list[str] | None, typer.Option("--set", help="for all levels, as train.steps=500")
     ] = None,
-    scheduler: Annotated[str | None, typer.Option(help="address of a Dask cluster")] = None,
+    measure_at: Annotated[list[str] | None, typer.Option(help=MEASURE_AT)] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="address of a Dask cluster; it decides on jobs and devices")
+    ] = None,
     report: Annotated[bool, typer.Option(help="run nothing: table and report anew")] = False,
 ) -> None:
     """Ablate a factor: every level with every seed; one table, figures, a report."""
-    asked = SWEEPS[what] if what in SWEEPS else _sweep_file(what)
-    changes = {} if seeds is None else {"seeds": tuple(range(seeds))}
-    changes |= {} if samples is None else {"samples": samples}
-    asked = replace(asked, **changes).changed(**dict(map(_setting, change or ())))
+    fields = {"seeds": seeds, "samples": samples, "measure_at": measure_at or ()}
+    asked = asked_sweep(what, change or (), **fields)
     folder = out or Path("runs") / f"sweep-{asked.name}"
     if report:
-        table, page = collect(claim(asked, folder), folder)
+        table, page = report_again(asked, folder)
         typer.echo(f"{table}, {page}")
         return
     done = run_sweep(
@@ -353,23 +357,6 @@ def sweep(
     if done.failed:
         typer.echo(f"{len(done.failed)} of {len(done.outcomes)} runs failed", err=True)
         raise typer.Exit(1)
-
-
-def _sweep_file(path: str) -> Sweep:
-    if not Path(path).is_file():
-        raise ValueError(f"sweep={path!r} is no TOML file, nor one of {', '.join(SWEEPS)}")
-    return read_sweep(path)
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """What --set says: a number, a list or a truth value as in TOML, else a word."""
-    name, sign, value = text.partition("=")
-    if not sign or not name:
-        raise ValueError(f"--set {text!r} must be NAME=VALUE, as in train.steps=500")
-    try:
-        return name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return name, value
 
 
 def main() -> None:
