@@ -330,7 +330,7 @@ def sweep(
     ] = None,
     measure_at: Annotated[list[str] | None, typer.Option(help=MEASURE_AT)] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="address of a Dask cluster; it decides on jobs and devices")
+        str | None, typer.Option(help="address of a Dask cluster, in place of --jobs and --device")
     ] = None,
     report: Annotated[bool, typer.Option(help="run nothing: table and report anew")] = False,
 ) -> None:
