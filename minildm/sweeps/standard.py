@@ -133,7 +133,8 @@ SWEEPS = StandardSweeps(
             "A map beside z_t, or boxes through cross-attention: which is followed better?",
             "Sec. 3.3: maps that are aligned with the picture are concatenated, everything else "
             "goes through cross-attention. Here, too, each condition has its own way in, and a map "
-            "says more than boxes: what differs may be what is told as well as how.",
+            "says more than boxes; the layers that read boxes make the UNet half as large again. "
+            "So what is told differs, as well as how.",
             shared=ALIKE,
             levels={
                 "concat: a map": {"preset": "scenes-semantic"},
