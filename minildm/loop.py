@@ -11,7 +11,7 @@ the same whatever their number, but for the order of sums, and may go on with an
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -176,13 +176,15 @@ def optimise(
     save: Callable[[EMA], None],
     adversary: nn.Module | None = None,
     adversary_lr: float = 1.0,
+    save_at: Collection[int] = (),
 ) -> Iterator[Record]:
     """Train `model` in place on `loss_fn(batch, step)["loss"]`, from where `run` stopped.
 
     adversary: trained beside it on the term "disc_loss" by an optimiser of its own, at
     adversary_lr times the learning rate; the two terms must not reach each other's weights.
     At the end the model holds its EMA weights. `save` writes the model's folder, every
-    save_every steps and at the end. Raises NonFiniteLossError, leaving the last checkpoint.
+    save_every steps, at the steps save_at and at the end. Raises NonFiniteLossError, leaving the
+    last checkpoint.
 
     Of several processes each must call this alike, with a loss that is a mean over the pictures of
     its batch and draws by `draws`; config.batch_size is the whole batch. Only the main one writes.
@@ -217,7 +219,7 @@ def optimise(
         record = Record(step, images, time.perf_counter() - clock, lr, terms)
         if processes.is_main():
             run.log(record)
-        if step % config.save_every == 0 or step == config.steps:
+        if step % config.save_every == 0 or step == config.steps or step in save_at:
             keep = (save, run, record, players, ema, accelerator)
             processes.from_main(lambda keep=keep: _save(*keep))
         yield record

@@ -4,7 +4,7 @@ for record in train_ldm(experiment, data, first_stage="runs/ae", run_dir="runs/l
     print(record.step, record.terms["loss"])
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,13 +221,14 @@ def train_ldm(
     run_dir: str | Path,
     device: str | None = None,
     init: str | Path | None = None,
+    save_at: Collection[int] = (),
 ) -> Iterator[Record]:
     """Stage 2 on the latents of `data`, encoded once by the autoencoder in `first_stage`.
 
     The latent cache holds the posterior's moments; each step draws from them. Leaves a model's
     folder in run_dir with the EMA weights beside the model's own. Where the experiment says
     `alone_steps` and there is no `init`, the run in run_dir/alone, whose records come first, is
-    what it starts from.
+    what it starts from. save_at: steps after which the folder is saved, besides save_every.
     """
     data = experiment.data.dataset("train") if data is None else data
     if experiment.alone_steps and init is None:
@@ -270,9 +271,8 @@ def train_ldm(
         info = _info(experiment.train, data)
         save_model(model, run_dir, ema=ema.shadow, first_stage=reference, info=info)
 
-    yield from optimise(
-        model, loss, latents, experiment.train, run, device=place, precision=precision, save=save
-    )
+    where = {"device": place, "precision": precision, "save": save, "save_at": save_at}
+    yield from optimise(model, loss, latents, experiment.train, run, **where)
 
 
 def finished_first_stage(folder: str | Path) -> Autoencoder:
