@@ -10,22 +10,26 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import filelock
 
 from minildm.files import atomic_write, data_dir, write_json
-from minildm.sweeps.one_run import RESULTS
+from minildm.sweeps.one_run import ENDED, RESULTS, given
 from minildm.sweeps.sweep import Run
 
 NOTEBOOK, SPEC, ERROR = "notebook.ipynb", "run.json", "error.txt"
 PATIENCE = 30.0  # seconds until what a killed process has left behind is surely gone
+GLANCE = 0.2  # seconds between two looks whether a wait has been given up
 
 
 class Outcome(NamedTuple):
-    """How a run ended: "done", "was done", "busy" (another process has it), or "failed"."""
+    """How a run ended: "done", "was done", "busy" (another process has it), "failed", or
+    "interrupted"."""
 
     name: str
     state: str
@@ -38,6 +42,56 @@ class Place(NamedTuple):
     device: str = ""
     threads: int = 1
 
+    @property
+    def kind(self) -> str:
+        """As `pick_device` takes it: which of several it is, the environment says."""
+        return self.device.partition(":")[0]
+
+
+class Interrupted(Exception):
+    """What was asked for is not wanted any more."""
+
+
+class Stop:
+    """Begins processes, ends all of them at once, and begins none after that."""
+
+    def __init__(self) -> None:
+        self._asked, self._mutex = threading.Event(), threading.Lock()
+        self._processes: set[subprocess.Popen] = set()
+
+    @property
+    def asked(self) -> bool:
+        """Whether `set` was called."""
+        return self._asked.is_set()
+
+    def set(self) -> None:
+        """Ask for the end; processes end themselves, and their kernels, when stdin closes."""
+        self._asked.set()
+        with self._mutex:
+            for process in self._processes:
+                if process.poll() is None:
+                    process.stdin.close()
+
+    def begin(self, command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen:
+        """A process with pipes at stdin and stderr; Interrupted after `set`."""
+        with self._mutex:  # so that `set` sees it, or it sees `set`
+            if self.asked:
+                raise Interrupted
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,  # closed by the system when we are gone: `end_with_parent`
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                env=env,
+                # Of its own, so that Ctrl-C reaches us alone, who then know why it ended.
+                start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # on Windows
+            )
+            self._processes = {p for p in self._processes if p.poll() is None} | {process}
+        return process
+
 
 def template() -> Path:
     """The notebook that runs execute; FileNotFoundError outside of a clone."""
@@ -48,13 +102,20 @@ def template() -> Path:
 
 
 def results_of(folder: Path, run: Run) -> dict | None:
-    """What a finished run left; None where it is not finished. ValueError for another run's."""
+    """What a finished run left; None where it is not finished.
+
+    ValueError for another run's, and where the model or first stage it was given has changed.
+    """
     path = folder / RESULTS
     if not path.is_file():
         return None
-    results = json.loads(path.read_text())
+    results = json.loads(path.read_text(encoding="utf-8"))
     if results["run"] != run.as_dict():
         raise ValueError(f"{path} is of another run than {run.name}: delete {folder} to redo it")
+    plan = run.plan()
+    if results.get("given") not in (None, given(plan)):
+        name = plan.model or plan.trained_first_stage
+        raise ValueError(f"{path} is of other weights than {name} has now: delete {folder} to redo")
     return results
 
 
@@ -62,52 +123,89 @@ def perform(
     folder: str | Path,
     content: dict,
     place: Place = Place(),  # noqa: B008, a tuple
-    wait: float = PATIENCE,
-    started: Callable[[subprocess.Popen], None] = lambda _process: None,
+    wait: float | None = None,
+    stop: Stop | None = None,
 ) -> Outcome:
     """Carry out a run (`Run.as_dict`) in its folder, from where it was left; how it ended.
 
-    A finished one is not done again. wait: seconds for a folder that another process has locked;
-    below 0: without end. started: is given the process, so that a caller can end it. A failure is
-    an Outcome, with the notebook that shows where; error.txt has the rest.
+    A finished one is not done again. wait: seconds for a folder that another process has locked,
+    by default PATIENCE; below 0: without end. stop: begins the run's process, so that a caller can
+    end it. A failure is an Outcome, with the notebook that shows where; error.txt has the rest.
     """
-    folder, run = Path(folder), Run.from_dict(content)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, run, stop = Path(folder), Run.from_dict(content), stop or Stop()
     try:
-        with filelock.FileLock(folder / ".lock", timeout=wait):
-            if results_of(folder, run) is not None:
-                return Outcome(run.name, "was done")
-            write_json(folder / SPEC, content)
-            (folder / ERROR).unlink(missing_ok=True)
-            code, said = _in_process(folder, place, started)
-            if code == 0 and results_of(folder, run) is not None:
-                return Outcome(run.name, "done")
-            with atomic_write(folder / ERROR) as file:
-                file.write(said.encode())
-            lines = [line for line in said.splitlines() if line.strip()]
-            return Outcome(run.name, "failed", lines[-1] if lines else f"exit status {code}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / ".lock", PATIENCE if wait is None else wait, stop):
+            return _performed(folder, run, place, stop)
     except filelock.Timeout:
         return Outcome(run.name, "busy", f"{folder} is locked by another process")
+    except Interrupted:
+        return Outcome(run.name, "interrupted")
+    except Exception as error:  # another user's folder, a full disk: the other runs go on
+        return Outcome(run.name, "failed", summary(error))
 
 
-def _in_process(
-    folder: Path, place: Place, started: Callable[[subprocess.Popen], None]
+@contextmanager
+def _locked(path: Path, wait: float, stop: Stop) -> Iterator[None]:
+    """The lock, waited for in glances; filelock.Timeout, or Interrupted."""
+    lock, end = filelock.FileLock(path), time.monotonic() + wait
+    while not lock.is_locked:
+        if stop.asked:
+            raise Interrupted
+        try:
+            lock.acquire(timeout=GLANCE)
+        except filelock.Timeout:
+            if wait >= 0 and end <= time.monotonic():
+                raise
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _performed(folder: Path, run: Run, place: Place, stop: Stop) -> Outcome:
+    """`perform`, in a folder that is ours."""
+    if results_of(folder, run) is not None:
+        return Outcome(run.name, "was done")
+    write_json(folder / SPEC, run.as_dict())
+    for left in (ERROR, ENDED):
+        (folder / left).unlink(missing_ok=True)
+    code, said = in_process(__name__, [str(folder.resolve()), place.kind], place, stop)
+    if code == 0 and (folder / ENDED).is_file():
+        (folder / ENDED).replace(folder / RESULTS)  # only now: the notebook is whole
+        return Outcome(run.name, "done")
+    if stop.asked:
+        raise Interrupted
+    with atomic_write(folder / ERROR) as file:
+        file.write(said.encode())
+    return Outcome(run.name, "failed", last_line(said) or f"exit status {code}")
+
+
+def in_process(
+    module: str, words: Sequence[str], place: Place, stop: Stop, **more: str
 ) -> tuple[int, str]:
-    """`main` on the folder, in a process of its own; it ends when this one does, however."""
-    kind = place.device.partition(":")[0]
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"import {__name__} as e; e.main()", str(folder.resolve()), kind],
-        stdin=subprocess.PIPE,  # closed by the system when we are gone: see `_end_with_parent`
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env=environment(place),
-    )
-    started(process)
-    with process:
+    """`module.main` with these arguments, in a process of its own: exit status and stderr.
+
+    It ends when this one does, however. more: for its environment.
+    """
+    with stop.begin(command(module, words), environment(place) | more) as process:
         said = process.stderr.read()
         return process.wait(), said
+
+
+def command(module: str, words: Sequence[str]) -> list[str]:
+    """Of a process that calls `module.main`."""
+    return [sys.executable, "-c", f"import {module} as m; m.main()", *words]
+
+
+def summary(error: BaseException) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def last_line(text: str) -> str:
+    """The last that is not empty, or nothing."""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def environment(place: Place) -> dict[str, str]:
@@ -121,11 +219,15 @@ def environment(place: Place) -> dict[str, str]:
     return known
 
 
-def _end_with_parent() -> None:
-    """Wait until stdin closes, then end this process and the notebook's kernel at once.
+def end_with_parent() -> None:
+    """In a process: end it, and a notebook's kernel, as soon as stdin closes.
 
     A worker that is killed could not do so itself, and its run goes on elsewhere.
     """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
     import psutil
 
     while os.read(sys.stdin.fileno(), 1):  # not sys.stdin.read: its lock would outlive `main`
@@ -142,11 +244,16 @@ def main() -> None:
     from minildm.notebook import run_notebook
 
     folder, device = Path(sys.argv[1]), sys.argv[2]
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    run = json.loads((folder / SPEC).read_text())
+    end_with_parent()
+    run = json.loads((folder / SPEC).read_text(encoding="utf-8"))
     where = {"run_dir": str(folder), "shared": str(folder.parent.parent), "device": device}
     try:
         run_notebook(template(), folder / NOTEBOOK, {"run": run, **where})
     except PapermillExecutionError as error:
-        sys.stderr.write("\n".join(error.traceback) + f"\n{error.ename}: {error.evalue}\n")
+        sys.stderr.write("\n".join(error.traceback) + f"\n{_first_line(error)}\n")
         sys.exit(1)
+
+
+def _first_line(error: Any) -> str:
+    """What a cell raised: of several lines the first says what happened."""
+    return f"{error.ename}: {error.evalue}".strip().splitlines()[0]

@@ -13,7 +13,7 @@ from minildm import plots
 from minildm.files import atomic_write
 from minildm.intervals import Measured
 from minildm.report import STYLE
-from minildm.sweeps.execution import ERROR, NOTEBOOK
+from minildm.sweeps.execution import ERROR, NOTEBOOK, SPEC, last_line
 from minildm.sweeps.one_run import RESULTS, shown
 from minildm.sweeps.sweep import Sweep
 from minildm.sweeps.tables import MEAN, Row, lines, speed_lines
@@ -36,7 +36,7 @@ SPEEDS = (
 def figures(sweep: Sweep, rows: Sequence[Row]) -> dict[str, Any]:
     """Every figure that the rows allow, by file name without ending."""
     metrics = [m for m in NAMES if any(row["metric"] == m for row in rows)]
-    main = [m for m in metrics if m not in ("kid", "precision", "recall")]
+    main = [m for m in metrics if m not in ("kid", "precision", "recall")] or metrics[:1]
     found: dict[str, Any] = {}
     for metric in main:
         over = {x: lines(rows, sweep.name, metric, x) for x in ("step", "seconds")}
@@ -63,32 +63,46 @@ def figures(sweep: Sweep, rows: Sequence[Row]) -> dict[str, Any]:
 def at_the_end(rows: Sequence[Row], name: str, metric: str) -> dict[str, Measured]:
     """Each level's last value, with the plain sampling: over n seeds, or of one, n its samples."""
     found: dict[str, Measured] = {}
-    for label, (_, value, low, high) in lines(rows, name, metric, "step").items():
-        level = label.partition(" = ")[2]
-        known = [r for r in rows if r[name] == level and r["metric"] == metric and r["n"]]
-        several = [r for r in known if r["seed"] == MEAN]
-        n = int((several or known)[0]["n"])  # seeds; of one seed alone, its samples
+    plain = [r for r in rows if (r["metric"], r["sampling"]) == (metric, "plain") and r["n"]]
+    for label, (steps, value, low, high) in lines(rows, name, metric, "step").items():
+        here = (label.partition(" = ")[2], f"{steps[-1]:.0f}")
+        last = [r for r in plain if (r[name], r["step"]) == here]
+        several = [r for r in last if r["seed"] == MEAN]
+        n = int((several or last)[0]["n"])  # seeds; of one seed alone, its samples
         found[label] = Measured(value[-1], low[-1], high[-1], n)
     return found
 
 
 def samples(sweep: Sweep, folder: Path) -> tuple[torch.Tensor, list[str]] | None:
-    """The first samples of the first finished seed of each level: (L * 8, 3, H, W), labels."""
-    found: dict[str, torch.Tensor] = {}
+    """The last samples of the first finished seed of each level: (L * 8, 3, H, W), labels."""
+    found: dict[str, tuple[str, torch.Tensor]] = {}
     for run in sweep.runs():
-        kept = shown(folder / "runs" / run.name)
-        plain = [x for name, x in kept.items() if name.endswith("-plain")]
-        if plain and run.level not in found:
-            found[run.level] = plain[-1]
-    if not found or len({x.shape for x in found.values()}) > 1:
+        place = folder / "runs" / run.name
+        if run.level not in found and (place / RESULTS).is_file():
+            plain = [item for item in shown(place).items() if item[0].endswith("-plain")]
+            if plain:
+                found[run.level] = plain[-1]
+    if not found or len({x.shape for _, x in found.values()}) > 1:
         return None
-    return torch.cat(list(found.values())), [f"{sweep.name} = {level}" for level in found]
+    labels = []
+    for level, (name, _) in found.items():
+        step = int(name.partition("-")[0])  # 0: trained before
+        labels.append(f"{sweep.name} = {level}" + (f", step {step}" if step else ""))
+    return torch.cat([x for _, x in found.values()]), labels
 
 
 def write_report(
-    folder: Path, sweep: Sweep, rows: Sequence[Row], timing: Mapping[str, Mapping[str, Any]]
+    folder: Path,
+    sweep: Sweep,
+    rows: Sequence[Row],
+    timing: Mapping[str, Mapping[str, Any]],
+    results: Sequence[Mapping[str, Any]] = (),
+    doubts: Sequence[str] = (),
 ) -> Path:
-    """Draw the figures into `folder` and write `index.html` beside them; it needs no network."""
+    """Draw the figures into `folder` and write `index.html` beside them; it needs no network.
+
+    results: of the finished runs; doubts: sentences that stand above all else.
+    """
     drawn = figures(sweep, rows)
     if (grid := samples(sweep, folder)) is not None:
         drawn["samples"] = plots.class_grid(*grid)
@@ -100,12 +114,18 @@ def write_report(
         for name, figure in drawn.items()
     )
     paper = f"<p>The paper: {html.escape(sweep.paper)}</p>" if sweep.paper else ""
+    seeds = ", ".join(map(str, sweep.seeds))
     samples_said = f"{sweep.samples} samples each; intervals of 95 % over seeds"
+    warned = "".join(f"<li>{html.escape(doubt)}</li>" for doubt in doubts)
+    warned = f"<p><b>To be doubted:</b></p>\n<ul>{warned}</ul>" if doubts else ""
+    precisions = ", ".join(dict.fromkeys(r["precision"] for r in results if r.get("precision")))
+    trained = f" Trained in {precisions}." if precisions else ""
     page = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{sweep.name}</title><style>{STYLE}</style>
 <h1>{html.escape(sweep.question or f"What does {sweep.name} do?")}</h1>
 {paper}
-<p>{samples_said}, of which there are {len(sweep.seeds)}: {", ".join(map(str, sweep.seeds))}.</p>
+<p>{samples_said}, of which there are {len(sweep.seeds)}: {seeds}.{trained}</p>
+{warned}
 {_ends(sweep, rows)}
 {_speeds(timing)}
 {pictures}
@@ -141,16 +161,20 @@ def _text(found: Measured | None) -> str:
 
 
 def _speeds(timing: Mapping[str, Mapping[str, Any]]) -> str:
-    """What was measured alone."""
+    """What was measured before the runs."""
     if not timing:
         return ""
-    cells = [["measured alone", *(name.replace("_", " ") for name in SPEEDS), "device"]]
+    cells = [["measured before the runs", *(name.replace("_", " ") for name in SPEEDS), "device"]]
     for level, found in timing.items():
         plain = found["pictures_per_second"]["plain"]
         numbers = [{**found, "pictures_per_second": plain}.get(name, math.nan) for name in SPEEDS]
         texts = ["" if math.isnan(n) else f"{n:,.0f}" if n >= 1e3 else f"{n:.3g}" for n in numbers]
         cells.append([level, *texts, found["device"]])
-    return _table(cells)
+    note = (
+        "One level after the other; runs of other processes that share the folder may have gone "
+        "on meanwhile."
+    )
+    return f"{_table(cells)}\n<p>{note}</p>"
 
 
 def _table(cells: Sequence[Sequence[str]]) -> str:
@@ -167,17 +191,20 @@ def _runs(sweep: Sweep, folder: Path) -> str:
     items = []
     for run in sweep.runs():
         place = folder / "runs" / run.name
-        state, said = "not begun", ""
-        if (place / RESULTS).is_file():
-            device = json.loads((place / RESULTS).read_text())["device"]
-            state = f"finished, {device}"
-        elif (place / ERROR).is_file():
-            lines = [line for line in (place / ERROR).read_text().splitlines() if line.strip()]
-            state, said = "failed", f": {lines[-1]}" if lines else ""
-        elif place.is_dir():
-            state = "begun"
+        state, shown_by = _state(place), NOTEBOOK
+        if not (place / NOTEBOOK).is_file():  # it ended before papermill wrote anything
+            shown_by = ERROR if state.startswith("failed") else ""
         name = html.escape(run.name)
-        if (place / NOTEBOOK).is_file():
-            name = f'<a href="runs/{name}/{NOTEBOOK}">{name}</a>'
-        items.append(f"<li>{name}: {state}{html.escape(said)}</li>")
+        if shown_by:
+            name = f'<a href="runs/{name}/{shown_by}">{name}</a>'
+        items.append(f"<li>{name}: {html.escape(state)}</li>")
     return "<ul>\n" + "\n".join(items) + "\n</ul>"
+
+
+def _state(place: Path) -> str:
+    if (place / RESULTS).is_file():
+        return f"finished, {json.loads((place / RESULTS).read_text(encoding='utf-8'))['device']}"
+    if (place / ERROR).is_file():
+        said = last_line((place / ERROR).read_text(encoding="utf-8", errors="replace"))
+        return f"failed: {said}" if said else "failed"
+    return "begun" if (place / SPEC).is_file() else "not begun"

@@ -1,13 +1,12 @@
 """All runs of a sweep: several at once here, or on a Dask cluster; then table, figures, report.
 
 A sweep's folder holds `sweep.json` (what it is), `timing/` (seconds of each level, measured
-alone), `first_stages/`, `runs/NAME/` with each run's executed notebook, and what is made of them:
-`table.csv`, figures, `index.html`. Every run's folder is locked while it is worked on, so several
-processes may share a sweep, each taking what the others have not begun.
+before the runs), `first_stages/`, `runs/NAME/` with each run's executed notebook, and what is made
+of them: `table.csv`, figures, `index.html`. Every run's folder is locked while it is worked on, so
+several processes may share a sweep, each taking what the others have not begun.
 """
 
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,11 +21,21 @@ from tqdm.auto import tqdm
 
 from minildm.files import write_json
 from minildm.loop import pick_device
-from minildm.sweeps.execution import NOTEBOOK, Outcome, Place, perform, results_of, template
+from minildm.sweeps.doubts import doubts_of
+from minildm.sweeps.execution import (
+    ERROR,
+    NOTEBOOK,
+    Outcome,
+    Place,
+    Stop,
+    perform,
+    results_of,
+    template,
+)
 from minildm.sweeps.report import write_report
 from minildm.sweeps.sweep import Run, Sweep
 from minildm.sweeps.tables import write_table
-from minildm.sweeps.timing import time_level
+from minildm.sweeps.timing import time_here, time_levels, timings
 
 DEFINITION, TABLE = "sweep.json", "table.csv"
 FREE = {"seeds", "question", "paper"}  # what may change while a sweep stays the same
@@ -61,7 +70,8 @@ def run_sweep(
     default the best there is. threads: CPU threads of a run. levels, seeds: do these alone.
     scheduler: the address of a Dask cluster whose workers see the folder, in place of jobs and
     devices. A run that fails is said, with its notebook, and the others go on; the same call
-    tries it again. Ctrl-C ends the runs, and the same call goes on with them.
+    tries it again. Ctrl-C ends the runs, and the same call goes on with them; on a cluster those
+    that are under way go on at their workers, and no more are begun.
     Raises ValueError for a folder that holds another sweep, and for unknown names.
     """
     folder = Path(folder).resolve()
@@ -69,18 +79,26 @@ def run_sweep(
     template()
     with _engine(scheduler, devices, jobs, threads) as engine:
         sweep = claim(sweep, folder)
-        left = [run for run in runs if results_of(folder_of(folder, run), run) is None]
-        time_levels(sweep, folder, runs, engine, say)
+        left = [run for run in runs if not is_finished(folder, run)]
+        time_levels(folder, runs, engine.time, say)
         outcomes = [Outcome(run.name, "was done") for run in runs if run not in left]
         outcomes += list(_all(left, folder, engine, say))
-    table, report = collect(sweep, folder)
-    failed = {o.name: folder / "runs" / o.name / NOTEBOOK for o in outcomes if o.state == "failed"}
+    table, report = _write(sweep, folder, say)
+    failed = {o.name: _shown(folder, o) for o in outcomes if o.state == "failed"}
     return SweepResult(table, report, outcomes, failed)
 
 
 def folder_of(folder: Path, run: Run) -> Path:
     """Where a run of the sweep in `folder` works."""
     return folder / "runs" / run.name
+
+
+def is_finished(folder: Path, run: Run) -> bool:
+    """Whether it left results; not those of another run, of which `perform` says more."""
+    try:
+        return results_of(folder_of(folder, run), run) is not None
+    except ValueError:
+        return False
 
 
 def claim(sweep: Sweep, folder: Path) -> Sweep:
@@ -126,44 +144,41 @@ def _listed(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def time_levels(
-    sweep: Sweep, folder: Path, runs: Sequence[Run], engine: "Engine", say: Callable[[str], None]
-) -> None:
-    """Measure each level that was not, one after the other, before any run begins."""
-    first = {run.level: run for run in reversed(runs)}
-    for level in sweep.levels:
-        path = timing_path(folder, first[level]) if level in first else None
-        if path is None or path.is_file():
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{path}.lock"):
-            if not path.is_file():
-                say(f"{sweep.name}={level}: measuring its time, alone")
-                try:
-                    write_json(path, engine.time(first[level]))
-                except Exception as error:  # its runs will say more; the other levels go on
-                    say(f"{sweep.name}={level}: has no time, {type(error).__name__}: {error}")
+def collect(
+    sweep: Sweep,
+    folder: str | Path,
+    *,
+    device: str = "",
+    threads: int = 1,
+    say: Callable[[str], None] = tqdm.write,
+) -> tuple[Path, Path]:
+    """Table and report of the runs that are finished, wherever they were carried out.
+
+    Levels of finished runs that have no time yet, as where the runs came from other machines, are
+    measured here first, on `device`. What is to be doubted is said, and stands in the report.
+    """
+    folder = Path(folder).resolve()
+    finished = [run for run in sweep.runs() if is_finished(folder, run)]
+    with Local(_places([device] if device else [], threads), 1) as engine:
+        time_levels(folder, finished, engine.time, say)
+    return _write(sweep, folder, say)
 
 
-def timing_path(folder: Path, run: Run) -> Path:
-    """Where a level's seconds are."""
-    return folder / "timing" / f"{run.name.rpartition('-')[0]}.json"
-
-
-def collect(sweep: Sweep, folder: str | Path) -> tuple[Path, Path]:
-    """Table and report of the runs that are finished, wherever they were carried out."""
-    folder = Path(folder)
-    results = []
+def _write(sweep: Sweep, folder: Path, say: Callable[[str], None]) -> tuple[Path, Path]:
+    results, doubts, timing = [], [], timings(folder)
     for run in sweep.runs():
-        found = results_of(folder_of(folder, run), run)
+        try:
+            found = results_of(folder_of(folder, run), run)
+        except ValueError as error:
+            doubts.append(f"{run.name} is left out: {error}")
+            continue
         if found is not None:
             results.append(found)
-    timing = {
-        found["level"]: found
-        for found in (json.loads(p.read_text()) for p in sorted(folder.glob("timing/*.json")))
-    }
+    doubts += doubts_of(sweep, results, timing)
+    for doubt in doubts:
+        say(f"{sweep.name}: {doubt}")
     rows = write_table(folder / TABLE, sweep, results, timing)
-    return folder / TABLE, write_report(folder, sweep, rows, timing)
+    return folder / TABLE, write_report(folder, sweep, rows, timing, results, doubts)
 
 
 def _all(
@@ -189,7 +204,13 @@ def _all(
 def _why(outcome: Outcome, folder: Path) -> str:
     if outcome.state != "failed":
         return ""
-    return f": {outcome.message}\n  see {folder / 'runs' / outcome.name / NOTEBOOK}"
+    return f": {outcome.message}\n  see {_shown(folder, outcome)}"
+
+
+def _shown(folder: Path, outcome: Outcome) -> Path:
+    """What shows where a run failed: error.txt, if it did before its notebook was begun."""
+    place = folder / "runs" / outcome.name
+    return place / (NOTEBOOK if (place / NOTEBOOK).is_file() else ERROR)
 
 
 def _engine(
@@ -224,35 +245,32 @@ def _places(devices: Sequence[str], threads: int) -> list[Place]:
 
 
 class Local:
-    """Runs in processes of this machine, `jobs` at once, dealt over the devices."""
+    """Runs in processes of this machine, `jobs` at once, dealt over the devices.
+
+    After the block, however it ends, none of them lives.
+    """
 
     def __init__(self, places: Sequence[Place], jobs: int) -> None:
-        self.places, self.jobs = list(places), jobs
-        self.processes: list[subprocess.Popen] = []
+        self.places, self.jobs, self.stop = list(places), jobs, Stop()
 
     def __enter__(self) -> "Local":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                process.stdin.close()  # at which it ends itself, and its kernel
+        self.stop.set()
 
-    def time(self, run: Run) -> dict[str, Any]:
-        """A level's seconds, on the first device."""
-        return time_level(run.as_dict(), self.places[0].device, self.places[0].threads)
+    def time(self, runs: Sequence[Run], folder: Path) -> str:
+        """Measure levels on the first device: see `time_levels`."""
+        return time_here(folder, [run.as_dict() for run in runs], self.places[0], self.stop)
 
     def outcomes(self, runs: Sequence[Run], folder: Path, wait: float | None) -> Iterator[Outcome]:
         """As they end. A slot keeps its device."""
         slots = list(islice(cycle(self.places), self.jobs))
-        patience = {} if wait is None else {"wait": wait}
 
         def one(run: Run) -> Outcome:
             place = slots.pop()
             try:
-                where = folder_of(folder, run)
-                content = run.as_dict()
-                return perform(where, content, place, started=self.processes.append, **patience)
+                return perform(folder_of(folder, run), run.as_dict(), place, wait, self.stop)
             finally:
                 slots.append(place)
 
@@ -260,15 +278,19 @@ class Local:
         try:
             for future in as_completed([pool.submit(one, run) for run in runs]):
                 yield future.result()
-        except BaseException:  # Ctrl-C: end what runs, begin nothing more
-            self.__exit__()
+        except BaseException:  # Ctrl-C: begin nothing more, end what runs
+            pool.shutdown(wait=False, cancel_futures=True)
+            self.stop.set()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 class Dask:
-    """Runs on the workers of an existing cluster; they must see the folder under its path."""
+    """Runs on the workers of an existing cluster; they must see the folder under its path.
+
+    What a worker has begun it brings to its end, whether or not somebody still waits for it.
+    """
 
     def __init__(self, address: str, threads: int) -> None:
         try:
@@ -287,27 +309,20 @@ class Dask:
     def __exit__(self, *_: object) -> None:
         self.client.close()
 
-    def time(self, run: Run) -> dict[str, Any]:
-        """A level's seconds on one of the workers, while the others have nothing to do."""
-        content = run.as_dict()
-        return self.client.submit(time_level, content, "", self.place.threads, pure=False).result()
+    def time(self, runs: Sequence[Run], folder: Path) -> str:
+        """Measure all levels on one of the workers; on another, what one that is lost left."""
+        contents = [run.as_dict() for run in runs]
+        future = self.client.submit(time_here, str(folder), contents, self.place, pure=False)
+        return future.result()
 
     def outcomes(self, runs: Sequence[Run], folder: Path, wait: float | None) -> Iterator[Outcome]:
         """As they end; what a lost worker had is done by another, from its last checkpoint."""
         from distributed import as_completed
 
-        patience = {} if wait is None else {"wait": wait}
-        futures = {
-            self.client.submit(
-                perform,
-                str(folder_of(folder, run)),
-                run.as_dict(),
-                self.place,
-                pure=False,
-                **patience,
-            ): run
-            for run in runs
-        }
+        futures = {}
+        for run in runs:
+            what = (str(folder_of(folder, run)), run.as_dict(), self.place, wait)
+            futures[self.client.submit(perform, *what, pure=False)] = run
         for future in as_completed(futures):
             if future.status == "error":  # no outcome: its workers were lost again and again
                 yield Outcome(futures[future].name, "failed", str(future.exception()))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minildm.files import write_csv
-from minildm.intervals import mean_interval
+from minildm.intervals import Measured, mean_interval
 from minildm.sweeps.sweep import Sweep
 
 COLUMNS = (
@@ -30,7 +30,7 @@ def write_table(
 
     The first column is called after the sweep. A row of a seed has the number of samples as n and
     no interval; a row "mean" is over seeds, low and high Student's t interval of 95 %, n the
-    seeds. seconds: the step's, by the step time that was measured alone (`timing` by level).
+    seeds. seconds: the step's, by the step time measured before the runs (`timing` by level).
     Metrics of timing are rows without a seed.
     """
     rows = [row for result in results for row in _rows(sweep, result, timing)]
@@ -68,24 +68,33 @@ def _rows(sweep: Sweep, result: Mapping[str, Any], timing: Mapping[str, Any]) ->
 
 
 def means(name: str, rows: Sequence[Row]) -> list[Row]:
-    """A row for each number that two seeds or more have: its mean, and the interval over seeds."""
+    """A row for each number that two seeds or more have: its mean, and the interval over seeds.
+
+    Of seeds whose value is finite; n says how many.
+    """
     cells = defaultdict(list)
     for row in rows:
         cells[tuple(row[key] for key in (name, "step", "sampling", "metric"))].append(row)
     found = []
     for same in cells.values():
         if len(same) > 1:
-            over = mean_interval([float(row["value"]) for row in same])
+            over = _over([float(row["value"] or "nan") for row in same])
             numbers = {key: number(getattr(over, key)) for key in ("value", "low", "high")}
             devices = ", ".join(dict.fromkeys(row["device"] for row in same))
-            found.append(
-                {**same[0], "seed": MEAN, **numbers, "n": str(len(same)), "device": devices}
-            )
+            found.append({**same[0], "seed": MEAN, **numbers, "n": str(over.n), "device": devices})
     return found
 
 
+def _over(values: Sequence[float]) -> Measured:
+    """The mean of those that are finite, and how many they are."""
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) > 1:
+        return mean_interval(finite)
+    return Measured(finite[0] if finite else math.nan, math.nan, math.nan, len(finite))
+
+
 def _speeds(sweep: Sweep, timing: Mapping[str, Any]) -> Iterable[Row]:
-    """What was measured alone, as rows: a step, an epoch, pictures a second, parameters."""
+    """What was timed, as rows: a step, an epoch, pictures a second, parameters."""
     if not timing:
         return
     fixed = {sweep.name: timing["level"], "device": timing["device"]}
@@ -112,9 +121,10 @@ def lines(
 ) -> dict[str, tuple[list[float], ...]]:
     """Means over seeds for `plots.curves`: {"f = 4": (x, value, low, high)}, x "step" or "seconds".
 
-    Where there is one seed alone, its values, without intervals.
+    Where there is one seed alone, its values, without intervals. What is not finite is left out.
     """
     same = [r for r in rows if (r["metric"], r["sampling"]) == (metric, sampling) and r[x]]
+    same = [row for row in same if math.isfinite(float(row["value"] or "nan"))]
     averaged = {row[name] for row in same if row["seed"] == MEAN}
     found: dict[str, list[tuple[float, ...]]] = {}
     for row in same:
