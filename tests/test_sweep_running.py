@@ -15,11 +15,13 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from minildm import Sweep, run_sweep
+from minildm import Sweep, load_model, run_sweep
+from minildm.files import write_json
 from minildm.sweeps.execution import ERROR, NOTEBOOK, Place, environment, perform
-from minildm.sweeps.one_run import RESULTS, first_stage_of, measured
+from minildm.sweeps.one_run import PRECISION, RESULTS, first_stage_of, measured
 from minildm.sweeps.running import claim, folder_of
 from minildm.sweeps.settings import plan_of
+from minildm.sweeps.timing import timing_path
 
 TINY = {
     "unet.width": 8,
@@ -29,9 +31,7 @@ TINY = {
     "data.subgroups": ["heart", "food-fruit"],
     "train.steps": 4,
     "train.batch_size": 4,
-    "train.precision": "fp32",  # "auto" measures, and may choose otherwise the next time
     "first_stage.train.steps": 2,
-    "first_stage.train.precision": "fp32",
     "first_stage.data.subgroups": ["heart"],
     "sampling.steps": 2,
 }
@@ -48,15 +48,22 @@ LONG = replace(
     SWEEP,
     levels={"low": {"train.lr": 1e-4}},
     samplings={},
-    shared={**TINY, "train.steps": 200, "train.save_every": 10},
+    shared={
+        **TINY,
+        "train.steps": 200,
+        "train.save_every": 10,
+        "train.precision": "fp32",  # "auto" may choose otherwise in another folder
+        "first_stage.train.precision": "fp32",
+    },
     measure_at=(),
 )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, list[str]]:
-    """A sweep of two runs at once, of which one fails."""
+    """A sweep of two runs at once, of which one fails; another process chose its precision."""
     folder, said = tmp_path_factory.mktemp("sweep"), []
+    write_json(folder / PRECISION, {"auto": "bf16", "device": "another"})
     return folder, run_sweep(SWEEP, folder, jobs=2, say=said.append), said
 
 
@@ -92,16 +99,30 @@ def test_a_finished_run_leaves_a_readable_notebook_and_numbers(finished: Any) ->
     assert "rate,seed,step" in result.table.read_text()
 
 
-def test_levels_are_timed_alone_before_the_runs(finished: Any) -> None:
+def test_levels_are_timed_before_the_runs(finished: Any) -> None:
     folder, _, said = finished
-    assert said[0] == "rate=low: measuring its time, alone"
-    assert said[2].startswith("rate=wild: has no time, NonFiniteLossError: step 2")
+    assert said[0] == "rate: measuring the time of low, wild, before the runs"
+    assert said[1].startswith("rate=wild: has no time, NonFiniteLossError: step 2")
     timing = json.loads((folder / "timing/rate-low.json").read_text())
     first, third = timing["step_quartiles"]
     assert 0 < first <= timing["step_seconds"] <= third
     assert {*timing["pictures_per_second"]} == {"plain", "ddim 3"}
     epoch = timing["epoch_seconds"] / timing["step_seconds"]
     assert epoch == pytest.approx(len(SWEEP.runs()[0].plan().experiment.data.dataset("train")) / 4)
+
+
+def test_all_of_a_sweep_has_the_precision_that_was_chosen_first(finished: Any) -> None:
+    folder, result, _ = finished
+    run = SWEEP.runs()[0]
+    found = [
+        json.loads((folder_of(folder, run) / RESULTS).read_text())["precision"],
+        json.loads(timing_path(folder, run).read_text())["precision"],
+        json.loads((first_stage_of(run.plan(), folder) / "training/run.json").read_text())[
+            "precision"
+        ],
+    ]
+    assert found == ["bf16"] * 3
+    assert "Trained in bf16." in result.report.read_text()
 
 
 def test_what_is_finished_is_not_done_again(finished: Any) -> None:
@@ -127,13 +148,22 @@ def test_more_seeds_are_welcome(finished: Any, tmp_path: Path) -> None:
     assert claim(SWEEP, tmp_path).seeds == (0, 1, 2)  # those that were there stay
 
 
-def start(folder: Path) -> subprocess.Popen:
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[2]); from test_sweep_running import LONG;"
-        "from minildm import run_sweep; run_sweep(LONG, sys.argv[1], say=print)"
+def timed(sweep: Sweep, folder: Path) -> None:
+    """As if every level had been timed: a start of a process less."""
+    for run in sweep.runs():
+        found = {"level": run.level, "device": "cpu", "pictures_per_second": {"plain": 1.0}}
+        write_json(timing_path(folder, run), found | {"step_seconds": 1.0})
+
+
+def start(folder: Path, sweep: str = "LONG", before: str = "pass") -> subprocess.Popen:
+    code = (  # a job in the background of a shell would not hear of Ctrl-C
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "import sys; sys.path.insert(0, sys.argv[2]); import test_sweep_running as t;"
+        f"from minildm import run_sweep; {before};"
+        f"run_sweep(t.{sweep}, sys.argv[1], jobs=2, say=lambda line: print(line, flush=True))"
     )
-    here = str(Path(__file__).parent)
-    return subprocess.Popen([sys.executable, "-c", code, str(folder), here])
+    words = [sys.executable, "-c", code, str(folder), str(Path(__file__).parent)]
+    return subprocess.Popen(words, stderr=subprocess.DEVNULL)
 
 
 def until(happened: Any, seconds: float = 300) -> None:
@@ -147,6 +177,7 @@ def until(happened: Any, seconds: float = 300) -> None:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bool]:
     """A sweep killed in the middle of its run; whether anything of it then lived on."""
     folder = tmp_path_factory.mktemp("killed")
+    timed(LONG, folder)
     place = folder_of(folder, LONG.runs()[0])
     process = start(folder)
     until(lambda: (place / "model/training/state.pt").is_file())
@@ -168,6 +199,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(killed: Any, tmp_path: P
     [run] = LONG.runs()
     log = folder_of(folder, run) / "model/log.csv"
     began = log.read_text().splitlines()[1]  # with its seconds: it is not logged again
+    timed(LONG, tmp_path)
     for place in (folder, tmp_path):
         outcome = run_sweep(LONG, place, say=lambda _: None).outcomes
         assert [o.state for o in outcome] == ["done"]
@@ -197,21 +229,22 @@ def test_a_run_that_another_process_has_is_left_to_it(tmp_path: Path) -> None:
 def test_results_of_another_run_are_not_taken(finished: Any) -> None:
     folder, _, _ = finished
     low = SWEEP.runs()[0]
-    with pytest.raises(ValueError, match="is of another run"):
-        perform(folder_of(folder, low), {**low.as_dict(), "samples": 21})
+    outcome = perform(folder_of(folder, low), {**low.as_dict(), "samples": 21})
+    assert outcome.state == "failed"
+    assert "is of another run" in outcome.message
 
 
 def test_a_first_stage_is_trained_once_for_all(finished: Any) -> None:
     folder, _, _ = finished
     plans = [run.plan() for run in SWEEP.runs()]
-    log = {first_stage_of(plan, folder) / "log.csv" for plan in plans}
-    assert len(log) == 1
-    assert len(log.pop().read_text().splitlines()) == 1 + 2
+    [place] = {first_stage_of(plan, folder) for plan in plans}
+    assert len((place / "log.csv").read_text().splitlines()) == 1 + 2
+    stamp = (place / "model.safetensors").stat()
+    first_stage_of(plans[0], folder)
+    assert (place / "model.safetensors").stat() == stamp  # not even written
 
 
 def test_the_latents_spread_is_what_the_level_asks_for(finished: Any) -> None:
-    from minildm import load_model
-
     folder, _, _ = finished
     plain = plan_of(SWEEP.settings("low"))
     wide = plan_of({**SWEEP.settings("low"), "latent_std": 4.0})

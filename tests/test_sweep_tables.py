@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from minildm import Sweep
 from minildm.sweeps import read_table
-from minildm.sweeps.report import at_the_end, figures, write_report
+from minildm.sweeps.doubts import doubts_of
+from minildm.sweeps.one_run import shown
+from minildm.sweeps.report import at_the_end, figures, samples, write_report
 from minildm.sweeps.tables import COLUMNS, lines, speed_lines, write_table
 
 SWEEP = Sweep(
@@ -36,18 +39,26 @@ TIMING = {
 }
 
 
-def results(levels: tuple[str, ...] = ("16", "32"), seeds: tuple[int, ...] = (0, 1, 2)) -> list:
+def results(
+    levels: tuple[str, ...] = ("16", "32"),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    metric: str = "proxy_fid",
+    **odd: float,
+) -> list:
+    """odd: values in place of those of level 16, by seed."""
     found = []
     for run in SWEEP.runs(levels, seeds):
         value = VALUES[run.level][run.seed]
-        fixed = {"metric": "proxy_fid", "n": 500}
+        value = odd.get(f"seed{run.seed}", value) if run.level == "16" else value
+        fixed = {"metric": metric, "n": 500}
         rows = [
             {"step": step, "images": 16 * step, "sampling": sampling, "value": at, **fixed}
             for step, sampling, at in (
                 (100, "plain", value), (200, "plain", value / 2), (200, "ddim 5", value * 2)
             )
         ]  # fmt: skip
-        found.append({"run": run.as_dict(), "device": "cpu, 1 threads", "rows": rows})
+        more = {"device": "cpu, 1 threads", "first_stage": "a", "precision": "fp32"}
+        found.append({"run": run.as_dict(), "rows": rows, **more})
     return found
 
 
@@ -106,6 +117,34 @@ def test_one_seed_has_no_mean(tmp_path: Path) -> None:
     assert lines(rows, "width", "proxy_fid", "step")["width = 32"][1] == [4.0, 2.0]
 
 
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_a_mean_is_of_what_is_finite_and_says_what_is_not(tmp_path: Path, odd: float) -> None:
+    found = results(seed1=odd)
+    rows = write_table(tmp_path / "table.csv", SWEEP, found, TIMING)
+    ends = at_the_end(rows, "width", "proxy_fid")
+    assert (ends["width = 16"].value, ends["width = 16"].n) == (4.5, 2)  # 4 and 5
+    said = "\n".join(doubts_of(SWEEP, found, TIMING))
+    assert f"proxy_fid of width=16, seed 1, step 200, plain is {odd}" in said
+    both = {f"seed{seed}": odd for seed in (0, 1, 2)}
+    rows = write_table(tmp_path / "table.csv", SWEEP, results(**both), TIMING)
+    assert list(at_the_end(rows, "width", "proxy_fid")) == ["width = 32"]
+    assert figures(SWEEP, rows)
+
+
+def test_runs_that_are_unlike_are_doubted() -> None:
+    assert doubts_of(SWEEP, results(), TIMING) == []
+    mixed = results()
+    mixed[0] |= {"first_stage": "b"}
+    mixed[1] |= {"precision": "bf16"}
+    other = {**TIMING, "32": {**TIMING["32"], "device": "cuda, a card"}}
+    first, second, third = doubts_of(SWEEP, mixed, other)
+    assert "more than one device (cpu, 1 threads: 16; cuda, a card: 32)" in first
+    assert second.startswith("runs of 16 have first stages with different weights")
+    assert "more than one precision (fp32: 16, 32; bf16: 32)" in third
+    [said] = doubts_of(SWEEP, results(), {"32": TIMING["32"]})
+    assert said.startswith("no time was measured of 16")
+
+
 def test_lines_are_in_order_with_intervals(rows: list) -> None:
     found = lines(rows, "width", "proxy_fid", "seconds")
     assert list(found) == ["width = 16", "width = 32"]
@@ -137,6 +176,27 @@ def test_figures_say_what_they_show(rows: list) -> None:
     assert "equal time width = 32 from 5 at 50 to 2.5 at 100" in training
 
 
+def test_a_sweep_of_other_metrics_has_figures_too(tmp_path: Path) -> None:
+    rows = write_table(tmp_path / "table.csv", SWEEP, results(metric="kid"), TIMING)
+    assert {*figures(SWEEP, rows)} == {"kid_over_training", "kid_at_the_end", "kid_over_speed"}
+
+
+def test_samples_are_the_last_ones_of_finished_runs(tmp_path: Path) -> None:
+    for run, steps in ((SWEEP.runs(["16"])[0], (100, 200)), (SWEEP.runs(["32"])[0], (100,))):
+        place = tmp_path / "runs" / run.name
+        for step in reversed(steps):
+            for name in ("plain", "ddim_5"):
+                (place / "samples").mkdir(parents=True, exist_ok=True)
+                x = torch.full((8, 3, 4, 4), step, dtype=torch.uint8)
+                torch.save(x, place / f"samples/{step}-{name}.pt")
+        assert list(shown(place)) == [f"{s}-{name}" for s in steps for name in ("ddim_5", "plain")]
+        if len(steps) == 2:
+            (place / "results.json").write_text("{}")
+    x, labels = samples(SWEEP, tmp_path)
+    assert labels == ["width = 16, step 200"]
+    assert torch.allclose(x, torch.full((8, 3, 4, 4), 200 / 127.5 - 1))
+
+
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     page = write_report(tmp_path, SWEEP, write_table(tmp_path / "t.csv", SWEEP, [], {}), {})
     assert "No run is finished yet" in page.read_text()
@@ -153,6 +213,10 @@ def test_a_report_shows_what_failed_and_where(tmp_path: Path) -> None:
     text = page.read_text()
     assert f'<a href="runs/{run.name}/notebook.ipynb">' in text
     assert "failed: ValueError: a &lt;bad&gt; thing" in text
+    (folder / "notebook.ipynb").unlink()  # it ended before there was one
+    page = write_report(tmp_path, SWEEP, [], {}, doubts=["not <sure>"])
+    assert f'<a href="runs/{run.name}/error.txt">' in page.read_text()
+    assert "<li>not &lt;sure&gt;</li>" in page.read_text()
 
 
 def test_a_report_has_the_numbers_and_the_figures(tmp_path: Path, rows: list) -> None:
