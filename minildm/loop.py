@@ -182,9 +182,8 @@ def optimise(
 
     adversary: trained beside it on the term "disc_loss" by an optimiser of its own, at
     adversary_lr times the learning rate; the two terms must not reach each other's weights.
-    At the end the model holds its EMA weights. `save` writes the model's folder, every
-    save_every steps, at the steps save_at and at the end. Raises NonFiniteLossError, leaving the
-    last checkpoint.
+    At the end the model holds its EMA weights. `save` writes the model's folder, every save_every
+    steps, at those of save_at, at the end. Raises NonFiniteLossError; the last checkpoint stays.
 
     Of several processes each must call this alike, with a loss that is a mean over the pictures of
     its batch and draws by `draws`; config.batch_size is the whole batch. Only the main one writes.

@@ -101,7 +101,7 @@ def test_a_finished_run_leaves_a_readable_notebook_and_numbers(finished: Any) ->
 
 def test_levels_are_timed_before_the_runs(finished: Any) -> None:
     folder, _, said = finished
-    assert said[0] == "rate: measuring the time of low, wild, before the runs"
+    assert said[0] == "rate: measuring the time of low, wild, one after the other"
     assert said[1].startswith("rate=wild: has no time, NonFiniteLossError: step 2")
     timing = json.loads((folder / "timing/rate-low.json").read_text())
     first, third = timing["step_quartiles"]

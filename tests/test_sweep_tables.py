@@ -136,9 +136,9 @@ def test_runs_that_are_unlike_are_doubted() -> None:
     mixed = results()
     mixed[0] |= {"first_stage": "b"}
     mixed[1] |= {"precision": "bf16"}
-    other = {**TIMING, "32": {**TIMING["32"], "device": "cuda, a card"}}
+    other = {**TIMING, "32": {**TIMING["32"], "device": "cuda, a card", "precision": "bf16"}}
     first, second, third = doubts_of(SWEEP, mixed, other)
-    assert "more than one device (cpu, 1 threads: 16; cuda, a card: 32)" in first
+    assert "with another device (cpu, 1 threads: 16; cuda, a card: 32)" in first
     assert second.startswith("runs of 16 have first stages with different weights")
     assert "more than one precision (fp32: 16, 32; bf16: 32)" in third
     [said] = doubts_of(SWEEP, results(), {"32": TIMING["32"]})

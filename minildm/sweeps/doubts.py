@@ -1,7 +1,7 @@
 """What a reader of a sweep's report should doubt: results that are not of the same kind."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from minildm.sweeps.sweep import Sweep
@@ -35,13 +35,17 @@ def _untimed(
 
 
 def _timed_differently(timing: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    for name in HARDWARE:
-        values = _levels_by((level, found.get(name)) for level, found in timing.items())
-        if len(values) > 1:
-            yield (
-                f"seconds were measured on more than one {name} ({_listed(values)}), so equal time "
-                "compares unlike things; delete timing/ to measure all levels anew"
-            )
+    known = {name: {found.get(name) for found in timing.values()} - {None} for name in HARDWARE}
+    unlike = [name for name, values in known.items() if len(values) > 1]
+    if unlike:
+        said = {
+            level: ", ".join(str(found[name]) for name in unlike if found.get(name) is not None)
+            for level, found in timing.items()
+        }
+        yield (
+            f"levels were timed with another {' and '.join(unlike)} ({_listed(said.items())}), so "
+            "equal time compares unlike things; delete timing/ to measure all levels anew"
+        )
 
 
 def _first_stages(results: Sequence[Found]) -> Iterator[str]:
@@ -55,13 +59,9 @@ def _first_stages(results: Sequence[Found]) -> Iterator[str]:
 
 
 def _precisions(results: Sequence[Found]) -> Iterator[str]:
-    values: dict[Any, list[str]] = {}
-    for found in results:
-        if found.get("precision"):
-            values.setdefault(found["precision"], []).append(str(found["run"]["level"]))
-    if len(values) > 1:
-        listed = {name: list(dict.fromkeys(levels)) for name, levels in values.items()}
-        yield f"runs were trained in more than one precision ({_listed(listed)})"
+    known = [(f["run"]["level"], f["precision"]) for f in results if f.get("precision")]
+    if len({precision for _, precision in known}) > 1:
+        yield f"runs were trained in more than one precision ({_listed(known)})"
 
 
 def _not_finite(results: Sequence[Found]) -> Iterator[str]:
@@ -75,12 +75,9 @@ def _not_finite(results: Sequence[Found]) -> Iterator[str]:
                 )
 
 
-def _levels_by(pairs: Iterator[tuple[str, Any]]) -> dict[Any, list[str]]:
-    values: dict[Any, list[str]] = {}
-    for level, value in pairs:
-        values.setdefault(value, []).append(level)
-    return values
-
-
-def _listed(values: Mapping[Any, Sequence[str]]) -> str:
-    return "; ".join(f"{value}: {', '.join(levels)}" for value, levels in values.items())
+def _listed(pairs: Iterable[tuple[str, str]]) -> str:
+    """(level, what it has) as "fp32: 16, 32; bf16: 32"."""
+    levels: dict[str, dict[str, None]] = {}
+    for level, has in pairs:
+        levels.setdefault(has, {})[level] = None
+    return "; ".join(f"{has}: {', '.join(names)}" for has, names in levels.items())

@@ -1,7 +1,6 @@
 """A sweep's figures, and a page that shows them with the table of its ends and every notebook."""
 
 import html
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from minildm.intervals import Measured
 from minildm.report import STYLE
 from minildm.sweeps.execution import ERROR, NOTEBOOK, SPEC, last_line
 from minildm.sweeps.one_run import RESULTS, shown
-from minildm.sweeps.sweep import Sweep
+from minildm.sweeps.sweep import Run, Sweep
 from minildm.sweeps.tables import MEAN, Row, lines, speed_lines
 
 NAMES = {  # of metrics, as axes say them
@@ -130,7 +129,7 @@ def write_report(
 {_speeds(timing)}
 {pictures}
 <h2>Runs</h2>
-{_runs(sweep, folder)}
+{_runs(sweep, folder, results)}
 <p>All numbers: <a href="table.csv">table.csv</a>. What was asked:
 <a href="sweep.json">sweep.json</a>.</p>
 </html>
@@ -186,14 +185,16 @@ def _table(cells: Sequence[Sequence[str]]) -> str:
     return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
-def _runs(sweep: Sweep, folder: Path) -> str:
+def _runs(sweep: Sweep, folder: Path, results: Sequence[Mapping[str, Any]]) -> str:
     """Each run's state, with a link to its notebook, and what a failed one said last."""
+    devices = {Run.from_dict(found["run"]).name: found["device"] for found in results}
     items = []
     for run in sweep.runs():
         place = folder / "runs" / run.name
-        state, shown_by = _state(place), NOTEBOOK
+        state = f"finished, {devices[run.name]}" if run.name in devices else _state(place)
+        shown_by = NOTEBOOK
         if not (place / NOTEBOOK).is_file():  # it ended before papermill wrote anything
-            shown_by = ERROR if state.startswith("failed") else ""
+            shown_by = ERROR if (place / ERROR).is_file() else ""
         name = html.escape(run.name)
         if shown_by:
             name = f'<a href="runs/{name}/{shown_by}">{name}</a>'
@@ -202,8 +203,9 @@ def _runs(sweep: Sweep, folder: Path) -> str:
 
 
 def _state(place: Path) -> str:
+    """Of a run whose results are not in the table."""
     if (place / RESULTS).is_file():
-        return f"finished, {json.loads((place / RESULTS).read_text(encoding='utf-8'))['device']}"
+        return "left out"
     if (place / ERROR).is_file():
         said = last_line((place / ERROR).read_text(encoding="utf-8", errors="replace"))
         return f"failed: {said}" if said else "failed"

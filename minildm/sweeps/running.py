@@ -94,10 +94,10 @@ def folder_of(folder: Path, run: Run) -> Path:
 
 
 def is_finished(folder: Path, run: Run) -> bool:
-    """Whether it left results; not those of another run, of which `perform` says more."""
+    """Whether it left results; where they cannot be taken, `perform` says why."""
     try:
         return results_of(folder_of(folder, run), run) is not None
-    except ValueError:
+    except (ValueError, OSError):
         return False
 
 
@@ -169,7 +169,7 @@ def _write(sweep: Sweep, folder: Path, say: Callable[[str], None]) -> tuple[Path
     for run in sweep.runs():
         try:
             found = results_of(folder_of(folder, run), run)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             doubts.append(f"{run.name} is left out: {error}")
             continue
         if found is not None:

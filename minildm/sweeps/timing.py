@@ -73,7 +73,7 @@ def time_levels(
         if not (left := _untimed(folder, left)):  # another process did it
             return
         levels = ", ".join(run.level for run in left)
-        say(f"{left[0].sweep}: measuring the time of {levels}, before the runs")
+        say(f"{left[0].sweep}: measuring the time of {levels}, one after the other")
         try:
             said = measure(left, folder)
         except Exception as error:  # the runs will say more
