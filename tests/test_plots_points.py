@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from minildm import plots
 
@@ -81,3 +82,28 @@ def test_a_starred_name_is_drawn_as_points_however_many(n: int) -> None:
     assert drawn.get_markersize() > 0 and drawn.get_linewidth() == 0
     assert line.get_linewidth() > 0
     assert [text.get_text() for text in fig.legends[0].get_texts()] == ["drawn", "line"]
+
+
+@pytest.mark.parametrize("log", ["", "x", "y", "xy"])
+@pytest.mark.parametrize(("low", "high"), [(2275, 2565), (1100, 3300), (0.02, 3), (1e-9, 10)])
+def test_both_axes_have_numbers_whatever_is_logarithmic(log: str, low: float, high: float) -> None:
+    x, y = [250, 500, 1000, 2000], np.linspace(low, high, 4)
+    for ticks in (None, x):
+        fig = plots.curves({"": {"a": (x, y)}}, xlabel="x", ylabel="y", log=log, ticks=ticks)
+        FigureCanvasAgg(fig).draw()
+        (ax,) = fig.axes
+        for axis, (least, most) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+            drawn = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            seen = [t for t in drawn if least <= t.get_loc() <= most and t.label1.get_text()]
+            assert 2 <= len(seen) <= 12, [t.label1.get_text() for t in seen]
+        if "y" in log and low > 1000:
+            assert "2000" in {t.label1.get_text() for t in seen} or low > 2000
+            assert all(t.label1.get_text().isdigit() for t in seen)
+        if ticks is not None:
+            assert [t.get_text() for t in ax.get_xticklabels()] == ["250", "500", "1000", "2000"]
+            assert len(ax.get_xticklabels(minor=True)) == 0
+
+
+def test_bars_write_negative_numbers_as_they_write_positive_ones() -> None:
+    fig = plots.bars({"a": -1667.4, "b": 561.8, "c": -0.5, "d": 1667.4}, xlabel="x")
+    assert fig.alt_text.endswith("a -1,667, b 562, c -0.50, d 1,667.")

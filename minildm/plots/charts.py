@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from minildm.plots.style import (
@@ -139,8 +140,8 @@ def _measure(value: Any, low_high: Sequence[float] | None) -> tuple[float, float
     low, high, note = *(low_high or (value, value)), ""
     if isinstance(value, tuple):
         value, low, high, note = *value[:3], f"  (N={value[3]:,})"
-    text = f"{value:.2f}" if 0.1 <= value < 10 else f"{value:.3g}"
-    text = f"{value:,.0f}" if 1000 <= value < 1e6 else text
+    text = f"{value:.2f}" if 0.1 <= abs(value) < 10 else f"{value:.3g}"
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else text
     return value, max(0, value - low), max(0, high - value), text + note  # NaN: no interval
 
 
@@ -201,9 +202,11 @@ def curves(
         for name, line in lines.items():
             said.append(f"{title} {name} {_line(ax, name, line, names.index(name))}")
         ax.set(xlabel=x, ylabel=label, title=title, **{f"{axis}scale": "log" for axis in log})
+        if "y" in log:
+            log_y(ax)
         if ticks is not None:
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            ax.minorticks_off()
+            ax.xaxis.set_minor_locator(NullLocator())  # the y axis keeps its own
         _shade(ax, spans or {})
     if len(names) > 1:
         handles = {

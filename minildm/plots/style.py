@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from minildm.files import atomic_write
@@ -63,8 +63,12 @@ def chart(width: float, height: float, panels: int = 1) -> tuple[NotebookFigure,
 
 
 def log_y(ax: Axes) -> None:
-    """A logarithmic axis with plain numbers: 0.2, 0.5, 1."""
+    """A logarithmic axis with plain numbers, to be called when all is drawn: 0.2, 0.5, 1."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = ax.get_ylim()
+    if high < 10 * low:  # 1, 2, 5 would be one number, or none
+        ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    elif high < 1000 * low:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
