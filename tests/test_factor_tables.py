@@ -9,9 +9,10 @@ from PIL import Image
 from scripts import RESULTS, command_of
 
 from minildm import SWEEPS
-from minildm.files import write_csv
+from minildm.files import write_csv, write_json
 from minildm.intervals import mean_interval
 from minildm.sweeps import read_table
+from minildm.sweeps.running import timing_path
 
 FACTORS, STEPS = ("1", "2", "4", "8", "16", "32"), ("250", "500", "1000", "2000")
 METRICS = ("proxy_fid", "kid", "precision", "recall", "accuracy")
@@ -134,3 +135,71 @@ def test_the_committed_tables_are_of_the_standard_sweep() -> None:
     sweep = SWEEPS["f"]
     assert (tuple(sweep.levels), tuple(map(str, sweep.measure_at))) == (FACTORS, STEPS)
     assert sweep.samples == 500
+
+
+@pytest.fixture
+def sweep_folder(tmp_path: Path) -> Path:
+    """The standard sweep as if it were finished: the committed numbers in each run's results."""
+    folder = tmp_path / "sweep"
+    speeds = {r["f"]: float(r["seconds"]) / int(r["step"]) for r in FIG6}
+    for run in SWEEPS["f"].runs():
+        own = [r for r in FIG6 if (r["f"], r["seed"]) == (run.level, str(run.seed))]
+        rows = [
+            {"step": int(r["step"]), "images": int(r["images"]), "sampling": "plain"}
+            | {"metric": r["metric"], "value": float(r["value"]), "n": int(r["n"])}
+            for r in own
+        ]
+        results = {"run": run.as_dict(), "rows": rows, "device": "cpu"}
+        write_json(folder / "runs" / run.name / "results.json", results)
+        timing = {"level": run.level, "device": "cpu", "step_seconds": speeds[run.level]}
+        timing |= {"pictures_per_second": {"plain": 8.0}}
+        write_json(timing_path(folder, run), timing)
+    return folder
+
+
+def written(out: Path) -> set[str]:
+    return {path.name for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("arguments", [["--finished"], []], ids=["finished", "run"])
+def test_a_missing_run_is_named_and_nothing_is_written(
+    arguments: list[str], sweep_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factor, out = command_of("factor"), tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(factor, "run_sweep", lambda *_, **__: None)  # the runs fail once more
+    lost = [run for run in SWEEPS["f"].runs() if (run.level, run.seed) in {("4", 1), ("8", 2)}]
+    for run in lost:
+        (sweep_folder / "runs" / run.name / "results.json").unlink()
+    call = [str(sweep_folder), "--out", str(out), *arguments]
+    with pytest.raises(SystemExit, match=f"{lost[0].name}, {lost[1].name} missing.*--partial"):
+        factor.main(call)
+    assert written(out) == set()
+    factor.main([*call, "--partial"])
+    found = read_table(out / "fig6_factor.csv")
+    assert len(found) == len(FIG6) - 2 * len(STEPS) * len(METRICS)
+    assert {r["n"] for r in found if r["seed"] == "mean"} == {"2", "3"}
+
+
+def test_a_level_without_a_time_is_named(sweep_folder: Path, tmp_path: Path) -> None:
+    timing_path(sweep_folder, SWEEPS["f"].runs(["8"], [0])[0]).unlink()
+    with pytest.raises(SystemExit, match="the step time of f = 8 missing"):
+        command_of("factor").main([str(sweep_folder), "--out", str(tmp_path), "--finished"])
+
+
+def test_a_whole_sweep_gives_the_committed_table_again(sweep_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    command_of("factor").main([str(sweep_folder), "--out", str(out), "--finished"])
+    numbers = ("f", "seed", "step", "metric", "value", "low", "high", "n")
+    found = [[row[key] for key in numbers] for row in read_table(out / "fig6_factor.csv")]
+    assert sorted(map(str, found)) == sorted(str([row[key] for key in numbers]) for row in FIG6)
+    assert {"fig7_factor.csv", "tab6_factor.csv", "fig6_factor.png"} < written(out)
+
+
+@pytest.mark.parametrize("partial", [[], ["--partial"]])
+def test_where_nothing_is_finished_nothing_is_written(partial: list[str], tmp_path: Path) -> None:
+    call = [str(tmp_path / "none"), "--out", str(tmp_path), "--finished", *partial]
+    with pytest.raises(SystemExit, match="not one of the 18 runs is finished"):
+        command_of("factor").main(call)
+    assert not written(tmp_path)

@@ -12,7 +12,8 @@ again) and writes, here or into --out:
 Rows of a seed have the number of samples as n; rows "mean" are over seeds, low and high Student's
 t interval of 95 %, n the seeds. seconds: steps times the step time measured alone.
 `first stage` in fig7_factor.csv: real pictures, encoded and decoded, the best an f could give.
---finished runs nothing. --jobs: runs at once.
+--finished runs nothing. --jobs: runs at once. Where a run is not finished nothing is written, as a
+smaller table would take a whole one's place; --partial takes what there is.
 """
 
 import argparse
@@ -23,10 +24,12 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from minildm import SWEEPS, plots, run_sweep
+from minildm import SWEEPS, Sweep, plots, run_sweep
 from minildm.files import atomic_write, write_csv
 from minildm.sweeps import collect, read_table
+from minildm.sweeps.execution import results_of
 from minildm.sweeps.report import figures, samples
+from minildm.sweeps.running import folder_of, timing_path
 from minildm.sweeps.tables import MEAN, SPEED
 
 HERE = Path(__file__).resolve().parent
@@ -92,6 +95,22 @@ def write_picture(path: Path, figure: plots.NotebookFigure) -> None:
         small.save(file, format="png", optimize=True, pnginfo=text)
 
 
+def refuse_holes(sweep: Sweep, folder: Path, *, partial: bool) -> None:
+    """SystemExit that names the runs without results and the levels without a step time.
+
+    partial: these may miss, unless nothing is there.
+    """
+    runs = sweep.runs()
+    missing = [run.name for run in runs if results_of(folder_of(folder, run), run) is None]
+    if len(missing) == len(runs):
+        raise SystemExit(f"{folder}: not one of the {len(runs)} runs is finished")
+    untimed = {run.level for run in runs if not timing_path(folder, run).is_file()}
+    missing += [f"the step time of f = {level}" for level in sweep.levels if level in untimed]
+    if missing and not partial:
+        names = ", ".join(missing)
+        raise SystemExit(f"{folder}: {names} missing; nothing is written without --partial")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run what is left to run; write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -99,14 +118,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=HERE, help="where the tables go")
     parser.add_argument("--jobs", type=int, help="runs at once")
     parser.add_argument("--finished", action="store_true", help="run nothing")
+    parser.add_argument("--partial", action="store_true", help="write even if runs are missing")
     args = parser.parse_args(argv)
     sweep = SWEEPS["f"]
-    table = (
-        collect(sweep, args.runs)[0]
-        if args.finished
-        else run_sweep(sweep, args.runs, jobs=args.jobs).table
-    )
-    rows = read_table(table)
+    if not args.finished:
+        run_sweep(sweep, args.runs, jobs=args.jobs)
+    refuse_holes(sweep, args.runs, partial=args.partial)
+    rows = read_table(collect(sweep, args.runs)[0])
     write_csv(args.out / "fig6_factor.csv", FIG6, fig6(rows))
     write_csv(args.out / "fig7_factor.csv", FIG7, fig7(rows, "ddim 20"))
     write_csv(args.out / "tab6_factor.csv", TAB6, tab6(rows))
