@@ -221,7 +221,7 @@ ODD: dict[str, tuple[object, str]] = {
     "unprintable": (lambda *_: Unprintable(), "one of type Unprintable"),
     "scalar": (lambda *_: torch.tensor(1.0), "shape is ()"),
     "empty": (lambda *_: torch.zeros(0), "shape is (0,)"),
-    "complex": (lambda a, *_: a.to(torch.complex64), "values"),
+    "complex": (lambda a, *_: a.to(torch.complex64), "values are complex"),
     "whole numbers": (lambda a, *_: a.long(), "values"),
     "booleans": (lambda a, *_: a > 0, "values"),
     "sparse": (lambda a, *_: a.to_sparse(), "compared"),
@@ -260,3 +260,28 @@ def test_an_answer_within_rounding_is_right() -> None:
     assert check_function(lambda a: a * (1 + 1e-6), [trial], "")
     assert not check_function(lambda a: a * (1 + 1e-3), [trial], "")
     assert not check_function(lambda a: np.float32(1000.0), [trial], "")
+
+
+@pytest.mark.parametrize("answer", [6, 6.0, np.float32(6), np.float64(6), np.int64(6)])
+def test_a_number_will_do_where_a_scalar_is_asked_for(answer: Any) -> None:
+    scalar, row = (Trial((torch.ones(3),), torch.full(shape, 6.0)) for shape in ((), (1,)))
+    assert check_function(lambda a: answer, [scalar], "").ok
+    assert not check_function(lambda a: answer + 1, [scalar], "").ok
+    verdict = check_function(lambda a: answer, [row], "")  # but not in place of a row
+    assert not verdict.ok and f"one of type {type(answer).__name__}" in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (True, "one of type bool"),
+        ("6", "one of type str"),
+        (math.nan, "not finite"),
+        (6 + 0j, "take .real"),
+        (torch.tensor(6 + 1e-9j), "take .real"),
+        (10**400, "could not be compared"),
+    ],
+)
+def test_what_is_no_number_is_refused_for_what_it_is(answer: Any, said: str) -> None:
+    verdict = check_function(lambda a: answer, [Trial((torch.ones(1),), torch.tensor(6.0))], "")
+    assert not verdict.ok and said in verdict.message

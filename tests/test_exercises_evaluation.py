@@ -68,6 +68,11 @@ def ends(N: Tensor) -> Tensor:
     return torch.stack([N.argmin(), N.argmax()])
 
 
+def by_numpy(N: Tensor, far: Tensor) -> float:
+    """A number, as numpy returns it."""
+    return float(np.polyfit(1 / N.numpy(), far, 1)[1])
+
+
 def solved(N: Tensor, far: Tensor) -> Tensor:
     columns = torch.stack([torch.ones_like(N), 1 / N], dim=1)
     return torch.linalg.lstsq(columns, far[:, None]).solution[0, 0]
@@ -77,7 +82,9 @@ RIGHT: list[tuple[Fn, Fn]] = [
     (FRECHET, by_rows),
     (FRECHET, mix(lambda gap, both, cross: gap + both - 2 * cross)),
     (FRECHET, crossed(lambda a, b: torch.linalg.svdvals(root(a) @ root(b)).sum())),
+    (FRECHET, mix(lambda gap, both, cross: float(gap + both - 2 * cross))),
     (LIMIT, line()),
+    (LIMIT, by_numpy),
     (LIMIT, solved),
 ]
 
@@ -116,6 +123,11 @@ WRONG: dict[str, tuple[Fn, Fn, str]] = {
         "share their axes",
     ),
     "frechet: rooted": (FRECHET, mix(lambda g, b, c: (g + b - 2 * c).sqrt()), "stays squared"),
+    "frechet: complex": (
+        FRECHET,
+        crossed(lambda a, b: torch.linalg.eigvals(a @ b).sqrt().sum()),
+        "take .real",
+    ),
     "frechet: other": (FRECHET, mix(lambda g, b, c: 7 * g), "where A and B are diagonal"),
     "limit: slope": (LIMIT, line(part=0), "that is c"),
     "limit: in N": (LIMIT, line(lambda N: N), "in N; it is"),

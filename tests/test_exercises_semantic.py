@@ -116,7 +116,7 @@ WRONG: dict[str, tuple[Fn, Fn, str]] = {
     "reach: product": (REACH, lambda k, s: torch.tensor(math.prod(k)), "multiplied"),
     "reach: one less": (REACH, reach(start=0), "one is missing"),
     "reach: turned": (REACH, reach(turned=True), "from the last to the first"),
-    "reach: a number": (REACH, lambda k, s: 3, "of type int"),
+    "reach: a number": (REACH, lambda k, s: 3, "one pixel sees 7"),
     "reach: other": (REACH, reach(start=4), "one pixel sees"),
 }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,9 @@ def _problem(fn: Callable[..., Any], trial: Trial) -> str:
         return UNWRITTEN
     if answer is None:
         return "it returns None; is there a `return` before the result?"
+    if trial.expected.ndim == 0 and isinstance(answer, Number) and not isinstance(answer, bool):
+        wide = torch.complex128 if isinstance(answer, complex) else torch.float64
+        answer = torch.tensor(answer, dtype=wide)  # a number says as much as a scalar tensor
     if not isinstance(answer, Tensor):
         return f"it must return a Tensor, and returns one of type {type(answer).__name__}."
     if answer.shape != trial.expected.shape:
@@ -71,6 +75,8 @@ def _problem(fn: Callable[..., Any], trial: Trial) -> str:
             return "it changes one of its arguments in place; compute a new tensor instead."
     if not answer.isfinite().all():
         return "some of its values are not finite; is there a root of something negative?"
+    if answer.is_complex():
+        return "its values are complex; the right ones are real: take .real."
     if _alike(answer, trial.expected):
         return ""
     named = (why for why, wrong in trial.mistakes.items() if _alike(answer, wrong))
@@ -78,8 +84,6 @@ def _problem(fn: Callable[..., Any], trial: Trial) -> str:
 
 
 def _alike(answer: Tensor, wanted: Tensor) -> bool:
-    if answer.is_complex():
-        return False
     difference = answer.detach().cpu().double() - wanted.double()
     return difference.abs().max().item() <= TOLERANCE * max(1.0, wanted.abs().max().item())
 
