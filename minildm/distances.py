@@ -6,6 +6,7 @@ int64, 0..G-1; None: the first value alone.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,19 @@ def frechet_distances(a: Tensor, b: Tensor, lots: Lots | None) -> Tensor:
     for i in tqdm(range(_count(lots)), "Frechet distance", unit="group", delay=2, leave=False):
         found.append(frechet_distance(a[lots[0] != i], b[lots[1] != i]))
     return torch.stack(found)
+
+
+def distance_without_bias(counts: Sequence[int], values: Sequence[float]) -> float:
+    """The limit of a Frechet distance for N -> infinity, from its values at several N.
+
+    The height at 1/N = 0 of the least-squares line in 1/N (Chong and Forsyth 2020). To be trusted
+    where every N is well above the number of features. Raises ValueError for fewer than two N.
+    """
+    if len(counts) != len(values) or len(set(counts)) < 2 or min(counts) < 1:
+        raise ValueError(f"counts={counts} must be two positive N or more, one a value")
+    x, y = 1 / torch.tensor(counts).double(), torch.tensor(values).double()
+    gap = x - x.mean()
+    return float(y.mean() - x.mean() * (gap @ y) / gap.square().sum())
 
 
 def _root(a: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from minildm.distances import (
     ROWS,
+    distance_without_bias,
     frechet_distance,
     frechet_distances,
     kernel_distance,
@@ -206,3 +208,41 @@ def test_wrong_rows_are_named() -> None:
             nearest(a, a, k)
     with pytest.raises(ValueError, match=r"\(4, 3\) and \(4, 2\)"):
         nearest(a, a[:, :2])
+
+
+# The limit for many pictures.
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 3, 1)])
+def test_the_limit_is_numpys_line_of_least_squares_in_one_over_n(order: tuple[int, ...]) -> None:
+    counts = np.array([100, 200, 400, 1600])[list(order)]
+    values = 3 + 500 / counts + np.array([0.3, -0.2, 0.5, -0.1])
+    expected = np.polyfit(1 / counts, values, 1)[1]
+    assert distance_without_bias(counts.tolist(), values.tolist()) == pytest.approx(expected)
+    exact = distance_without_bias(counts.tolist(), (3 + 500 / counts).tolist())
+    assert exact == pytest.approx(3, abs=1e-9)
+
+
+def test_few_pictures_are_apart_by_what_theory_expects_and_the_limit_is_not() -> None:
+    d, s, counts = 4, 1.0, [50, 100, 200]
+    found = [
+        torch.stack(
+            [
+                frechet_distance(draws(n, d, seed=i), s * draws(n, d, seed=i + 5000))
+                for i in range(400)
+            ]
+        ).mean()
+        for n in counts
+    ]
+    limit, c = d * (1 - s) ** 2, d * (1 + s**2) + s * d * (d + 1) / 2
+    assert [float(v) for v in found] == pytest.approx([limit + c / n for n in counts], rel=0.06)
+    assert distance_without_bias(counts, found) == pytest.approx(limit, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("counts", "values"),
+    [([100], [1.0]), ([100, 100], [1.0, 2.0]), ([1, 2], [1.0]), ([0, 2], [1.0] * 2)],
+)
+def test_the_limit_of_too_few_counts_is_refused(counts: list[int], values: list[float]) -> None:
+    with pytest.raises(ValueError, match="counts="):
+        distance_without_bias(counts, values)
