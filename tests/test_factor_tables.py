@@ -5,10 +5,11 @@ import itertools
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from scripts import RESULTS, command_of
 
-from minildm import SWEEPS
+from minildm import PRESETS, SWEEPS
 from minildm.files import write_csv, write_json
 from minildm.intervals import mean_interval
 from minildm.sweeps import read_table
@@ -102,6 +103,10 @@ def test_the_picture_shows_a_row_for_each_factor() -> None:
     with Image.open(RESULTS / "fig6_samples.png") as picture:
         assert picture.height > 0.9 * picture.width * len(FACTORS) / command_of("factor").SHOWN / 2
         assert "f = 32" in picture.info["Description"]
+        data = PRESETS["emoji-class-f8"].data.dataset("train")
+        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        asked = [data.classes[i] for i in data.labels[rows[: command_of("factor").SHOWN]]]
+        assert picture.info["Description"].endswith(f": {', '.join(asked)}.")
 
 
 def test_the_command_sorts_a_sweeps_table_into_the_figures(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from minildm import SWEEPS, Sweep, plots, run_sweep
 from minildm.files import atomic_write, write_csv
 from minildm.sweeps import collect, read_table
 from minildm.sweeps.execution import results_of
+from minildm.sweeps.measuring import asked_of
+from minildm.sweeps.one_run import final_model, shown
 from minildm.sweeps.report import figures, samples
 from minildm.sweeps.running import folder_of, timing_path
 from minildm.sweeps.tables import MEAN, SPEED
@@ -75,11 +77,22 @@ def tab6(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def sample_grid(x: torch.Tensor, names: Sequence[str]) -> plots.NotebookFigure:
-    """A row of SHOWN samples for each f."""
+def asked_first(sweep: Sweep, folder: Path) -> list[str]:
+    """The classes of the first samples that are kept: the same ones for every f."""
+    found = (run for run in sweep.runs() if shown(folder_of(folder, run)))
+    run = next(found)
+    model = final_model(run, folder_of(folder, run), "cpu")
+    return asked_of(model, run.plan().experiment.data, run.samples, run.seed).y[:SHOWN]
+
+
+def sample_grid(
+    x: torch.Tensor, names: Sequence[str], heads: Sequence[str]
+) -> plots.NotebookFigure:
+    """A row of SHOWN samples for each f; heads: what they were asked to be."""
     some = torch.cat([part[:SHOWN] for part in x.split(len(x) // len(names))])
-    figure = plots.class_grid(some, names)
-    figure.alt_text = f"Samples of class-conditional models on latents of {', '.join(names)}."
+    figure = plots.class_grid(some, names, heads=heads)
+    rows, columns = ", ".join(names), ", ".join(heads)
+    figure.alt_text = f"Samples of class-conditional models on latents of {rows}: {columns}."
     return figure
 
 
@@ -130,7 +143,8 @@ def main(argv: list[str] | None = None) -> None:
     write_csv(args.out / "tab6_factor.csv", TAB6, tab6(rows))
     write_picture(args.out / "fig6_factor.png", figures(sweep, rows)["proxy_fid_over_training"])
     if (grid := samples(sweep, args.runs)) is not None:
-        write_picture(args.out / "fig6_samples.png", sample_grid(*grid))
+        grid = sample_grid(*grid, asked_first(sweep, args.runs))
+        write_picture(args.out / "fig6_samples.png", grid)
     print(f"{len(rows)} numbers: {args.out / 'fig6_factor.csv'}")
 
 
