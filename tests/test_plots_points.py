@@ -107,3 +107,11 @@ def test_both_axes_have_numbers_whatever_is_logarithmic(log: str, low: float, hi
 def test_bars_write_negative_numbers_as_they_write_positive_ones() -> None:
     fig = plots.bars({"a": -1667.4, "b": 561.8, "c": -0.5, "d": 1667.4}, xlabel="x")
     assert fig.alt_text.endswith("a -1,667, b 562, c -0.50, d 1,667.")
+
+
+@pytest.mark.parametrize("ticks", [(2, 4), torch.tensor([2, 4]), ((2, 4), [20, 40, 80])])
+def test_ticks_are_for_all_panels_or_one_a_panel(ticks: object) -> None:
+    panels = {"steps": {"a": ([1, 4], [1, 2])}, "seconds": {"a": ([10, 80], [1, 2])}}
+    fig = plots.curves(panels, xlabel="x", ylabel="y", log="x", ticks=ticks)
+    found = [[text.get_text() for text in ax.get_xticklabels()] for ax in fig.axes]
+    assert found == [["2", "4"], ["20", "40", "80"] if isinstance(ticks[1], list) else ["2", "4"]]

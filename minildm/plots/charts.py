@@ -181,14 +181,14 @@ def curves(
     ylabel: str | Sequence[str],
     log: str = "",
     spans: Mapping[str, tuple[float, float]] | None = None,
-    ticks: Numbers | None = None,
+    ticks: Numbers | Sequence[Numbers] | None = None,
 ) -> NotebookFigure:
     """A panel for each title, with named lines of points: {"emoji": {"WebP": (x, y)}}.
 
     A line is (x, y), each (N,), or (x, y, low, high), whose intervals are drawn as bars. A name
     has one colour and one mark in all panels; one that ends in "*" is drawn as points alone,
     without the star. xlabel, ylabel: one for all, or one a panel. log: "x", "y" or "xy". spans:
-    stretches of x that are shaded and named. ticks: where x has labels.
+    stretches of x that are shaded and named. ticks: where x has labels, for all or one a panel.
     """
     if not panels or not all(panels.values()):
         raise ValueError(f"panels: no lines in {[k for k, v in panels.items() if not v] or 'it'}")
@@ -196,16 +196,18 @@ def curves(
     under, labels = (
         [given] * len(panels) if isinstance(given, str) else given for given in (xlabel, ylabel)
     )
+    marked = ticks if ticks is not None and np.ndim(ticks[0]) else [ticks] * len(panels)
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     said = []
-    for ax, (title, lines), x, label in zip(axes, panels.items(), under, labels, strict=True):
+    parts = zip(axes, panels.items(), under, labels, marked, strict=True)
+    for ax, (title, lines), x, label, at in parts:
         for name, line in lines.items():
             said.append(f"{title} {name} {_line(ax, name, line, names.index(name))}")
         ax.set(xlabel=x, ylabel=label, title=title, **{f"{axis}scale": "log" for axis in log})
         if "y" in log:
             log_y(ax)
-        if ticks is not None:
-            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        if at is not None:
+            ax.set_xticks(at, [f"{tick:g}" for tick in at])
             ax.xaxis.set_minor_locator(NullLocator())  # the y axis keeps its own
         _shade(ax, spans or {})
     if len(names) > 1:
