@@ -195,6 +195,11 @@ def test_timings_of_a_folder_never_overlap(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == [1, 1]
+    said: list[str] = []
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/timing").touch()  # what cannot be written is said, and no more
+    time_levels(tmp_path / "other", SWEEP.runs(["low"]), measure, said.append)
+    assert said[0].startswith("rate=low: has no time, FileExistsError")
 
 
 def test_levels_of_collected_runs_are_timed_where_the_table_is_made(

@@ -168,7 +168,7 @@ def _performed(folder: Path, run: Run, place: Place, stop: Stop) -> Outcome:
     if results_of(folder, run) is not None:
         return Outcome(run.name, "was done")
     write_json(folder / SPEC, run.as_dict())
-    for left in (ERROR, ENDED):
+    for left in (ERROR, ENDED, NOTEBOOK):
         (folder / left).unlink(missing_ok=True)
     code, said = in_process(__name__, [str(folder.resolve()), place.kind], place, stop)
     if code == 0 and (folder / ENDED).is_file():

@@ -208,9 +208,9 @@ def _why(outcome: Outcome, folder: Path) -> str:
 
 
 def _shown(folder: Path, outcome: Outcome) -> Path:
-    """What shows where a run failed: error.txt, if it did before its notebook was begun."""
+    """What shows where a run failed: its notebook, or what was said before there was one."""
     place = folder / "runs" / outcome.name
-    return place / (NOTEBOOK if (place / NOTEBOOK).is_file() else ERROR)
+    return next((place / f for f in (NOTEBOOK, ERROR) if (place / f).is_file()), place)
 
 
 def _engine(

@@ -66,22 +66,33 @@ def time_levels(
     measure: `time_here`, or an engine's way to it; it returns what was said on stderr. A level
     that cannot be timed is said, and the others go on.
     """
-    if not (left := _untimed(folder, runs)):
-        return
+    left = _untimed(folder, runs)
+    said = ""
+    try:
+        if left:
+            said = _measured(folder, left, measure, say)
+    except Exception as error:  # the runs will say more
+        said = summary(error)
+    for run in _untimed(folder, left):
+        lines = [line for line in said.splitlines() if line.startswith(f"{run.name}: ")]
+        why = lines[-1].partition(": ")[2] if lines else last_line(said)
+        say(f"{run.sweep}={run.level}: has no time, {why or 'its process was killed'}")
+
+
+def _measured(
+    folder: Path,
+    runs: Sequence[Run],
+    measure: Callable[[Sequence[Run], Path], str],
+    say: Callable[[str], None],
+) -> str:
+    """`measure` for what is still left when it is our turn."""
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / FOLDER / ".lock"):
-        if not (left := _untimed(folder, left)):  # another process did it
-            return
+        if not (left := _untimed(folder, runs)):
+            return ""
         levels = ", ".join(run.level for run in left)
         say(f"{left[0].sweep}: measuring the time of {levels}, one after the other")
-        try:
-            said = measure(left, folder)
-        except Exception as error:  # the runs will say more
-            said = summary(error)
-        for run in _untimed(folder, left):
-            lines = [line for line in said.splitlines() if line.startswith(f"{run.name}: ")]
-            why = lines[-1].partition(": ")[2] if lines else last_line(said)
-            say(f"{run.sweep}={run.level}: has no time, {why or 'its process was killed'}")
+        return measure(left, folder)
 
 
 def _untimed(folder: Path, runs: Sequence[Run]) -> list[Run]:
