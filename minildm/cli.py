@@ -339,7 +339,8 @@ def sweep(
     asked = asked_sweep(what, change or (), **fields)
     folder = out or Path("runs") / f"sweep-{asked.name}"
     if report:
-        table, page = report_again(asked, folder)
+        where = {"device": device[0] if device else "", "threads": threads, "say": typer.echo}
+        table, page = report_again(asked, folder, **where)
         typer.echo(f"{table}, {page}")
         return
     done = run_sweep(

@@ -38,11 +38,11 @@ def asked_sweep(
     return replace(sweep, **fields)
 
 
-def report_again(sweep: Sweep, folder: Path) -> tuple[Path, Path]:
-    """Table and report of what is finished; ValueError for a folder that holds no sweep."""
+def report_again(sweep: Sweep, folder: Path, **where: Any) -> tuple[Path, Path]:
+    """`collect`, with its options; ValueError for a folder that holds no sweep."""
     if not (folder / DEFINITION).is_file() and not (folder / "runs").is_dir():
         raise ValueError(f"--out {folder} holds no sweep: neither {DEFINITION} nor runs/")
-    return collect(claim(sweep, folder), folder)
+    return collect(claim(sweep, folder), folder, **where)
 
 
 def _of_file(path: str) -> Sweep:

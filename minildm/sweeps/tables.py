@@ -9,12 +9,8 @@ from typing import Any
 
 from minildm.files import write_csv
 from minildm.intervals import Measured, mean_interval
-from minildm.sweeps.sweep import Sweep
+from minildm.sweeps.sweep import COLUMNS, Sweep
 
-COLUMNS = (
-    *("seed", "step", "seconds", "images", "sampling", "metric"),
-    *("value", "low", "high", "n", "device"),
-)
 MEAN = "mean"  # in place of a seed
 SPEED = "pictures_per_second"
 Row = dict[str, str]
