@@ -2,6 +2,7 @@
 
 import csv
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from scripts import RESULTS, command_of
 
-from minildm import NoiseSchedule
+from minildm import EmojiDataset, NoiseSchedule
 
 Table = dict[tuple[str, str, str], dict[str, str]]  # (variant, seed, metric) -> its row
 STUDENT = 4.302653  # of two degrees of freedom, 95 %
@@ -45,8 +46,13 @@ def metrics_of(variant: str, steps: tuple[int, ...], times: tuple[int, ...]) -> 
     return found | ({"bend"} if "flow" in variant else set())
 
 
-def check_form(table: Table, command: ModuleType, trained: list[str], seeds: int) -> None:
-    """Every number once for each seed, and the mean over seeds with its interval."""
+def check_form(
+    table: Table, command: ModuleType, trained: list[str], seeds: int, n: dict[str, int]
+) -> None:
+    """Every number once for each seed, and the mean over seeds with its interval.
+
+    n: of how many things a metric is a mean, by its first word; "": of all others.
+    """
     variants = [*trained, *(["guided", "guidance interval"] if "base" in trained else [])]
     wanted = {(name, "", m) for name in ("real pictures", "first stage") for m in SAMPLED}
     for variant in variants:
@@ -56,7 +62,8 @@ def check_form(table: Table, command: ModuleType, trained: list[str], seeds: int
     for (variant, seed, metric), row in table.items():
         assert list(row) == list(command.COLUMNS) and row["device"]
         if seed != "mean":
-            assert not row["low"] and not row["high"] and int(row["n"]) >= 8
+            assert not row["low"] and not row["high"]
+            assert int(row["n"]) == n.get(metric.split("_")[0], n[""]), metric
             assert (seed == "") == (row["step"] == "")
             continue
         values = [float(table[variant, str(k), metric]["value"]) for k in range(seeds)]
@@ -68,30 +75,57 @@ def check_form(table: Table, command: ModuleType, trained: list[str], seeds: int
             assert (high - low) / 2 == pytest.approx(half, rel=1e-2, abs=1e-5)
 
 
-def test_the_command_trains_measures_and_does_nothing_twice(
-    command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small(command: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The command at its smallest; it sets the number of threads."""
     sizes = {"STEPS": (2, 3), "FINE": 4, "EXACT_N": 4, "TIMES": (20, 999), "PAIR_STEPS": 2}
     for name, value in (sizes | {"CLASSES": ("heart", "time")}).items():
         monkeypatch.setattr(command, name, value)
-    trained, threads = ["base", "zero terminal SNR", "reflow"], torch.get_num_threads()
+    threads = torch.get_num_threads()
+    yield command
+    torch.set_num_threads(threads)
+
+
+def test_the_command_trains_measures_and_does_nothing_twice(
+    small: ModuleType, tmp_path: Path
+) -> None:
+    trained = ["base", "zero terminal SNR", "reflow"]
     argv = [str(tmp_path / "runs"), "--out", str(tmp_path), "--device", "cpu", "--steps", "2"]
     argv += ["--pictures", "20", "--seeds", "2", "--variants", *trained]
-    try:
-        command.main(argv)
-        table = read(tmp_path / command.TABLE)
-        check_form(table, command, trained, 2)
-        assert table["reflow", "0", "bend"]["step"] == "1"  # half as long
-        calls = {way: table[way, "0", "calls_3"]["value"] for way in ("base", "guided")}
-        assert calls == {"base": "3", "guided": "6"}
-        assert 3 < float(table["guidance interval", "0", "calls_3"]["value"]) < 6
-        before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("*/training/*")}
-        assert len(before) == 2 * 2 * 4  # run.json and state.pt; the flow that reflow begins with
-        command.main(argv)
-        assert read(tmp_path / command.TABLE) == table
-        assert {p: p.stat().st_mtime_ns for p in before} == before
-    finally:
-        torch.set_num_threads(threads)
+    small.main(argv)
+    table = read(tmp_path / small.TABLE)
+    held = len(EmojiDataset("val", 32, subgroups=small.CLASSES))
+    check_form(table, small, trained, 2, {"": 20, "distance": 4, "bend": 4, "z0": held})
+    assert table["reflow", "0", "bend"]["step"] == "1"  # half as long
+    calls = {way: table[way, "0", "calls_3"]["value"] for way in ("base", "guided")}
+    assert calls == {"base": "3", "guided": "6"}
+    assert 3 < float(table["guidance interval", "0", "calls_3"]["value"]) < 6
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("*/training/*")}
+    assert len(before) == 2 * 2 * 4  # run.json and state.pt; the flow that reflow begins with
+    small.main(argv)
+    assert read(tmp_path / small.TABLE) == table
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_a_folder_with_another_training_is_refused(
+    small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = [str(tmp_path), "--steps", "2", "--pictures", "20", "--variants", "reflow"]
+    setting = small.prepared(small.arguments(argv), torch.device("cpu"))[0]
+    small.one_run("reflow", 0, setting)
+    fewer = setting._replace(args=small.arguments([*argv, "--pictures", "16"]))
+    with pytest.raises(ValueError, match=r"reflow-0 .*pairs.count: 80 there, 64 asked"):
+        small.one_run("reflow", 0, fewer)
+    longer = setting._replace(args=small.arguments([*argv, "--steps", "3"]))
+    with pytest.raises(ValueError, match=r"flow-0 .*steps: 2 there, 3 asked"):
+        small.one_run("flow", 0, longer)
+    with monkeypatch.context() as patch:
+        patch.setitem(small.VARIANTS, "flow", small.VARIANTS["min-SNR"])
+        with pytest.raises(ValueError, match=r"weighting: simple there, min_snr asked"):
+            small.one_run("reflow", 0, setting)  # it begins with the flow
+    setting.autoencoder.scale.mul_(2)
+    with pytest.raises(ValueError, match=r"first_stage: [0-9a-f]{64} there"):
+        small.one_run("flow", 0, setting)
 
 
 def test_variants_differ_from_the_base_in_what_they_say(command: ModuleType) -> None:
@@ -115,12 +149,11 @@ def test_the_guided_interval_is_that_of_its_paper(command: ModuleType) -> None:
 
 
 def test_the_committed_table_is_whole(command: ModuleType, table: Table) -> None:
-    check_form(table, command, list(command.VARIANTS), 3)
+    n = {"": 200, "distance": command.EXACT_N, "bend": command.EXACT_N}
+    n["z0"] = len(EmojiDataset("val", 32, subgroups=command.CLASSES))
+    check_form(table, command, list(command.VARIANTS), 3, n)
     trained = [row for row in table.values() if row["step"]]
     assert {row["step"] for row in trained} == {"500", "250"}
-    assert {row["n"] for (_, seed, m), row in table.items() if seed == "0" and "fid" in m} == {
-        "200"
-    }
 
 
 def always_less(table: Table, one: tuple[str, str], other: tuple[str, str]) -> bool:

@@ -1,22 +1,21 @@
 """What came after the paper, measured against it: `python data/results/beyond.py runs/beyond`.
 
 Trains a small class-conditional model of 32 px on the shipped first stage, as in the paper
-("base": eps, every time alike) and with one thing changed, all with the same initial weights,
-pictures, order and seeds:
+("base": eps, every time alike) and changed, all with the same initial weights, pictures and order:
 
     v                   v in place of eps (Salimans & Ho 2022)
     min-SNR             eps, each time weighed by min(SNR, 5) / SNR (Hang et al. 2023)
     zero terminal SNR   v, and z_T holds nothing of z_0 (Lin et al. 2024)
-    flow                rectified flow (Liu et al. 2023, Lipman et al. 2023)
+    flow                rectified flow, tau drawn evenly (Liu et al. 2023, Lipman et al. 2023)
     reflow              goes on from flow, for half as many steps, on pairs that flow made
     guided              base, sampled with guidance 3 (nothing is trained)
     guidance interval   the same, but only at the middle noise (Kynkaanniemi et al. 2024)
 
 and writes, here or into --out, beyond.csv: a row for each variant, seed and metric, and rows of
-seed "mean" with Student's interval over the seeds (their n counts seeds, the others' pictures).
-`step`, `seconds` and `images` are those of the training; seconds are the clock's, whatever else the
-machine did. `_K` behind a metric: K sampling steps, of DDIM with trailing spacing, or of Euler
-along the flow, from the same noise in each variant:
+seed "mean" with Student's interval over the seeds. n: how many pictures or latents the value is a
+mean over, or seeds. `step`, `seconds` and `images` are those of the training; seconds are the
+clock's, whatever else the machine did. `_K` behind a metric: K sampling steps, of DDIM with
+trailing spacing, or of Euler along the flow, from the same noise in each variant:
 
     proxy_fid    to all training pictures of the classes (EfficientNet-Lite0, block 10)
     accuracy     how often the judge names the class that was asked for
@@ -29,7 +28,7 @@ along the flow, from the same noise in each variant:
 
 Features and judge see pictures enlarged to 64 px. Rows of "real pictures" and "first stage" are
 training pictures against the others, plain and decoded from their latents. What is done (in
-RUNS) is not done again. --steps, --pictures, --seeds, --variants are for a quick try.
+RUNS) is not done again, and another training there is refused. --steps and others: a quick try.
 """
 
 import argparse
@@ -50,7 +49,7 @@ from tqdm.auto import tqdm
 
 from minildm import PRESETS, EmojiDataset, ObjectiveConfig, ScheduleConfig, pretrained
 from minildm.autoencoder import Autoencoder
-from minildm.checkpoints import fingerprint
+from minildm.checkpoints import fingerprint, to_dict
 from minildm.data.latents import LatentDataset
 from minildm.demo import describe
 from minildm.diffusion import LatentDiffusion, seeded_noise
@@ -91,6 +90,7 @@ GUIDANCE = 3.0
 SIGMAS = (0.56, 5.8)
 STEPS, FINE, EXACT_N, BATCH = (2, 5, 20), 50, 64, 64  # sampling
 TIMES, PAIRS, PAIR_STEPS = (20, 100, 300, 500, 700, 900, 999), 1024, 20
+Found = dict[str, tuple[float, int]]  # metric -> its value, and n
 
 
 class Setting(NamedTuple):
@@ -142,9 +142,28 @@ def velocity_of(model: LatentDiffusion, labels: Tensor) -> Velocity:
     return timed(conditioned(model.network, c))
 
 
+def identity(variant: str, seed: int, setting: Setting) -> dict[str, Any]:
+    """All that decides what a variant's training ends in."""
+    content = {
+        "variant": variant,
+        "experiment": to_dict(experiment_of(variant, seed, setting.args.steps)),
+        "first_stage": fingerprint(setting.autoencoder),
+    }
+    if variant == "reflow":
+        pairs = {"count": pairs_wanted(setting), "steps": PAIR_STEPS}
+        content |= {"pairs": pairs, "flow": identity("flow", seed, setting)}
+    return content
+
+
+def pairs_wanted(setting: Setting) -> int:
+    """How many pairs reflow trains on."""
+    return min(PAIRS, 4 * setting.args.pictures)
+
+
 def train(variant: str, seed: int, setting: Setting, folder: Path) -> tuple[LatentDiffusion, float]:
     """The trained model of a variant, and the seconds that its training took."""
     experiment = experiment_of(variant, seed, setting.args.steps)
+    run = RunFolder(folder, identity(variant, seed, setting))
     build = partial(LatentDiffusion, autoencoder=setting.autoencoder)
     config = experiment.model_config(setting.autoencoder.config, CLASSES)
     model, data = new_model(build, config, seed), setting.latents
@@ -166,7 +185,6 @@ def train(variant: str, seed: int, setting: Setting, folder: Path) -> tuple[Late
         tau = torch.rand(len(z0), device=z0.device)
         return {"loss": flow_loss(velocity_of(model, batch["label"]), z0, tau, eps).mean()}
 
-    run = RunFolder(folder, {"variant": variant, "seed": seed, "steps": experiment.train.steps})
     precision = run.fixed("precision", lambda: pick_precision("auto", setting.device))
     options = {"device": setting.device, "precision": precision, "save": lambda _ema: None}
     for _ in optimise(model, loss, data, experiment.train, run, **options):
@@ -177,7 +195,7 @@ def train(variant: str, seed: int, setting: Setting, folder: Path) -> tuple[Late
 @torch.no_grad()
 def pairs_of(flow: LatentDiffusion, setting: Setting, seed: int) -> Pairs:
     """Noise, and where the flow carries it."""
-    count, noise = min(PAIRS, 4 * setting.args.pictures), seeded_noise(1000 + seed)
+    count, noise = pairs_wanted(setting), seeded_noise(1000 + seed)
     z1 = noise(torch.zeros(count, *setting.z_T.shape[1:]))
     labels = setting.labels.repeat(-(-count // len(setting.labels)))[:count]
     return Pairs(z1, draw(flow, True, labels, z1, PAIR_STEPS), labels)
@@ -201,12 +219,12 @@ def draw(
     return torch.cat(found)
 
 
-def z0_errors(variant: str, model: LatentDiffusion, setting: Setting) -> Iterator[tuple[str, Any]]:
-    """Errors of z0_hat at the noise levels of the paper's schedule, or those nearest to them."""
+def z0_errors(variant: str, model: LatentDiffusion, setting: Setting) -> Found:
+    """Errors of z0_hat at the paper's noise levels, or those nearest; a latent has four noises."""
     base, own = ScheduleConfig().build().to(model.device), model.schedule
     noise = seeded_noise(0)
     z0, labels = (part.repeat_interleave(4, 0).to(model.device) for part in setting.val)
-    c = model.conditioner({"label": labels})
+    c, found = model.conditioner({"label": labels}), {}
     for time in TIMES:
         eps = noise(z0)
         at = int((own.alphas_cumprod.log() - base.alphas_cumprod[time].log()).abs().argmin())
@@ -217,7 +235,9 @@ def z0_errors(variant: str, model: LatentDiffusion, setting: Setting) -> Iterato
                 guess = z0_by_flow(velocity_of(model, labels), base, z_t, t)
             else:
                 guess = model.predict(own.q_sample(z0, t, eps), t, c).z0
-        yield f"z0_error_{time}", ((guess - z0) ** 2).mean((1, 2, 3)).mean(), len(z0)
+        error = ((guess - z0) ** 2).mean((1, 2, 3)).mean()
+        found[f"z0_error_{time}"] = float(error), len(setting.val[0])
+    return found
 
 
 @torch.no_grad()
@@ -232,38 +252,39 @@ def enlarged(x: Tensor) -> Tensor:
     return F.interpolate(x, size=(64, 64), mode="bicubic").clamp(-1.0, 1.0)
 
 
-def scores(x: Tensor, labels: Tensor, setting: Setting, real: Tensor | None = None) -> dict:
-    """What is measured of pictures (N, 3, 32, 32): name -> value."""
+def scores(x: Tensor, labels: Tensor, setting: Setting, real: Tensor | None = None) -> Found:
+    """What is measured of pictures (N, 3, 32, 32)."""
     names, large, means = setting.judge.config.labels, enlarged(x), x.mean((1, 2, 3))
     truth = torch.tensor([names.index(name) for name in CLASSES])[labels]
     fake = extract(large, setting.network)
-    return {
+    values = {
         "proxy_fid": proxy_fid(setting.real if real is None else real, fake).value,
         "accuracy": accuracy(setting.judge, large, truth, "label").value,
         "brightness": float(means.mean()),
         "spread": float(means.std()),
     }
+    return {name: (value, len(x)) for name, value in values.items()}
 
 
-def of_samples(variant: str, model: LatentDiffusion, setting: Setting) -> dict[str, float]:
+def of_samples(variant: str, model: LatentDiffusion, setting: Setting) -> Found:
     """All that is measured of a trained variant's samples, and of its paths."""
     flow, labels, z_T = variant in FLOWS, setting.labels, setting.z_T
     first = labels[:EXACT_N], z_T[:EXACT_N]
     exact, found = draw(model, flow, *first, FINE), {}
     for steps in STEPS:
         z = draw(model, flow, labels, z_T, steps)
-        gap = (z[:EXACT_N] - exact).square().mean((1, 2, 3)).sqrt().mean()
-        scored = scores(look(z, setting), labels, setting)
-        measured = scored | {"distance": float(gap), "calls": steps}
+        gap = (z[:EXACT_N] - exact).square().mean((1, 2, 3)).sqrt()
+        measured = scores(look(z, setting), labels, setting)
+        measured |= {"distance": (float(gap.mean()), len(gap)), "calls": (steps, len(z))}
         found |= {f"{name}_{steps}": value for name, value in measured.items()}
     if flow:
         velocity, z_1 = velocity_of(model, first[0]), first[1].to(model.device)
-        found["bend"] = float(bend(velocity, z_1, FINE).mean())
+        found["bend"] = float(bend(velocity, z_1, FINE).mean()), len(z_1)
     return found
 
 
-def of_guidance(model: LatentDiffusion, setting: Setting) -> dict[str, dict[str, float]]:
-    """The base model, guided at all times and in the interval: variant -> name -> value."""
+def of_guidance(model: LatentDiffusion, setting: Setting) -> dict[str, Found]:
+    """The base model, guided at all times and in the interval, by variant."""
     abar, steps = model.schedule.alphas_cumprod, STEPS[-1]
     inside = ((1 - abar) / abar).sqrt()
     inside = ((inside >= SIGMAS[0]) & (inside <= SIGMAS[1])).nonzero().flatten().tolist()
@@ -277,30 +298,26 @@ def of_guidance(model: LatentDiffusion, setting: Setting) -> dict[str, dict[str,
         z = draw(model, False, setting.labels, setting.z_T, steps, **options)
         handle.remove()
         measured = scores(look(z, setting), setting.labels, setting)
-        measured["calls"] = sum(seen) / len(setting.labels)
+        measured |= {"calls": (sum(seen) / len(z), len(z))}
         found[variant] = {f"{name}_{steps}": value for name, value in measured.items()}
     return found
 
 
-def one_run(variant: str, seed: int, setting: Setting, key: str) -> dict[str, Any]:
+def one_run(variant: str, seed: int, setting: Setting) -> dict[str, Any]:
     """Train and measure one variant with one seed, or read what was measured before."""
     folder = setting.args.runs / f"{variant.replace(' ', '-')}-{seed}"
-    kept = folder / "measured.json"
+    kept, what = folder / "measured.json", identity(variant, seed, setting)
+    text = json.dumps([what, setting.args.pictures, describe(setting.device)])
+    key = hashlib.sha256(text.encode()).hexdigest()
     if kept.is_file() and (content := json.loads(kept.read_text()))["key"] == key:
         return content
     model, seconds = train(variant, seed, setting, folder)
-    config = experiment_of(variant, seed, setting.args.steps).train
-    n, found = len(setting.labels), of_samples(variant, model, setting)
-    rows = {variant: {name: (value, n) for name, value in found.items()}}
-    rows[variant] |= {
-        name: (float(value), count) for name, value, count in z0_errors(variant, model, setting)
-    }
+    rows = {variant: of_samples(variant, model, setting) | z0_errors(variant, model, setting)}
     if variant == "base":
-        guided = of_guidance(model, setting).items()
-        rows |= {name: {m: (v, n) for m, v in found.items()} for name, found in guided}
-    fixed = {"seed": seed, "step": config.steps, "seconds": round(seconds, 1)}
-    fixed["images"] = config.steps * config.batch_size
-    content = {"key": key, "fixed": fixed, "rows": rows}
+        rows |= of_guidance(model, setting)
+    config = experiment_of(variant, seed, setting.args.steps).train
+    fixed = {"seed": seed, "step": config.steps, "images": config.steps * config.batch_size}
+    content = {"key": key, "fixed": fixed | {"seconds": round(seconds, 1)}, "rows": rows}
     write_json(kept, content)
     return content
 
@@ -326,10 +343,7 @@ def limits(x: Tensor, labels: Tensor, setting: Setting) -> list[dict[str, Any]]:
     n = len(setting.labels)
     others, shown = extract(enlarged(x[n:]), setting.network), x[:n]
     both = {"real pictures": shown, "first stage": reconstruct(setting.autoencoder, shown)}
-    rows = {
-        name: {m: (v, n) for m, v in scores(part, labels[:n], setting, others).items()}
-        for name, part in both.items()
-    }
+    rows = {name: scores(part, labels[:n], setting, others) for name, part in both.items()}
     return [{"fixed": {}, "rows": rows}]
 
 
@@ -353,8 +367,8 @@ def prepared(args: argparse.Namespace, device: torch.device) -> tuple[Setting, T
     return setting, x, labels
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train, sample, measure, write."""
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, help="the folder that keeps the runs")
     parser.add_argument("--out", type=Path, default=HERE, help="where the table goes")
@@ -363,15 +377,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, sample, measure, write."""
+    args = arguments(argv)
     device = pick_device(args.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
     setting, x, labels = prepared(args, device)
-    content = [fingerprint(setting.autoencoder), args.pictures, args.steps, describe(device)]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     todo = [(variant, seed) for seed in range(args.seeds) for variant in args.variants]
-    runs = [one_run(*one, setting, key) for one in tqdm(todo, "variants", unit="run")]
+    runs = [one_run(*one, setting) for one in tqdm(todo, "variants", unit="run")]
     rows = list(table_of(limits(x, labels, setting) + runs, describe(device)))
     if not all(math.isfinite(float(row["value"])) for row in rows):
         raise ValueError("a number is not finite")
