@@ -110,6 +110,8 @@ WRONG: dict[str, tuple[Fn, Fn, str]] = {
     ),
     "flow: variance": (FLOW, loss(z=keeping), "keep the variance"),
     "flow: other time": (FLOW, loss(at=lambda tau: 1 - tau), "told 1 − tau"),
+    "flow: shape of tau": (FLOW, loss(at=lambda tau: tau.view(-1, 1, 1, 1)), "tau of shape (5, 1"),
+    "flow: one tau": (FLOW, loss(at=lambda tau: tau.mean()), "tau of shape ()"),
     "flow: at z0": (FLOW, loss(z=lambda z0, *_: z0), "asked at z0"),
     "flow: at eps": (FLOW, loss(z=lambda _z0, _tau, eps: eps), "asked at eps"),
     "flow: absolute": (FLOW, loss(size=lambda e: e.abs().mean((1, 2, 3))), "not squared"),

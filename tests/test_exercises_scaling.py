@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minildm.exercises import scaling_out
 
-CHECKS = GRADIENT, MAKESPAN = (scaling_out.check_whole_gradient, scaling_out.check_makespan)
+CHECKS = GRADIENT, IDLE = (scaling_out.check_whole_gradient, scaling_out.check_idle_share)
 
 
 def by_sample(gradients: Tensor, counts: Tensor) -> Tensor:
@@ -22,18 +22,37 @@ def by_sample(gradients: Tensor, counts: Tensor) -> Tensor:
     return torch.repeat_interleave(gradients, counts, dim=0).mean(0)
 
 
-def by_events(seconds: Tensor, workers: int) -> Tensor:
-    """The clock goes from end to end."""
-    ends: list[float] = []
-    now = 0.0
+def ends(seconds: Tensor, workers: int) -> list[float]:
+    """When each worker has done its last run."""
+    free = [0.0] * workers
     for run in seconds.tolist():
-        if len(ends) == workers:
-            now = heapq.heappop(ends)
-        heapq.heappush(ends, now + run)
-    return torch.tensor(max(ends))
+        heapq.heapreplace(free, free[0] + run)
+    return free
 
 
-@pytest.mark.parametrize(("check", "fn"), [(GRADIENT, by_sample), (MAKESPAN, by_events)])
+def end(seconds: Tensor, workers: int) -> float:
+    return max(ends(seconds, workers))
+
+
+def share(seconds: Tensor, workers: int, until: float | Tensor) -> Tensor:
+    return 1 - seconds.sum() / (workers * until)
+
+
+def by_events(seconds: Tensor, workers: int) -> Tensor:
+    return share(seconds, workers, end(seconds, workers))
+
+
+def by_gaps(seconds: Tensor, workers: int) -> Tensor:
+    """Each worker's wait for the end, in a loop as the notebook's."""
+    free = torch.zeros(workers)
+    for run in seconds:
+        free[free.argmin()] += run
+    return (free.max() - free).mean() / free.max()
+
+
+@pytest.mark.parametrize(
+    ("check", "fn"), [(GRADIENT, by_sample), (IDLE, by_events), (IDLE, by_gaps)]
+)
 def test_a_right_answer_passes(check: Any, fn: Any) -> None:
     assert check(fn).ok, check(fn)
 
@@ -43,13 +62,17 @@ WRONG = {
     "sum": (GRADIENT, lambda g, _c: g.sum(0), "sum over processes"),
     "weighted sum": (GRADIENT, lambda g, c: (g * c[:, None]).sum(0), "divide by the number"),
     "by processes": (GRADIENT, lambda g, c: (g * c[:, None]).mean(0), "not of processes"),
-    "even": (MAKESPAN, lambda s, w: s.sum() / w, "cannot be split"),
-    "longest": (MAKESPAN, lambda s, _w: s.max(), "longest run"),
-    "serial": (MAKESPAN, lambda s, _w: s.sum(), "sum of all runs"),
-    "dealt": (MAKESPAN, lambda s, w: torch.stack([s[i::w].sum() for i in range(w)]).max(),
+    "busy": (IDLE, lambda s, w: 1 - by_events(s, w), "in which they work"),
+    "when": (IDLE, lambda s, w: torch.tensor(end(s, w)), "when the last run ends"),
+    "seconds": (IDLE, lambda s, w: torch.tensor(w * end(s, w)) - s.sum(), "those are seconds"),
+    "of one": (IDLE, lambda s, w: w * by_events(s, w), "not of one"),
+    "their own": (IDLE, lambda s, w: s.sum() * 0, "not until their own"),
+    "first": (IDLE, lambda s, w: 1 - torch.tensor(min(ends(s, w)) / end(s, w)), "ends first"),
+    "dealt": (IDLE, lambda s, w: share(s, w, max(s[i::w].sum() for i in range(w))),
               "in turn beforehand"),
-    "rounds": (MAKESPAN, lambda s, w: torch.stack([p.max() for p in s.split(w)]).sum(),
-               "nobody waits"),
-    "sorted": (MAKESPAN, lambda s, w: by_events(s.sort(descending=True).values, w),
-               "keep the order"),
+    "blocks": (IDLE, lambda s, w: share(s, w, max(p.sum() for p in s.tensor_split(w))),
+               "in blocks"),
+    "rounds": (IDLE, lambda s, w: share(s, w, sum(p.max() for p in s.split(w))), "nobody waits"),
+    "serial": (IDLE, lambda s, w: share(s, w, s.sum()), "work at once"),
+    "sorted": (IDLE, lambda s, w: by_events(s.sort(descending=True).values, w), "keep the order"),
 }  # fmt: skip

@@ -59,7 +59,9 @@ def check_flow_loss(fn: object) -> Result:
 
 
 def _curved(z: Tensor, tau: Tensor) -> Tensor:
-    """Some velocity that depends on all that it is given."""
+    """Some velocity that depends on all that it is given; a network takes a time a sample."""
+    if tau.shape != (len(z),):
+        raise ValueError(f"tau of shape {tuple(tau.shape)}, a network wants ({len(z)},)")
     return torch.sin(z) + (1 + tau.view(-1, 1, 1, 1)) ** 2
 
 

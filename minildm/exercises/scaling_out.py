@@ -1,4 +1,4 @@
-"""Checks of notebook 19: the gradient of a shared batch, and how long a sweep takes."""
+"""Checks of notebook 19: the gradient of a shared batch, and a cluster's idle time."""
 
 import torch
 from torch import Tensor
@@ -34,41 +34,53 @@ def _parts(processes: int, d: int) -> Trial:
     return Trial((gradients, counts), summed / counts.sum(), mistakes)
 
 
-def check_makespan(fn: object) -> Result:
-    """Check `makespan(seconds, workers)`: (R,) in the order of the runs, an int -> a scalar.
+def check_idle_share(fn: object) -> Result:
+    """Check `idle_share(seconds, workers)`: (R,) in the order of the runs, an int -> a scalar.
 
-    A worker that is free takes the next run; the answer is when the last run ends.
+    A worker that is free takes the next run; until the last run ends, `workers` are paid for. The
+    answer is the share of that time in which they have nothing to do.
     """
-    praise = "and a long run that comes last keeps everyone waiting: let it begin first."
+    praise = "what is paid for and not worked; a long run that comes last makes it large."
     trials = [_runs([2, 8, 1, 7, 7, 1, 8, 5, 4], 3), _runs([5], 4), _runs([1, 1, 1, 9, 2], 2)]
     return check_function(fn, trials, praise)
 
 
 def _runs(seconds: list[int], workers: int) -> Trial:
     each = torch.tensor(seconds, dtype=torch.float32)
-    dealt = torch.stack([each[w::workers].sum() for w in range(workers)])
-    blocks = torch.stack([part.sum() for part in each.tensor_split(workers)])
+    busy, ends = each.sum(), _ends(each, workers)
+    last = ends.max()
+
+    def idle(end: Tensor) -> Tensor:
+        return 1 - busy / (workers * end)
+
+    dealt = torch.stack([each[w::workers].sum() for w in range(workers)]).max()
+    blocks = torch.stack([part.sum() for part in each.tensor_split(workers)]).max()
     rounds = torch.stack([part.max() for part in each.split(workers)]).sum()
     mistakes = {
-        "that is the work shared evenly; a run cannot be split, so some worker ends later.": (
-            each.sum() / workers
+        "that is the share in which they work; asked for is the rest.": busy / (workers * last),
+        "that is when the last run ends; what share of the workers' time until then is idle?": last,
+        "those are seconds; divide by all that is paid for.": workers * last - busy,
+        "divide by the time of all workers, not of one.": (workers * last - busy) / last,
+        "all workers are paid for until the last run ends, not until their own last one.": (
+            torch.zeros(())
         ),
-        "one worker cannot do the longest run while nobody does the others.": each.max(),
-        "the workers do not work at once: that is the sum of all runs.": each.sum(),
-        "the runs are dealt out in turn beforehand; whoever is free takes the next.": dealt.max(),
+        "that is the worker who ends first; take the mean of all.": 1 - ends.min() / last,
+        "the runs are dealt out in turn beforehand; whoever is free takes the next.": idle(dealt),
         "the runs are dealt out in blocks beforehand; whoever is free takes the next.": (
-            blocks.max()
+            idle(blocks)
         ),
-        "nobody waits for the others' runs to end before taking the next.": rounds,
-        "the longest runs are taken first; keep the order.": _greedy(
-            each.sort(descending=True).values, workers
+        "nobody waits for the others' runs to end before taking the next.": idle(rounds),
+        "the workers work at once: the runs do not come one after the other.": idle(busy),
+        "the longest runs are taken first; keep the order.": idle(
+            _ends(each.sort(descending=True).values, workers).max()
         ),
     }
-    return Trial((each, workers), _greedy(each, workers), mistakes)
+    return Trial((each, workers), idle(last), mistakes)
 
 
-def _greedy(seconds: Tensor, workers: int) -> Tensor:
+def _ends(seconds: Tensor, workers: int) -> Tensor:
+    """When each worker has done its last run: (workers,)."""
     free = torch.zeros(workers)
     for run in seconds:
         free[free.argmin()] += run
-    return free.max()
+    return free
