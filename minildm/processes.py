@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -39,6 +40,8 @@ def join(device: torch.device) -> None:
             f"device={str(device)!r} takes one process, {started} were started; several train on "
             "NVIDIA GPUs, or with device='cpu'"
         )
+    if world() > 1:
+        _stay_uncompiled()
 
 
 def asked_for_cpu() -> bool:
@@ -123,7 +126,6 @@ def total(x: Tensor) -> Tensor:
     return x if world() == 1 else _total(x)
 
 
-@torch.compiler.disable  # a message to other processes has no place in a compiled network
 def _total(x: Tensor) -> Tensor:
     return _Sum.apply(x)
 
@@ -140,12 +142,21 @@ def gathered(x: Tensor) -> Tensor:
     return x if world() == 1 else _gathered(x)
 
 
-@torch.compiler.disable
 def _gathered(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
     with _together():
         distributed.all_gather(parts, x.contiguous())
     return torch.cat(parts)
+
+
+@cache
+def _stay_uncompiled() -> None:
+    """A message to other processes has no place in a compiled network.
+
+    As a decorator this would import the compiler, two seconds, wherever minildm is imported.
+    """
+    global _total, _gathered
+    _total, _gathered = torch.compiler.disable(_total), torch.compiler.disable(_gathered)
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -264,3 +264,18 @@ def test_a_launch_that_would_start_one_process_is_refused(monkeypatch: pytest.Mo
     monkeypatch.delenv("MASTER_ADDR")
     processes.join(torch.device("cpu"))
     assert (processes.rank(), processes.world()) == (0, 1)
+
+
+def test_messages_stay_out_of_compiled_networks_and_the_compiler_out_of_imports() -> None:
+    code = """
+import sys, torch, minildm
+assert "torch._dynamo" not in sys.modules
+from minildm import processes
+processes.world, processes._summed = lambda: 2, lambda x: 2 * x
+processes._stay_uncompiled()
+seen, keep = [], lambda graph, _: seen.append(graph) or graph.forward
+net = torch.compile(lambda x: processes.total(x.cos()).sin(), backend=keep)
+x = torch.ones(3)
+assert torch.allclose(net(x), (2 * x.cos()).sin()) and len(seen) == 2  # before, and behind
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=PATIENCE)
