@@ -124,8 +124,10 @@ def test_the_guide_s_commands_are_valid_sweeps(
     asked: Any, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "collect", lambda sweep, folder: asked.append((sweep, folder)))
-    monkeypatch.setattr(cli, "report_again", lambda *two: (command.report_again(*two), "page"))
+    monkeypatch.setattr(command, "collect", lambda *two, **_: asked.append(two))
+    monkeypatch.setattr(
+        cli, "report_again", lambda *a, **k: (command.report_again(*a, **k), "page")
+    )
     Path("runs/class/runs").mkdir(parents=True)
     Path("width.toml").write_text('[grid]\n"unet.width" = [16, 24]\n')
     ended = invoke(*shlex.split(line))
