@@ -189,7 +189,7 @@ def results_of_17(results: dict[str, Any]) -> None:
     treated = {name: found["value"] for name, found in results["treated"].items()}
     assert 0 < treated["bicubic, Pillow"] < treated["nearest"] < treated["JPEG, quality 75"]
     assert results["nearer"]["copies"] == 1 and results["tones"] == 0
-    assert len(results["plane"]) == 7 and len(results["attack"]) == 4
+    assert len(results["plane"]) == 7 and len(results["attack"]) == 5
     for found in (*results["shares"].values(), results["attack"]):
         assert all(0 <= m["low"] <= m["value"] <= m["high"] <= 1 for m in found.values())
     assert all(len(found) == 12 for found in results["well"].values())
