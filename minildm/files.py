@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
@@ -63,6 +65,11 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def lock(path: str | os.PathLike[str]) -> FileLock:
+    """A lock that ends with its process; who may write into its folder may take it, too."""
+    return FileLock(path, mode=0o666)  # it holds nothing; filelock's 0644 is for one user
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

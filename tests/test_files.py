@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minildm.files import atomic_write, cache_dir, data_dir, write_csv, write_json
+from minildm.files import atomic_write, cache_dir, data_dir, lock, write_csv, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -42,6 +42,12 @@ def test_a_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
         file.write(b"x")
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("usual", "ours")]
     assert modes[0] == modes[1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such modes")
+def test_a_lock_may_be_taken_by_whoever_may_write_there(tmp_path: Path) -> None:
+    with lock(tmp_path / ".lock"):
+        assert stat.S_IMODE((tmp_path / ".lock").stat().st_mode) == 0o666
 
 
 @pytest.mark.parametrize("room", [0, 5, 99])

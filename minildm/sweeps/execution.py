@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import filelock
 
 from minildm.files import atomic_write, data_dir, write_json
+from minildm.files import lock as file_lock
 from minildm.sweeps.one_run import ENDED, RESULTS, given
 from minildm.sweeps.sweep import Run
 
@@ -148,7 +149,7 @@ def perform(
 @contextmanager
 def _locked(path: Path, wait: float, stop: Stop) -> Iterator[None]:
     """The lock, waited for in glances; filelock.Timeout, or Interrupted."""
-    lock, end = filelock.FileLock(path), time.monotonic() + wait
+    lock, end = file_lock(path), time.monotonic() + wait
     while not lock.is_locked:
         if stop.asked:
             raise Interrupted

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from minildm.autoencoder import Autoencoder
 from minildm.checkpoints import fingerprint, load_model, read_card, save_model, to_dict
 from minildm.demo import describe
 from minildm.diffusion import LatentDiffusion
 from minildm.experiments import LatentDiffusionExperiment
-from minildm.files import atomic_write, data_dir, write_json
+from minildm.files import atomic_write, data_dir, lock, write_json
 from minildm.loop import pick_device, pick_precision
 from minildm.metrics import reconstruct
 from minildm.presets import PIXELS
@@ -54,7 +53,7 @@ def settled(plan: Plan, shared: Path, device: str | None = None) -> Plan:
         return plan
     path = shared / PRECISION
     shared.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with lock(f"{path}.lock"):
         if not path.is_file():
             place = pick_device(device)
             chosen = {"auto": pick_precision("auto", place), "device": describe(place)}
@@ -80,7 +79,7 @@ def first_stage_of(plan: Plan, shared: Path, device: str | None = None) -> Path:
     text = json.dumps([content, plan.latent_std], sort_keys=True)
     folder = shared / "first_stages" / hashlib.sha256(text.encode()).hexdigest()[:12]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with lock(f"{folder}.lock"):
         if not _is_trained(folder):
             _make_first_stage(plan, folder, shared, device)
     return folder

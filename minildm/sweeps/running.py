@@ -15,11 +15,10 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import torch
 from tqdm.auto import tqdm
 
-from minildm.files import write_json
+from minildm.files import lock, write_json
 from minildm.loop import pick_device
 from minildm.sweeps.doubts import doubts_of
 from minildm.sweeps.execution import (
@@ -108,7 +107,7 @@ def claim(sweep: Sweep, folder: Path) -> Sweep:
     """
     path = folder / DEFINITION
     folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / ".lock"):
+    with lock(folder / ".lock"):
         if path.is_file():
             try:
                 old = Sweep.from_dict(json.loads(path.read_text()))

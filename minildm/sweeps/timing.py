@@ -20,14 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 from minildm.autoencoder import Autoencoder
 from minildm.checkpoints import load_model, save_model
 from minildm.demo import describe
 from minildm.diffusion import LatentDiffusion
-from minildm.files import write_json
+from minildm.files import lock, write_json
 from minildm.loop import pick_device
 from minildm.presets import PIXELS
 from minildm.sweeps.execution import Place, Stop, end_with_parent, in_process, last_line, summary
@@ -87,7 +86,7 @@ def _measured(
 ) -> str:
     """`measure` for what is still left when it is our turn."""
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / FOLDER / ".lock"):
+    with lock(folder / FOLDER / ".lock"):
         if not (left := _untimed(folder, runs)):
             return ""
         levels = ", ".join(run.level for run in left)
