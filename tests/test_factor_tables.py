@@ -13,7 +13,7 @@ from minildm import PRESETS, SWEEPS
 from minildm.files import write_csv, write_json
 from minildm.intervals import mean_interval
 from minildm.sweeps import read_table
-from minildm.sweeps.running import timing_path
+from minildm.sweeps.timing import timing_path
 
 FACTORS, STEPS = ("1", "2", "4", "8", "16", "32"), ("250", "500", "1000", "2000")
 METRICS = ("proxy_fid", "kid", "precision", "recall", "accuracy")

@@ -193,8 +193,10 @@ def test_samples_are_the_last_ones_of_finished_runs(tmp_path: Path) -> None:
         if len(steps) == 2:
             (place / "results.json").write_text("{}")
     x, labels = samples(SWEEP, tmp_path)
-    assert labels == ["width = 16, step 200"]
+    assert labels == ["width = 16"]
     assert torch.allclose(x, torch.full((8, 3, 4, 4), 200 / 127.5 - 1))
+    (place / "results.json").write_text("{}")
+    assert samples(SWEEP, tmp_path)[1] == ["width = 16, step 200", "width = 32, step 100"]
 
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:

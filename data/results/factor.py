@@ -31,8 +31,9 @@ from minildm.sweeps.execution import results_of
 from minildm.sweeps.measuring import asked_of
 from minildm.sweeps.one_run import final_model, shown
 from minildm.sweeps.report import figures, samples
-from minildm.sweeps.running import folder_of, timing_path
+from minildm.sweeps.running import folder_of
 from minildm.sweeps.tables import MEAN, SPEED
+from minildm.sweeps.timing import timing_path
 
 HERE = Path(__file__).resolve().parent
 FIG6 = (

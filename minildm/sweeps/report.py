@@ -73,7 +73,10 @@ def at_the_end(rows: Sequence[Row], name: str, metric: str) -> dict[str, Measure
 
 
 def samples(sweep: Sweep, folder: Path) -> tuple[torch.Tensor, list[str]] | None:
-    """The last samples of the first finished seed of each level: (L * 8, 3, H, W), labels."""
+    """The last samples of the first finished seed of each level: (L * 8, 3, H, W), labels.
+
+    These name the step where it is not the same for all.
+    """
     found: dict[str, tuple[str, torch.Tensor]] = {}
     for run in sweep.runs():
         place = folder / "runs" / run.name
@@ -83,10 +86,9 @@ def samples(sweep: Sweep, folder: Path) -> tuple[torch.Tensor, list[str]] | None
                 found[run.level] = plain[-1]
     if not found or len({x.shape for _, x in found.values()}) > 1:
         return None
-    labels = []
-    for level, (name, _) in found.items():
-        step = int(name.partition("-")[0])  # 0: trained before
-        labels.append(f"{sweep.name} = {level}" + (f", step {step}" if step else ""))
+    steps = {level: int(name.partition("-")[0]) for level, (name, _) in found.items()}
+    unlike = len({*steps.values()}) > 1  # 0: trained before
+    labels = [f"{sweep.name} = {k}" + f", step {n}" * (unlike and n > 0) for k, n in steps.items()]
     return torch.cat([x for _, x in found.values()]), labels
 
 
