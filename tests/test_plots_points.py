@@ -1,5 +1,6 @@
 """Figures of points in the plane: what is drawn where, and clear refusals."""
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -115,3 +116,27 @@ def test_ticks_are_for_all_panels_or_one_a_panel(ticks: object) -> None:
     fig = plots.curves(panels, xlabel="x", ylabel="y", log="x", ticks=ticks)
     found = [[text.get_text() for text in ax.get_xticklabels()] for ax in fig.axes]
     assert found == [["2", "4"], ["20", "40", "80"] if isinstance(ticks[1], list) else ["2", "4"]]
+
+
+def test_a_logarithmic_x_axis_has_plain_numbers_that_do_not_touch() -> None:
+    for x in ([250, 500, 1000, 2000], [2, 4, 9, 17, 30, 75], [0.32, 0.85], [1, 1e4]):
+        fig = plots.curves({"": {"a": (x, x)}}, xlabel="x", ylabel="y", log="x")
+        fig.canvas.draw()
+        boxes = [t.get_window_extent() for t in fig.axes[0].get_xticklabels() if t.get_text()]
+        inside = [box for box in boxes if fig.bbox.x0 <= box.x0 <= box.x1 <= fig.bbox.x1]
+        assert len(inside) >= 2
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(sorted(inside, key=lambda b: b.x0)))
+        assert not any("times" in t.get_text() for t in fig.axes[0].get_xticklabels(minor=True))
+
+
+def test_a_legend_of_long_names_stays_inside() -> None:
+    lines = {f"a name of some length, {i}": ([1, 2], [1, 2]) for i in range(6)}
+    for fig in (
+        plots.curves({"": lines}, xlabel="x", ylabel="y"),
+        plots.curves({"a": lines, "b": lines}, xlabel="x", ylabel="y"),
+        plots.bars({name: {"row": 1.0} for name in lines}),
+    ):
+        fig.canvas.draw()
+        box = fig.legends[0].get_window_extent()
+        assert len(fig.legends) == 1
+        assert fig.bbox.x0 <= box.x0 < box.x1 <= fig.bbox.x1

@@ -19,7 +19,8 @@ from minildm.plots.style import (
     Numbers,
     Text,
     chart,
-    log_y,
+    legend_below,
+    log_axis,
     styled,
 )
 from minildm.schedule import NoiseSchedule
@@ -65,7 +66,7 @@ def _training(ax: Axes, name: str, records: Sequence[Record], smooth: float, ter
         said.append(f"{key} from {mean[0]:.3g} to {mean[-1]:.3g}")
     low, high = (f([f(curves[key]) for key in drawn]) for f in (min, max))
     if low > 0 and high > 5 * low:  # a smaller span would see a single label
-        log_y(ax)
+        log_axis(ax, "y")
     rest = [f"{key} ≈ {size[key]:.3g}" for key in curves if key not in drawn]
     ax.set_title(name + (f"\n{fill('(not drawn: ' + ', '.join(rest) + ')', 48)}" if rest else ""))
     seconds = records[-1].seconds
@@ -128,8 +129,9 @@ def bars(
     ax.grid(visible=False, axis="y")
     ax.margins(x=0.18)
     ax.set(xlabel=xlabel, ylim=(len(names) - 0.45, -0.55))
-    if ax.get_legend_handles_labels()[1]:
-        fig.legend(loc="outside lower center", ncols=4)
+    handles, kinds = ax.get_legend_handles_labels()
+    if kinds:
+        legend_below(fig, handles, kinds)
     ax.set_title(title or "", weight="bold", loc="left")
     fig.alt_text = f"{title or 'Bars'}: {xlabel}, {', '.join(said)}."
     return fig
@@ -162,7 +164,7 @@ def loss_against_t(
     ax.fill_between(center, low, high, color=BLUE, alpha=0.2, lw=0, label="middle half")
     ax.plot(center, means, "o-", color=BLUE, ms=4, lw=1.8, label="mean")
     if low.min() > 0 and means.max() > 10 * means.min():
-        log_y(ax)
+        log_axis(ax, "y")
     ax.set(xlabel="t", ylabel="loss", xlim=(0, T), title=f"{title} (N={len(t):,})")
     ax.legend()
     ends = f"{means[0]:.3g} near t = {center[0]:.0f}, {means[-1]:.3g} near {center[-1]:.0f}"
@@ -203,9 +205,9 @@ def curves(
     for ax, (title, lines), x, label, at in parts:
         for name, line in lines.items():
             said.append(f"{title} {name} {_line(ax, name, line, names.index(name))}")
-        ax.set(xlabel=x, ylabel=label, title=title, **{f"{axis}scale": "log" for axis in log})
-        if "y" in log:
-            log_y(ax)
+        ax.set(xlabel=x, ylabel=label, title=title)
+        for which in log:
+            log_axis(ax, which)
         if at is not None:
             ax.set_xticks(at, [f"{tick:g}" for tick in at])
             ax.xaxis.set_minor_locator(NullLocator())  # the y axis keeps its own
@@ -214,7 +216,7 @@ def curves(
         handles = {
             t: h for ax in axes for h, t in zip(*ax.get_legend_handles_labels(), strict=True)
         }
-        fig.legend(handles.values(), handles, loc="outside lower center", ncols=4)
+        legend_below(fig, list(handles.values()), list(handles))
     against = " and ".join(dict.fromkeys(under))
     fig.alt_text = f"{', '.join(dict.fromkeys(labels))} against {against}. {'; '.join(said)}."
     return fig

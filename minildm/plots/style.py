@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -62,13 +63,22 @@ def chart(width: float, height: float, panels: int = 1) -> tuple[NotebookFigure,
     return fig, [fig.add_subplot(lines, columns, i + 1) for i in range(panels)]
 
 
-def log_y(ax: Axes) -> None:
-    """A logarithmic axis with plain numbers, to be called when all is drawn: 0.2, 0.5, 1."""
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
+def log_axis(ax: Axes, which: str) -> None:
+    """Make "x" or "y" logarithmic with plain numbers, when all is drawn: 0.2, 0.5, 1."""
+    ax.set(**{f"{which}scale": "log"})
+    axis, (low, high) = getattr(ax, f"{which}axis"), getattr(ax, f"get_{which}lim")()
     if high < 10 * low:  # 1, 2, 5 would be one number, or none
-        ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     elif high < 1000 * low:
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def legend_below(fig: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    """A legend under all panels, in as many columns, at most four, as the figure is wide for."""
+    for columns in range(4, 0, -1):
+        legend = fig.legend(handles, labels, loc="outside lower center", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= fig.bbox.width:
+            return
+        legend.remove()
