@@ -81,7 +81,7 @@ def samples(sweep: Sweep, folder: Path) -> tuple[torch.Tensor, list[str]] | None
     for run in sweep.runs():
         place = folder / "runs" / run.name
         if run.level not in found and (place / RESULTS).is_file():
-            plain = [item for item in shown(place).items() if item[0].endswith("-plain")]
+            plain = [item for item in shown(place).items() if item[0].partition("-")[2] == "plain"]
             if plain:
                 found[run.level] = plain[-1]
     if not found or len({x.shape for _, x in found.values()}) > 1:
