@@ -1,17 +1,77 @@
-"""Building blocks of the autoencoder and the UNet, as in the official code.
+"""Building blocks of the autoencoder and the UNet as in the official code, and shared types.
 
 Shapes: B batch, C channels, H W image, c h w latent, N = h * w pixels as tokens, M condition
 tokens, d_* widths, head x d = heads times their width.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minildm import draws
+Batch = dict[str, Any]  # image (B, 3, H, W) in [-1, 1], label (B,), caption [str] * B, ...
+Noise = Callable[[Tensor], Tensor]  # like torch.randn_like: a tensor -> N(0, I) of its shape
+
+
+def seed_of(seed: int, *parts: int) -> int:
+    """Mix several integers into one 63-bit seed."""
+    mask, mixed = 0xFFFFFFFFFFFFFFFF, seed
+    for part in parts:  # splitmix64's finaliser, folded over the parts
+        mixed = (mixed + 0x9E3779B97F4A7C15 * (part + 1)) & mask
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
+        mixed ^= mixed >> 31
+    return mixed >> 1
+
+
+class BatchRandom:
+    """Random numbers for a batch that `world` processes share: this process has the rank-th part.
+
+    Each method draws for the n * world rows of the whole batch and returns n of them, so what
+    image i gets does not depend on the number of processes. Numbers are drawn on the generator's
+    device; without one by torch's global generator, on `device` (None: torch's default).
+    """
+
+    def __init__(
+        self, generator: torch.Generator | None = None, rank: int = 0, world: int = 1
+    ) -> None:
+        self.generator, self.rank, self.world = generator, rank, world
+
+    def rand(self, n: int, *shape: int, device: torch.device | None = None) -> Tensor:
+        """Uniform in [0, 1): (n, *shape)."""
+        return self._rows(torch.rand, (n, *shape), device)
+
+    def randint(self, high: int, n: int, *shape: int, device: torch.device | None = None) -> Tensor:
+        """Integers in 0..high - 1: (n, *shape) int64."""
+        return self._rows(partial(torch.randint, high), (n, *shape), device)
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        """Standard normal of the shape, dtype and device of x; a `Noise`."""
+        return self._rows(torch.randn, x.shape, x.device, x.dtype)
+
+    def _rows(self, draw: Any, shape: tuple[int, ...], device: Any, dtype: Any = None) -> Tensor:
+        n, place = shape[0], self.generator.device if self.generator else device
+        size = (n * self.world, *shape[1:])
+        whole = draw(size, generator=self.generator, device=place, dtype=dtype)
+        return whole[n * self.rank : n * (self.rank + 1)].to(device or whole.device)
+
+
+def check_fields(config: Any, low: float, high: float, *names: str) -> None:
+    """Raise ValueError unless each named field of a config is None or lies in [low, high]."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name}={value} must lie in {low}..{high}")
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Convert half precision to float32; float32 and float64 stay."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -26,7 +86,7 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> T
 
 
 def zero_init(module: nn.Module) -> nn.Module:
-    """Zero all parameters: a residual branch that ends so is its skip path until trained."""
+    """Set all parameters to zero: a residual branch that ends so is its skip path until trained."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -36,31 +96,41 @@ class GroupNorm(nn.GroupNorm):
     """torch's; its bfloat16 kernel for channels_last on a CPU takes three times float32's time."""
 
     def forward(self, x: Tensor) -> Tensor:
-        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        if x.device.type == "cpu" and x.dtype == torch.bfloat16 and last:
+        slow = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.ndim == 4
+        if slow and x.is_contiguous(memory_format=torch.channels_last):
             weight, bias = self.weight.float(), self.bias.float()
             return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).bfloat16()
         return super().forward(x)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, fused, so never holding all N x N weights.
+    """softmax(q k^T / sqrt(d)) v, fused: the N x N weights are never stored.
 
     (B, head, N, d), (B, head, M, d), (B, head, M, d) -> (B, head, N, d)
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
-        # Backward, torch's kernel is up to ten times slower in bfloat16 than in float32 there.
+        # The backward pass of torch's kernel is up to ten times slower in bfloat16 on a CPU.
         with torch.autocast("cpu", enabled=False):
             out = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
         return out.bfloat16()
     return F.scaled_dot_product_attention(q, k, v)
 
 
-class ResBlock(nn.Module):
-    """Two 3x3 convolutions beside a skip; a time embedding shifts (and scales) the second norm.
+def resize(x: Tensor, how: str, size: tuple[int, int] | None = None) -> Tensor:
+    """Resize without weights: "down" to the 2x2 means, "up" by repeating, to 2h, 2w or `size`."""
+    if how == "down":
+        return F.avg_pool2d(x, 2)
+    if how == "up":
+        size = size or (2 * x.shape[-2], 2 * x.shape[-1])
+        return F.interpolate(x, size=size, mode="nearest")
+    return x
 
-    `resample` "up" or "down" doubles or halves both paths, without a convolution; `size` is what
-    "up" gives, if not the double.
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions and a skip; a time embedding shifts (and scales) the second norm.
+
+    `resample` "up" or "down" doubles or halves both paths, without a convolution; `size` is the
+    output size of "up" if it is not twice the input's.
     (B, c_in, h, w), (B, d_emb) or None -> (B, c_out, h, w)
     """
 
@@ -78,13 +148,12 @@ class ResBlock(nn.Module):
         zero_out: bool = True,
     ) -> None:
         super().__init__()
-        self.scale_shift = scale_shift
+        self.scale_shift, self.resample = scale_shift, resample
         self.norm1 = GroupNorm(groups, c_in, eps=eps)
-        self.resample = {"up": Upsample, "down": AvgDown}.get(resample, nn.Identity)()
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.to_emb = nn.Linear(d_emb, c_out * (2 if scale_shift else 1)) if d_emb else None
         self.norm2 = GroupNorm(groups, c_out, eps=eps)
-        self.dropout = draws.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         if zero_out:
@@ -93,7 +162,7 @@ class ResBlock(nn.Module):
     def forward(
         self, x: Tensor, emb: Tensor | None = None, size: tuple[int, int] | None = None
     ) -> Tensor:
-        hid = self.conv1(self._resampled(F.silu(self.norm1(x)), size))  # (B, c_out, h, w)
+        hid = self.conv1(resize(F.silu(self.norm1(x)), self.resample, size))  # (B, c_out, h, w)
         scale = None
         if self.to_emb is not None:
             emb = rearrange(self.to_emb(F.silu(emb)), "b c -> b c 1 1")
@@ -105,10 +174,7 @@ class ResBlock(nn.Module):
         if scale is not None:
             hid = hid * (1 + scale) + shift
         hid = self.conv2(self.dropout(F.silu(hid)))
-        return self.skip(self._resampled(x, size)) + hid
-
-    def _resampled(self, x: Tensor, size: tuple[int, int] | None) -> Tensor:
-        return self.resample(x, size) if isinstance(self.resample, Upsample) else self.resample(x)
+        return self.skip(resize(x, self.resample, size)) + hid
 
 
 class Downsample(nn.Module):
@@ -126,29 +192,21 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, self.pad))
 
 
-class AvgDown(nn.Module):
-    """2x2 mean: (B, C, h, w) -> (B, C, h/2, w/2)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 2)
-
-
 class Upsample(nn.Module):
-    """Nearest neighbour, then a 3x3 convolution if `channels` is given: h, w -> 2h, 2w, or size."""
+    """Nearest neighbour, then a 3x3 convolution: (B, C, h, w) -> (B, C, 2h, 2w), or size."""
 
-    def __init__(self, channels: int | None = None) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if channels else nn.Identity()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        size = size or (2 * x.shape[-2], 2 * x.shape[-1])
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+        return self.conv(resize(x, "up", size))
 
 
 class SelfAttention2d(nn.Module):
-    """Every pixel attends to every other one: (B, C, h, w) -> (B, C, h, w).
+    """Every pixel attends to every pixel: (B, C, h, w) -> (B, C, h, w).
 
-    q, k and v lie beside each other for each head, the official "legacy" order.
+    q, k and v of a head are adjacent, the official "legacy" order.
     """
 
     def __init__(
@@ -164,7 +222,7 @@ class SelfAttention2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[-2:]
-        # Fused attention, which never holds all N x N weights, wants d to be the fastest axis.
+        # The fused kernel, which never stores the N x N weights, requires d to be the fastest axis.
         qkv = rearrange(self.to_qkv(self.norm(x)), "b c h w -> b (h w) c").contiguous()
         q, k, v = rearrange(qkv, "b n (head qkv d) -> qkv b head n d", qkv=3, head=self.heads)
         out = attention(q, k, v)
@@ -172,7 +230,7 @@ class SelfAttention2d(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Q from the tokens, K and V from the condition (LDM Sec. 3.3), or from the tokens again.
+    """Q from the tokens, K and V from the condition (LDM Sec. 3.3), or from the tokens too.
 
     (B, N, d_in), (B, M, d_cond) or None -> (B, N, d_in)
     """
@@ -208,7 +266,7 @@ class GEGLU(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, feed-forward, each after its own norm, beside a skip.
+    """Self-attention, cross-attention, feed-forward, each after its own norm and with a skip.
 
     (B, N, d), (B, M, d_cond) or None -> (B, N, d); without a condition both attend to the tokens.
     """
@@ -220,7 +278,7 @@ class TransformerBlock(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d) for _ in range(3))
         self.self_attn = CrossAttention(d, heads=heads, d_head=d_head)
         self.cross_attn = CrossAttention(d, d_cond=d_cond, heads=heads, d_head=d_head)
-        self.ff = nn.Sequential(GEGLU(d, 4 * d), draws.Dropout(dropout), nn.Linear(4 * d, d))
+        self.ff = nn.Sequential(GEGLU(d, 4 * d), nn.Dropout(dropout), nn.Linear(4 * d, d))
 
     def forward(self, x: Tensor, cond: Tensor | None) -> Tensor:
         x = x + self.self_attn(self.norm1(x))

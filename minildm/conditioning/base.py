@@ -1,0 +1,131 @@
+"""What all conditioners share: config, null condition, conversion of user input; LDM Sec. 3.3."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from minildm.layers import Batch
+
+Encode = Callable[[Tensor], Tensor]  # images -> latents, for conditions that are images
+
+
+class Conditioning(NamedTuple):
+    """What the UNet receives of a condition."""
+
+    tokens: Tensor | None = None  # (B, M, d_cond), for the cross-attention
+    concat: Tensor | None = None  # (B, c', h, w), concatenated with z_t
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionerConfig:
+    """No condition. Subclasses configure one conditioner each and are named by their `kind`.
+
+    Raises ValueError for a field out of its range.
+    """
+
+    conditioner: ClassVar[type["Conditioner"] | None] = None  # the class to build; None: base
+    p_uncond: ClassVar[float] = 0.0  # share of conditions that training drops, for guidance
+    d_cond: ClassVar[int | None] = None  # width of the tokens; None: no tokens
+    channels: ClassVar[int] = 0  # that are concatenated with z_t
+    kind: Literal["none"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.kind != type(self).kind:
+            name = type(self).__name__
+            raise ValueError(f"kind={self.kind!r} must be {type(self).kind!r} in a {name}")
+        if not 0.0 <= self.p_uncond < 1.0:
+            raise ValueError(f"p_uncond={self.p_uncond} must lie in [0, 1)")
+        if self.p_uncond and not self.has_null:
+            raise ValueError(f"p_uncond={self.p_uncond} must be 0 without a null condition")
+        for name, value in ((field.name, getattr(self, field.name)) for field in fields(self)):
+            if isinstance(value, tuple) and len(set(value)) < len(value):
+                raise ValueError(f"{name} must be different names")
+            if isinstance(value, int | float) and name != "p_uncond":  # before memory is taken
+                low = 0 if name in ("vocab_size", "null_class", "null_id", "stages") else 1
+                high = {"vocab_size": 10**6, "null_id": 10**6, "grid": 1000}.get(name, 10**4)
+                if value not in range(low, high + 1):
+                    raise ValueError(f"{name}={value} must be an integer in {low}..{high}")
+
+    @property
+    def has_null(self) -> bool:
+        """Whether there is a null condition, so that samples can be guided."""
+        return self.d_cond is not None
+
+    def concat_channels(self, z_channels: int) -> int:
+        """Number of channels that are concatenated with z_t."""
+        return self.channels
+
+    def build(self) -> "Conditioner":
+        """The conditioner, untrained. Raises ValueError if the data's names were not filled in."""
+        for name in ("classes", "labels", "vocab_size"):
+            if not getattr(self, name, True):
+                raise ValueError(f"{name} must not be empty to build kind={self.kind!r}")
+        return (self.conditioner or Conditioner)(self)
+
+
+class Conditioner(nn.Module):
+    """tau_theta; this base class is the unconditional one: the UNet receives z_t and t alone."""
+
+    def __init__(self, config: ConditionerConfig) -> None:
+        super().__init__()
+        self.config = config
+        # Follows the model's device and precision; on the CPU even if built on the meta device.
+        self.register_buffer("like", torch.empty(0, device="cpu"), persistent=False)
+
+    def forward(
+        self, batch: Batch, encode: Encode | None = None, drop: Tensor | None = None
+    ) -> Conditioning:
+        """The condition of each sample; drop (B,) bool replaces its tokens by the null tokens.
+
+        Dropping teaches both halves of classifier-free guidance (Ho & Salimans 2022). encode: the
+        first stage's, for conditions that are images. Values in the batch are not checked.
+        """
+        tokens = self.tokens_of(batch)
+        if drop is not None and tokens is not None:
+            null = self.tokens_of(self.null_batch())  # (1, M, d_cond)
+            tokens = torch.where(self.here(drop)[:, None, None], null, tokens)
+        return Conditioning(tokens, self.concat_of(batch, encode))
+
+    def null(self, n: int) -> Conditioning:
+        """The null tokens (n, M, d_cond). Raises ValueError if there is no null condition."""
+        if not self.config.has_null:
+            raise ValueError(f"kind={self.config.kind!r} has no null condition here: do not guide")
+        return Conditioning(self.tokens_of(self.null_batch()).expand(n, -1, -1))
+
+    def tokens_of(self, batch: Batch) -> Tensor | None:
+        """The tokens of a batch's conditions (B, M, d_cond); None without tokens."""
+        return None
+
+    def concat_of(self, batch: Batch, encode: Encode | None) -> Tensor | None:
+        """What is concatenated with z_t (B, c', h, w); None if nothing is."""
+        return None
+
+    def null_batch(self) -> Batch:
+        """A batch of one null condition."""
+        raise NotImplementedError
+
+    def batch_from(self, y: object, n: int) -> Batch:
+        """User input -> a checked batch; a single condition is repeated n times.
+
+        Raises ValueError with what is allowed.
+        """
+        if y is not None:
+            raise ValueError(f"y={y!r:.60} must be None: this model is unconditional")
+        return {}
+
+    def here(self, x: Tensor) -> Tensor:
+        """x on the model's device; the copy does not wait for work in progress there."""
+        return x.to(self.like.device, non_blocking=True)
+
+
+def look_up(name: str, known: Sequence[str], what: str) -> int:
+    """Index of `name` among the known names. Raises ValueError with the nearest ones."""
+    if name in known:
+        return known.index(name)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    raise ValueError(f"{what}={name!r} is not known{hint} Known: {', '.join(known)}")

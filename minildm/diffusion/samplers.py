@@ -1,0 +1,309 @@
+"""From z_T ~ N(0, I) to z_0. A sampler is a generator: the caller decides what to keep.
+
+    *_, last = ddim(denoise, schedule, z_T, steps=50)
+
+All are one loop (`_sampler`) around a rule that moves z along one step. `noise` is a sampler's only
+randomness, so a recorded sequence can be replayed; `edit(z, t) -> z` changes z before each step, in
+`ddpm` after it. All but `ddpm` follow the same flow: where eps stays constant on a step, z moves to
+sqrt(abar') z0_hat + sqrt(1 - abar') eps_hat exactly. They differ in the eps or z0 that they take
+for constant, and so in how fast the error falls with the number of steps.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minildm.diffusion.schedule import NoiseSchedule, Prediction, z0_at
+from minildm.layers import Noise
+
+Spacing = Literal["leading", "trailing", "linspace"]
+SPACINGS = ("leading", "trailing", "linspace")
+Denoise = Callable[[Tensor, Tensor], Tensor | Prediction]  # (z_t, t) -> eps_hat, condition bound
+EditFn = Callable[[Tensor, Tensor], Tensor]  # (z_t, t) -> z_t, between sampling steps
+
+
+class Step(NamedTuple):
+    """One step of a sampler."""
+
+    t: int  # where this step started
+    z: Tensor  # (B, c, h, w) after the step
+    z0_hat: Tensor  # (B, c, h, w) clean latent predicted at t
+
+
+class Now(NamedTuple):
+    """What a rule knows at the start of a step from noise level abar to abar_next."""
+
+    t: int
+    abar: Tensor  # (), on the CPU: comparing it on a GPU would wait for all work in flight
+    t_next: int | None  # None: the last step
+    abar_next: Tensor
+    z: Tensor
+    eps: Tensor
+    z0: Tensor
+
+
+Rule = Callable[..., Tensor]  # (now, past, denoise, noise, **options) -> z at the next level
+Sampler = Callable[..., Iterator[Step]]
+
+
+def timesteps(T: int, steps: int, spacing: Spacing = "leading") -> list[int]:
+    """The `steps` indices that a sampler visits, descending; 1 <= steps <= T.
+
+    leading: floor(i T / S) + 1, the official code's wherever S divides T (there S = T fails).
+    trailing: from T - 1 in equal strides. linspace: from T - 1 to 0, both included.
+    """
+    if not 1 <= steps <= T:
+        raise ValueError(f"steps={steps} must lie in 1..T={T}")
+    if spacing == "leading":
+        times = [i * T // steps + (steps < T) for i in range(steps)][::-1]
+        return [min(t, T - 1) for t in times]
+    if spacing == "trailing":
+        return [round((steps - i) * T / steps) - 1 for i in range(steps)]
+    if spacing == "linspace":
+        return [round((T - 1) * (1 - i / max(steps - 1, 1))) for i in range(steps)]
+    raise ValueError(f"spacing={spacing!r} is not known; known: {', '.join(SPACINGS)}")
+
+
+def _levels(
+    schedule: NoiseSchedule, steps: int, spacing: Spacing, *, to_data: bool = False
+) -> list[tuple[int, Tensor, int | None, Tensor]]:
+    """(t, abar, t_next, abar_next) of each step.
+
+    With leading the last step goes to alphas_cumprod[0] as in the official code; else, and with
+    to_data, to the data, abar = 1. Raises ValueError where z_T holds no signal and the spacing is
+    not trailing, which alone is sure to begin at T - 1.
+    """
+    table = schedule.alphas_cumprod.cpu()
+    if table[-1] == 0 and spacing != "trailing":
+        raise ValueError(f"zero terminal SNR needs spacing='trailing', got {spacing!r}")
+    times = timesteps(schedule.T, steps, spacing)
+    last = table[0] if spacing == "leading" and not to_data else table.new_ones(())
+    levels = [*((t, table[t]) for t in times), (None, last)]
+    return [(*now, *following) for now, following in pairwise(levels)]
+
+
+def predict(denoise: Denoise, z: Tensor, t: int, abar: Tensor) -> Prediction:
+    """Call the denoiser at one time for all samples; complete eps by the z0 that it implies.
+
+    Raises ValueError for eps alone at abar = 0, where it says nothing of z0.
+    """
+    out = denoise(z, torch.full((len(z),), t, device=z.device))
+    if isinstance(out, Prediction):
+        return out
+    if abar == 0:
+        raise ValueError("at zero terminal SNR denoise must return a Prediction, got eps alone")
+    return Prediction(out, z0_at(abar, z, out))
+
+
+def _move(now: Now | Prediction, abar_next: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+    """Move along the flow to another noise level, with eps and z0 constant on the way.
+
+    sigma: the noise that the caller adds replaces as much of eps_hat.
+    """
+    noise_scale = (1 - abar_next - sigma**2).clamp(min=0).sqrt()
+    return abar_next.sqrt() * now.z0 + noise_scale * now.eps
+
+
+def _edited(z: Tensor, t: int, edit: EditFn | None) -> Tensor:
+    return z if edit is None else edit(z, torch.full((len(z),), t, device=z.device))
+
+
+def _sampler(
+    default_steps: int | None, default_spacing: Spacing, *, ancestral: bool = False
+) -> Callable[[Rule], Sampler]:
+    """The sampler of a rule; ancestral: it ends at the data, and edits come after the step."""
+
+    def of_rule(rule: Rule) -> Sampler:
+        @torch.no_grad()  # on a generator: off inside, untouched in the caller's loop
+        def sampler(
+            denoise: Denoise,
+            schedule: NoiseSchedule,
+            z_T: Tensor,
+            steps: int | None = default_steps,
+            *,
+            spacing: Spacing = default_spacing,
+            noise: Noise = torch.randn_like,
+            edit: EditFn | None = None,
+            again: int = 1,  # see repaint
+            **options: float,
+        ) -> Iterator[Step]:
+            if again < 1:
+                raise ValueError(f"again={again} must be at least 1")
+            z, past, steps = z_T, [], schedule.T if steps is None else steps
+            for t, abar, t_next, abar_next in _levels(schedule, steps, spacing, to_data=ancestral):
+                for left in reversed(range(again)):
+                    z = z if ancestral else _edited(z, t, edit)
+                    now = Now(t, abar, t_next, abar_next, z, *predict(denoise, z, t, abar))
+                    z = rule(now, past, denoise, noise, **options)
+                    z = _edited(z, t, edit) if ancestral else z
+                    if left:  # back to t: q(z_t | z of the next time) knows nothing of the data
+                        part = abar / abar_next
+                        z = part.sqrt() * z + (1 - part).sqrt() * noise(z)
+                past = [now, *past][:3]  # the latest first
+                yield Step(t, z, now.z0)
+
+        sampler.__name__, sampler.__doc__ = rule.__name__, rule.__doc__
+        return sampler
+
+    return of_rule
+
+
+@_sampler(50, "leading")
+def ddim(now: Now, past: list[Now], denoise: Denoise, noise: Noise, eta: float = 0.0) -> Tensor:
+    """DDIM, Song et al. 2021, Eqs. 12 and 16 (their alpha is abar here): z_T -> z_0.
+
+    eta = 0 is deterministic and draws no noise; eta = 1 with S = T has DDPM's variances.
+    Raises ValueError for eta < 0, and as all samplers do for steps or spacing out of range.
+    """
+    if not eta >= 0:
+        raise ValueError(f"eta={eta} must not be negative")
+    abar, abar_next = now.abar, now.abar_next
+    sigma = eta * ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)).clamp(min=0).sqrt()
+    z = _move(now, abar_next, sigma)
+    return z + sigma * noise(z) if eta > 0 else z
+
+
+@_sampler(None, "trailing", ancestral=True)
+def ddpm(now: Now, past: list[Now], denoise: Denoise, noise: Noise) -> Tensor:
+    """Ancestral sampling, DDPM (Ho et al. 2020) Eqs. 6-7, Algorithm 2: z_T -> z_0.
+
+    The mean is the posterior's given z0_hat, the variance its beta-tilde. Fewer than T steps
+    (default: all T) use the same formulas on the visited times. No noise in the last step.
+    """
+    abar, abar_next = now.abar, now.abar_next
+    alpha = abar / abar_next  # of this step; 1 - alpha is its beta
+    mean = abar_next.sqrt() * (1 - alpha) * now.z0 + alpha.sqrt() * (1 - abar_next) * now.z
+    z = mean / (1 - abar)
+    if abar_next == 1:
+        return z
+    return z + ((1 - abar_next) / (1 - abar) * (1 - alpha)).sqrt() * noise(z)
+
+
+ADAMS_BASHFORTH = {  # by the number of past steps; the present one's weight comes first
+    1: (3 / 2, -1 / 2),
+    2: (23 / 12, -16 / 12, 5 / 12),
+    3: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+
+
+@_sampler(50, "leading")
+def plms(now: Now, past: list[Now], denoise: Denoise, noise: Noise) -> Tensor:
+    """Pseudo linear multistep, PNDM (Liu et al. 2022) Eq. 12: eps extrapolated from past steps.
+
+    As in the official code the first step averages eps at its start and, after a trial step, at
+    the next time (S + 1 calls); then Adams-Bashforth of order 2, 3, 4. At zero terminal SNR,
+    where an average of eps fixes no z0, the first step is DDIM's.
+    """
+    if past:
+        weights, known = ADAMS_BASHFORTH[len(past)], [now.eps, *(seen.eps for seen in past)]
+        eps_hat = sum(w * eps for w, eps in zip(weights, known, strict=True))
+    elif now.abar == 0:
+        return _move(now, now.abar_next)
+    else:
+        following = (now.t, now.abar) if now.t_next is None else (now.t_next, now.abar_next)
+        trial = predict(denoise, _move(now, now.abar_next), *following)
+        eps_hat = (now.eps + trial.eps) / 2
+    return _move(Prediction(eps_hat, z0_at(now.abar, now.z, eps_hat)), now.abar_next)
+
+
+@_sampler(20, "trailing")
+def dpm_solver_pp(now: Now, past: list[Now], denoise: Denoise, noise: Noise) -> Tensor:
+    """DPM-Solver++(2M), Lu et al. 2022, Algorithm 2: z0 extrapolated from two steps.
+
+    Second order in lambda = log(sqrt(abar) / sqrt(1 - abar)), one call a step. The first step,
+    and a last one that ends at the data (lambda infinite), are first order, as DDIM's.
+    """
+    abar, abar_next, z0_hat = now.abar, now.abar_next, now.z0
+    if past and abar_next < 1:
+        abars = torch.stack([past[0].abar, abar, abar_next])
+        before, here, there = (abars.log() - (1 - abars).log()) / 2
+        r = (here - before) / (there - here)
+        z0_hat = now.z0 + (now.z0 - past[0].z0) / (2 * r)
+    # Where z0 is constant on the way, z keeps its share of the noise exactly.
+    kept = ((1 - abar_next) / (1 - abar)).sqrt()
+    return kept * now.z + (abar_next.sqrt() - kept * abar.sqrt()) * z0_hat
+
+
+def _straight(now: Now, slope: Tensor) -> Tensor:
+    """A straight step in x = z / sqrt(abar) from sigma to sigma'; x is infinite at abar = 0."""
+    if now.abar == 0:
+        return _move(now, now.abar_next)
+    sigma, sigma_next = (((1 - a) / a).sqrt() for a in (now.abar, now.abar_next))
+    return now.abar_next.sqrt() * (now.z / now.abar.sqrt() + (sigma_next - sigma) * slope)
+
+
+@_sampler(50, "trailing")
+def euler(now: Now, past: list[Now], denoise: Denoise, noise: Noise) -> Tensor:
+    """Euler's method for dx / dsigma = eps, x = z / sqrt(abar), Karras et al. 2022, Eq. 4.
+
+    sigma = sqrt(1 - abar) / sqrt(abar). In exact arithmetic DDIM with eta = 0: a straight step
+    in x is a step of constant eps in z.
+    """
+    return _straight(now, now.eps)
+
+
+@_sampler(25, "trailing")
+def heun(now: Now, past: list[Now], denoise: Denoise, noise: Noise) -> Tensor:
+    """Heun's second-order method, Karras et al. 2022, Algorithm 1, on the times of `spacing`.
+
+    Euler's step, then the same step again with the mean slope of its two ends: two calls a
+    step, one where it ends at the data or begins without signal.
+    """
+    trial = _straight(now, now.eps)
+    if now.abar == 0 or now.abar_next == 1:
+        return trial
+    there = predict(denoise, trial, now.t_next or 0, now.abar_next)  # leading ends at index 0
+    return _straight(now, (now.eps + there.eps) / 2)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    rule.__name__: rule for rule in (ddim, ddpm, plms, dpm_solver_pp, euler, heun)
+}
+
+
+def repaint(*args: Any, again: int = 5, eta: float = 1.0, **options: Any) -> Iterator[Step]:
+    """RePaint, Lugmayr et al. 2022, Alg. 1, with DDIM's steps: z_T -> z_0, edit = `keep_known`.
+
+    Each step is taken `again` times; in between, the noise that it removed is put back, so that
+    known and generated parts come to fit. again * steps calls; again = 1 is `ddim`.
+    """
+    return ddim(*args, again=again, eta=eta, **options)
+
+
+@torch.no_grad()
+def ddim_inversion(
+    denoise: Denoise,
+    schedule: NoiseSchedule,
+    z_0: Tensor,
+    steps: int = 50,
+    spacing: Spacing = "leading",
+) -> Iterator[Step]:
+    """DDIM backwards, Song et al. 2021, Sec. 4.3: z_0 -> the z_T from which `ddim` returns to it.
+
+    The same noise levels in rising order; eps is predicted at the lower end of each step (below
+    the first time: at t = 0), so the way back is exact in the limit of many steps. Raises
+    ValueError at zero terminal SNR.
+    """
+    z, levels = z_0, _levels(schedule, steps, spacing)[::-1]
+    if levels[-1][1] == 0:
+        raise ValueError("at zero terminal SNR z_T does not hold z_0: there is no inversion")
+    for _, abar_up, t_low, abar_low in levels:
+        now = predict(denoise, z, t_low or 0, abar_low)
+        z = _move(now, abar_up)
+        yield Step(t_low or 0, z, now.z0)
+
+
+def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
+    """From a (w = 0) to b (w = 1) along the sphere, Song et al. 2021, Eq. 67: (B, c, h, w) each.
+
+    A straight mixture of two Gaussian samples is too short, and looks grey when sampled from.
+    """
+    dims = tuple(range(1, a.ndim))
+    norms = [x.square().sum(dims, keepdim=True).sqrt() for x in (a, b)]
+    cos = ((a / norms[0]) * (b / norms[1])).sum(dims, keepdim=True).clamp(-1, 1)
+    angle = cos.acos()
+    mixed = (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
+    return torch.where(angle.sin() > 1e-6, mixed, (1 - w) * a + w * b)

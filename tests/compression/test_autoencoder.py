@@ -1,0 +1,153 @@
+"""E and D: sizes, normalisation inside, noise as an argument, the codebook, pixel space."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import randn, shaken, tiny_autoencoder_config
+
+from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig, Decoder, Encoder
+from minildm.layers import ResBlock, SelfAttention2d
+
+VQ = tiny_autoencoder_config(regularizer="vq", codebook_size=11)
+
+
+@pytest.fixture
+def autoencoder() -> Autoencoder:
+    return shaken(Autoencoder(tiny_autoencoder_config())).eval()
+
+
+@pytest.mark.parametrize(
+    ("changes", "f"),
+    [
+        ({"channel_mult": (1,)}, 1),
+        ({}, 2),
+        ({"patch": 2}, 4),
+        ({"channel_mult": (1, 2, 2), "attn_levels": (1, 2)}, 4),
+        ({"hid_z_channels": 5, "mid_attn": True}, 2),
+        ({"patch": 3, "channel_mult": (1,)}, 3),
+    ],
+)
+@pytest.mark.parametrize(("batch", "h", "w"), [(1, 3, 1), (2, 2, 5)])
+def test_latents_are_f_times_smaller(changes: dict, f: int, batch: int, h: int, w: int) -> None:
+    model = Autoencoder(tiny_autoencoder_config(**changes))
+    x = torch.zeros(batch, 3, f * h, f * w)
+    assert model.f == model.config.f == f
+    posterior = model.posterior(x)
+    assert posterior.mean.shape == posterior.logvar.shape == (batch, 2, h, w)
+    z = model.encode(x)
+    assert z.shape == (batch, 2, h, w)
+    assert model.decode(z).shape == x.shape
+
+
+@torch.no_grad()
+def test_shift_and_scale_are_inside_the_autoencoder(autoencoder: Autoencoder) -> None:
+    x = randn(2, 3, 8, 12).clamp(-1, 1)
+    raw = autoencoder.posterior(x).mean
+    x_rec = autoencoder.decoder(raw)
+    autoencoder.shift.fill_(0.3)
+    autoencoder.scale.fill_(2.5)
+    z = autoencoder.encode(x, sample=False)
+    assert torch.allclose(z, (raw - 0.3) / 2.5, atol=1e-6)
+    assert torch.allclose(autoencoder.normalize(raw), z)
+    assert torch.allclose(autoencoder.latent(autoencoder.moments(x), sample=False), z)
+    assert torch.allclose(autoencoder.decode(z), x_rec, atol=1e-5)
+    assert {"shift", "scale"} <= autoencoder.state_dict().keys()
+
+
+@torch.no_grad()
+def test_all_noise_comes_from_the_argument(autoencoder: Autoencoder) -> None:
+    x, eps = randn(2, 3, 8, 8).clamp(-1, 1), randn(2, 2, 4, 4, seed=1)
+    state = torch.get_rng_state()
+    posterior = autoencoder.posterior(x)
+    expected = posterior.mean + (0.5 * posterior.logvar).exp() * eps
+    assert torch.allclose(autoencoder.encode(x, noise=lambda like: eps), expected)
+    assert torch.equal(autoencoder.encode(x, sample=False), posterior.mean)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(autoencoder.encode(x), autoencoder.encode(x))
+
+
+@torch.no_grad()
+def test_a_patch_enters_as_channels() -> None:
+    patched = shaken(Autoencoder(tiny_autoencoder_config(patch=2)))
+    whole = Autoencoder(tiny_autoencoder_config(in_channels=12))
+    whole.load_state_dict(patched.state_dict())
+    x, z = randn(2, 3, 8, 16), randn(2, 2, 2, 4)
+    as_channels = F.pixel_unshuffle(x, 2)
+    assert torch.allclose(patched.encoder(x), whole.encoder(as_channels), atol=1e-6)
+    assert torch.allclose(F.pixel_unshuffle(patched.decode(z), 2), whole.decode(z), atol=1e-6)
+
+
+def test_the_decoder_has_one_more_block_a_level() -> None:
+    levels: dict[str, Any] = {"channel_mult": (1, 2, 2), "num_res_blocks": 2, "attn_levels": (2,)}
+    config = tiny_autoencoder_config(mid_attn=True, zero_init=True, **levels)
+    for half, blocks, attentions in ((Encoder(config), 3 * 2 + 2, 3), (Decoder(config), 11, 4)):
+        kinds = [type(m) for m in half.modules()]
+        assert (kinds.count(ResBlock), kinds.count(SelfAttention2d)) == (blocks, attentions)
+        assert all((m.conv2.weight == 0).all() for m in half.modules() if isinstance(m, ResBlock))
+
+
+def test_moments_are_float32_under_autocast(autoencoder: Autoencoder) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert autoencoder.moments(randn(1, 3, 8, 8)).dtype == torch.float32
+    assert autoencoder.bfloat16().moments(randn(1, 3, 8, 8).bfloat16()).dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_the_decoder_quantises_first() -> None:
+    model = shaken(Autoencoder(VQ)).eval()
+    x = randn(2, 3, 8, 12).clamp(-1, 1)
+    z = model.encode(x)
+    assert torch.equal(z, model.encode(x, sample=False))  # nothing is drawn
+    assert z.unique().numel() == z.numel()  # before quantisation: continuous
+    codes = model.decoder.quantizer.codes(model.code_indices(z))
+    assert not torch.allclose(z, codes)
+    assert torch.allclose(model.decode(z), model.decode(codes), atol=1e-5)
+    assert torch.allclose(model.decode(z), model.decoder.render(codes), atol=1e-5)
+
+
+def test_pixel_space_is_the_identity() -> None:
+    model = Autoencoder(AutoencoderConfig(regularizer="identity", z_channels=3))
+    x = randn(2, 3, 5, 7)
+    assert model.f == 1
+    assert not list(model.parameters())
+    assert torch.equal(model.encode(x), x)
+    assert torch.equal(model.decode(x), x)
+
+
+def test_encode_and_decode_read_no_value(autoencoder: Autoencoder) -> None:
+    """On the meta device there are none: a look at one would wait for a GPU."""
+    for model in (autoencoder.to("meta"), Autoencoder(VQ).to("meta")):
+        x = torch.zeros(2, 3, 8, 12, device="meta")
+        assert model.decode(model.encode(x)).shape == x.shape
+
+
+def test_images_that_do_not_fit_and_absent_posteriors_are_refused(
+    autoencoder: Autoencoder,
+) -> None:
+    with pytest.raises(ValueError, match="x is 7 x 8 pixels; both sides must be multiples of f=2"):
+        autoencoder.encode(torch.zeros(1, 3, 7, 8))
+    with pytest.raises(ValueError, match="'vq' has no posterior"):
+        Autoencoder(VQ).posterior(torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"regularizer": "vae"}, "regularizer='vae' must be 'kl', 'vq' or 'identity'"),
+        ({"z_channels": 0}, r"z_channels=0 must lie in 1\.\."),
+        ({"channels": 10**9}, r"channels=1000000000 must lie in 1\.\."),
+        ({"num_res_blocks": 10**9}, "num_res_blocks=1000000000"),
+        ({"channel_mult": ()}, "channel_mult"),
+        ({"channel_mult": (1,) * 1000}, "channel_mult"),
+        ({"attn_levels": (2,)}, "attn_levels"),
+        ({"regularizer": "vq"}, "codebook_size=None, regularizer='vq'"),
+        ({"regularizer": "vq", "codebook_size": 10**9}, "codebook_size=1000000000 must lie in"),
+        ({"codebook_size": 8}, "codebook_size=8, regularizer='kl'"),
+        ({"regularizer": "identity"}, "z_channels=2 must be in_channels=3"),
+    ],
+)
+def test_configs_that_cannot_be_built_are_refused(changes: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        tiny_autoencoder_config(**changes)

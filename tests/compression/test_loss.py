@@ -1,0 +1,218 @@
+"""Stage 1's terms against float64 computations of their formulas, and which weights they reach."""
+
+import copy
+import math
+
+import pytest
+import torch
+from helpers import randn, shaken, tiny_autoencoder_config
+from torch import Tensor, nn
+
+from minildm.compression.autoencoder import Autoencoder
+from minildm.compression.discriminator import DiscriminatorConfig, PatchDiscriminator
+from minildm.compression.loss import (
+    AdversarialConfig,
+    adaptive_weight,
+    adversarial_terms,
+    autoencoder_loss,
+    discriminator_loss,
+)
+
+F64 = torch.float64
+ON = AdversarialConfig(weight=0.5)
+VQ = tiny_autoencoder_config(regularizer="vq", codebook_size=16)
+
+
+@pytest.fixture
+def autoencoder() -> Autoencoder:
+    return shaken(Autoencoder(tiny_autoencoder_config()))
+
+
+@pytest.fixture
+def critic() -> PatchDiscriminator:
+    return PatchDiscriminator(DiscriminatorConfig(channels=4, layers=1))
+
+
+def images(seed: int = 0) -> Tensor:
+    return randn(2, 3, 16, 24, seed=seed).clamp(-1, 1)
+
+
+def fixed(like: Tensor) -> Tensor:
+    """The same noise at every call."""
+    return randn(*like.shape, seed=7, dtype=like.dtype)
+
+
+def grads(module: nn.Module) -> list[Tensor | None]:
+    return [p.grad for p in module.parameters()]
+
+
+# --- the parts ---
+
+
+def test_hinge_and_vanilla_by_hand() -> None:
+    real, fake = torch.tensor([2.0, 0.5, -1.0], dtype=F64), torch.tensor([-2.0, 0.5], dtype=F64)
+    hinge = 0.5 * ((0 + 0.5 + 2.0) / 3 + (0 + 1.5) / 2)
+    assert discriminator_loss(real, fake, "hinge").item() == pytest.approx(hinge, rel=1e-12)
+    sigmoid = [1 / (1 + math.exp(-logit)) for logit in (2.0, 0.5, -1.0, -2.0, 0.5)]
+    entropy = -sum(map(math.log, sigmoid[:3])) / 3 - sum(math.log(1 - p) for p in sigmoid[3:]) / 2
+    found = discriminator_loss(real, fake, "vanilla").item()
+    assert found == pytest.approx(0.5 * entropy, rel=1e-12)
+
+
+def test_the_adaptive_weight_by_hand() -> None:
+    """Two terms linear in the last weight: their gradients are known."""
+    last = randn(4, 5, dtype=F64).requires_grad_()
+    a, b = randn(4, 5, seed=1, dtype=F64), randn(4, 5, seed=2, dtype=F64)
+    found = adaptive_weight((last * a).sum(), (last * b).sum(), last)
+    assert found.item() == pytest.approx((a.norm() / (b.norm() + 1e-4)).item(), rel=1e-6)
+    assert not found.requires_grad
+    assert adaptive_weight((last * a).sum() * 1e6, (last * a).sum() * 0, last) == 1e4
+    assert adaptive_weight((last * a).sum() * 0, (last * a).sum(), last) == 0
+
+
+def test_half_precision_gradients_do_not_underflow() -> None:
+    """Squares of 1e-4 are 0 in float16; the norms must be float32's."""
+    last = randn(64, 64).half().requires_grad_()
+    small = torch.full((64, 64), 1e-4, dtype=torch.float16)
+    found = adaptive_weight((last * small).sum(), (last * small).sum(), last)
+    norm = small.float().norm().item()
+    assert found.item() == pytest.approx(norm / (norm + 1e-4), rel=1e-3)
+
+
+def test_the_ramp_leads_to_the_full_weight() -> None:
+    config = AdversarialConfig(weight=0.8, start=11, ramp=4)
+    weights = [config.weight_at(step) for step in (1, 10, 11, 12, 13, 14, 15, 1000)]
+    assert weights == pytest.approx([0, 0, 0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+    assert AdversarialConfig(weight=0.5, start=3).weight_at(3) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kind": "wgan"}, "kind='wgan' must be 'hinge' or 'vanilla'"),
+        ({"weight": -1.0}, r"weight=-1.0 must lie in 0\.\."),
+        ({"ramp": -1}, "ramp=-1"),
+        ({"limit": math.nan}, "limit=nan"),
+    ],
+)
+def test_impossible_configs_are_refused(options: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        AdversarialConfig(**options)
+
+
+# --- the whole ---
+
+
+def test_the_vq_loss_is_its_terms_and_reaches_all_weights() -> None:
+    model, x = shaken(Autoencoder(VQ)).train(), images()
+    terms = autoencoder_loss(model, x, kl_weight=5.0, codebook_weight=0.3)
+    quantized = model.decoder.quantizer.eval()(model.moments(x))
+    x_rec = model.decoder.render(quantized.z)
+    assert torch.allclose(terms["loss"], (x - x_rec).abs().mean() + 0.3 * quantized.loss)
+    counts = quantized.indices.flatten().bincount(minlength=16)
+    assert torch.equal(model.decoder.quantizer.counts, counts)
+    assert terms["code_usage"] == (counts > 0).double().mean()
+    terms["loss"].backward()
+    assert all(p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_the_loss_and_every_gradient_in_float64(
+    autoencoder: Autoencoder, critic: PatchDiscriminator
+) -> None:
+    """L1 + 10 L2 + 0.7 perceptual + KL + weight * adaptive * g."""
+    model, x = autoencoder.double().train(), images().double()
+    critic = shaken(critic).double().eval()
+
+    def perceptual(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).abs().amax(dim=(1, 2, 3))
+
+    terms = autoencoder_loss(
+        model,
+        x,
+        kl_weight=0.1,
+        mse_weight=10.0,
+        perceptual=perceptual,
+        perceptual_weight=0.7,
+        discriminator=critic,
+        adversarial=AdversarialConfig(weight=0.8, start=5),
+        step=5,
+        noise=fixed,
+    )
+    terms["loss"].backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    model.zero_grad()
+    mean, logvar = posterior = model.posterior(x)
+    x_rec = model.decoder(posterior.sample(fixed))
+    fidelity = (x - x_rec).abs().mean() + 10 * (x - x_rec).square().mean()
+    fidelity = fidelity + 0.7 * perceptual(x, x_rec).mean()
+    g = -critic(x_rec).mean()
+    last = model.decoder.conv_out.weight
+    norms = [torch.autograd.grad(t, last, retain_graph=True)[0].norm() for t in (fidelity, g)]
+    kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum() / x.numel()
+    weight = 0.8 * (norms[0] / (norms[1] + 1e-4)).item()
+    whole = fidelity + 0.1 * kl + weight * g
+    whole.backward()
+    assert terms["adv_weight"].item() == pytest.approx(weight, rel=1e-12)
+    assert terms["loss"].item() == pytest.approx(whole.item(), rel=1e-12)
+    for name, parameter in model.named_parameters():
+        largest = parameter.grad.abs().max()
+        assert (found[name] - parameter.grad).abs().max() <= 1e-10 * largest, name
+
+
+# --- the two players ---
+
+
+@pytest.mark.parametrize("kind", ["hinge", "vanilla"])
+def test_no_gradient_reaches_the_other_player(
+    kind: str, autoencoder: Autoencoder, critic: PatchDiscriminator
+) -> None:
+    model, critic, config = autoencoder.train(), critic.train(), AdversarialConfig(kind=kind)
+    terms = autoencoder_loss(
+        model, images(), kl_weight=1e-6, discriminator=critic, adversarial=config
+    )
+    terms["loss"].backward(retain_graph=True)
+    assert all(g is None for g in grads(critic))  # the autoencoder's turn
+    assert all(g is not None for g in grads(model))
+    before = [g.clone() for g in grads(model)]
+    terms["disc_loss"].backward()
+    assert all(g is not None for g in grads(critic))  # the discriminator's turn
+    assert all(torch.equal(a, b) for a, b in zip(before, grads(model), strict=True))
+    assert all(p.requires_grad for p in critic.parameters())
+
+
+def test_the_discriminators_gradient_is_that_of_its_own_loss(critic: PatchDiscriminator) -> None:
+    x, x_rec, critic = images(), images(1), critic.eval()
+    alone = copy.deepcopy(critic)
+    last = torch.ones((), requires_grad=True)
+    fidelity = (x_rec * last - x).abs().mean()
+    terms = adversarial_terms(critic, x, x_rec * last, fidelity, last, ON, 1)
+    terms["disc_loss"].backward()
+    real, fake = alone(x), alone(x_rec)
+    discriminator_loss(real, fake).backward()
+    for one, other in zip(grads(critic), grads(alone), strict=True):
+        assert torch.allclose(one, other, atol=1e-7)
+    assert torch.allclose(terms["logits_real"], real.mean())
+    assert torch.allclose(terms["logits_fake"], fake.mean())
+
+
+def test_before_its_start_the_discriminator_is_not_called(
+    autoencoder: Autoencoder, critic: PatchDiscriminator
+) -> None:
+    critic.register_forward_hook(lambda *_: pytest.fail("called"))
+    options = {"discriminator": critic, "adversarial": AdversarialConfig(start=10), "step": 9}
+    terms = autoencoder_loss(autoencoder, images(), kl_weight=1e-6, noise=fixed, **options)
+    without = autoencoder_loss(autoencoder, images(), kl_weight=1e-6, noise=fixed)
+    assert terms["loss"] == without["loss"]
+    assert not terms["disc_loss"].requires_grad
+    assert {terms[n].item() for n in ("adv_loss", "adv_weight", "disc_loss")} == {0.0}
+
+
+@pytest.mark.parametrize("regularizer", ["kl", "vq"])
+def test_the_loss_reads_no_value(regularizer: str, critic: PatchDiscriminator) -> None:
+    """On the meta device there are none: a look at one would wait for a GPU."""
+    model = Autoencoder(VQ if regularizer == "vq" else tiny_autoencoder_config()).to("meta")
+    options = {"discriminator": critic.to("meta"), "adversarial": ON}
+    terms = autoencoder_loss(model, images().to("meta"), kl_weight=1.0, **options)
+    (terms["loss"] + terms["disc_loss"]).backward()
+    assert all(term.shape == () for term in terms.values())

@@ -1,0 +1,67 @@
+"""Denoisers with closed forms, replayable noise, and diffusers' schedulers on our table."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minildm.diffusion import Denoise, NoiseSchedule
+
+with warnings.catch_warnings():  # deprecations inside diffusers and what it imports
+    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore", FutureWarning)
+    import diffusers  # noqa: F401
+
+F64 = torch.float64
+
+
+def gaussian_eps(schedule: NoiseSchedule, mu: float, s: float) -> Denoise:
+    """E[eps | z_t] for z_0 ~ N(mu, s^2 I); s = 0 is a single point."""
+
+    def denoise(z: Tensor, t: Tensor) -> Tensor:
+        a, b = schedule.scales(t)
+        return b * (z - a * mu) / ((a * s) ** 2 + b**2)
+
+    return denoise
+
+
+def wavy(z: Tensor, t: Tensor) -> Tensor:
+    """A denoiser that is neither linear nor the same at all times."""
+    return torch.sin(2 * z) + 0.1 * torch.cos(t.to(z.dtype) / 100).view(-1, 1, 1, 1)
+
+
+def error(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    assert ours.shape == theirs.shape
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+class Replay:
+    """Noise that is kept: after `rewind` the same again."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.past: list[Tensor] = []
+        self.at = 0
+
+    def __call__(self, like: Tensor) -> Tensor:
+        if self.at == len(self.past):
+            drawn = torch.randn(like.shape, generator=self.generator, dtype=like.dtype)
+            self.past.append(drawn)
+        self.at += 1
+        return self.past[self.at - 1]
+
+    def rewind(self) -> "Replay":
+        self.at = 0
+        return self
+
+
+def scheduler(kind: type, schedule: NoiseSchedule, **options: Any) -> Any:
+    """A scheduler of diffusers on our float64 table; its own is the same in float32."""
+    theirs = kind(schedule.T, 0.0015, 0.0195, beta_schedule="scaled_linear", **options)
+    assert error(theirs.alphas_cumprod.double(), schedule.alphas_cumprod) < 1e-5
+    theirs.alphas_cumprod = schedule.alphas_cumprod
+    if not options.get("set_alpha_to_one", True):
+        theirs.final_alpha_cumprod = schedule.alphas_cumprod[0]
+    return theirs
