@@ -1,10 +1,12 @@
 """Build emoji.npz from openly licensed npm packages: `python data/emoji/build.py`.
 
-Needs `npm` and the versions of resvg-py and Pillow below (`pip install "minildm[data]"` has the
+Requires `npm` and the versions of resvg-py and Pillow below (`pip install "minildm[data]"` has the
 first). Every package is pinned and its sha256 checked; the same tools give the same bytes.
+captions.csv lists the emoji that are kept, with their captions and families (see the card).
 """
 
 import argparse
+import csv
 import hashlib
 import io
 import json
@@ -20,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from captions import caption
 from PIL import Image
+
+from minildm.data.dataset import square
+from minildm.data.emoji import load_rgba
 
 HERE = Path(__file__).resolve().parent
 SIDE = 128  # pixels
@@ -54,16 +58,7 @@ STYLES = {
 WEBP = {"fluent3d": {"quality": 86, "alpha_quality": 100, "method": 5}}  # shaded: lossy, 38 dB
 LOSSLESS = {"lossless": True, "quality": 100, "method": 4}  # flat: smaller and better lossless
 
-NO_GROUP = {"component", "flags"}
 NO_SYMBOLS = {"fluent3d"}  # 0.7 MB of buttons and arrows, which the flat styles draw as well
-MIRRORED = ": facing right"  # the same drawing, mirrored; a flipped caption would be wrong
-NOT_FOR_CLASS = {  # by emojibase's name
-    *("middle finger", "water pistol", "kitchen knife", "dagger", "crossed swords", "bomb"),
-    *("cigarette", "no smoking", "syringe", "pill", "drop of blood"),
-    *("coffin", "headstone", "funeral urn", "love hotel", "no one under eighteen"),
-    *("sake", "bottle with popping cork", "wine glass", "cocktail glass", "tropical drink"),
-    *("beer mug", "clinking beer mugs", "clinking glasses", "tumbler glass"),
-}
 
 OLD_NAMES = {  # the blob set has names only; most are emojibase's, these were changed since
     "smiling face with open hands": "hugging-face",
@@ -76,42 +71,10 @@ NO_NAME = {  # there is a drawing of that name, and it shows another thing (seen
     *("keycap: #", "keycap: *"),  # an empty key
 }
 
-GENDER = {"2640", "2642"}
-HAIR = {"1F9B0", "1F9B1", "1F9B2", "1F9B3"}
-NEUTRAL = {  # code points that differ by gender, beard or blond hair alone -> one of them
-    **dict.fromkeys(["1F468", "1F469", "1F9D4", "1F471"], "1F9D1"),  # man, woman ... -> person
-    **dict.fromkeys(["1F466", "1F467"], "1F9D2"),  # boy, girl -> child
-    **dict.fromkeys(["1F474", "1F475"], "1F9D3"),  # old man, old woman -> older person
-    **dict.fromkeys(["1F934", "1F478"], "1FAC5"),  # prince, princess -> person with crown
-    **dict.fromkeys(["1FAC3", "1F930"], "1FAC4"),  # pregnant man, woman -> person
-    **dict.fromkeys(["1F936"], "1F385"),  # Mrs. Claus -> Santa Claus
-    **dict.fromkeys(["1F483"], "1F57A"),  # woman dancing -> man dancing
-    **dict.fromkeys(["1F46B", "1F46C"], "1F46D"),  # two people holding hands
-}
-SAME = {  # sequences that draw what one code point draws
-    "1F9D1-1F384": "1F385",  # Mx Claus
-    "1F9D1-1FA70": "1F57A",  # ballet dancer
-    "1F9D1-1F91D-1F9D1": "1F46D",  # people holding hands
-    "1F9D1-2764-1F9D1": "1F491",  # couple with heart
-    "1F9D1-2764-1F48B-1F9D1": "1F48F",  # kiss
-    "1F9D1-1F37C": "1F931",  # person feeding baby -> breast-feeding
-}
-JOINERS = {"200D", "FE0F", "27A1"}  # 27A1: the drawing faces right
-
-
-def family(hexcode: str) -> str:
-    """The code point without gender, skin tone, hair and direction: the key of the split."""
-    parts = [NEUTRAL.get(part, part) for part in hexcode.split("-")]
-    arrow_alone = parts[0] == "27A1"
-    drop = GENDER | HAIR | JOINERS
-    kept = [p for p in parts if p not in drop and not re.fullmatch("1F3F[B-F]", p)]
-    if not kept or arrow_alone:  # a sign that stands for itself
-        return parts[0]
-    if len(kept) > 1 and set(kept) <= {"1F9D1", "1F9D2"}:
-        return "1F46A"  # every family
-    key = "-".join(kept)
-    return SAME.get(key, key)
-
+SHOWN = (  # on the contact sheet
+    *("1F34E", "1F353", "1F355", "1F369", "1F436", "1F98A", "1F419", "1F98B", "1F33B", "1F335"),
+    *("1F3E0", "1F3F0", "1F680", "26F5", "1F6B2", "1F308", "2602", "26BD", "1F3B8", "1F47B"),
+)
 
 Package = dict[str, bytes]  # a package's files, by their path
 
@@ -137,36 +100,29 @@ def fetch(package: tuple[str, str], folder: Path) -> Package:
 
 
 def base_list(package: Package) -> list[dict[str, Any]]:
-    """The emoji that are kept, in emojibase's order."""
+    """The emoji of captions.csv, in emojibase's order."""
+    with (HERE / "captions.csv").open(newline="", encoding="utf-8") as file:
+        kept = {row["hexcode"]: row for row in csv.DictReader(file)}
     names = json.loads(package["meta/groups.json"])
-    emoji = []
-    rows = json.loads(package["en/data.json"])
-    for row in sorted((r for r in rows if "group" in r), key=lambda r: r["order"]):
-        group = names["groups"][str(row["group"])]
-        if group in NO_GROUP or row["label"] in NOT_FOR_CLASS or MIRRORED in row["label"]:
-            continue
-        emoji.append(
-            {
-                "hexcode": row["hexcode"],
-                "name": row["label"],
-                "group": group,
-                "subgroup": names["subgroups"][str(row["subgroup"])],
-                "tags": row.get("tags", []),
-                "caption": caption(row["label"], group),
-                "family": family(row["hexcode"]),
-            }
-        )
-    return emoji
+    rows = [row for row in json.loads(package["en/data.json"]) if row["hexcode"] in kept]
+    return [
+        {
+            "hexcode": row["hexcode"],
+            "name": row["label"],
+            "group": names["groups"][str(row["group"])],
+            "subgroup": names["subgroups"][str(row["subgroup"])],
+            "tags": row.get("tags", []),
+            "caption": kept[row["hexcode"]]["caption"],
+            "family": kept[row["hexcode"]]["family"],
+        }
+        for row in sorted(rows, key=lambda row: row["order"])
+    ]
 
 
 def groups_of(emoji: list[dict[str, Any]]) -> dict[str, list[str]]:
     """{group: its subgroups}, in order."""
-    groups: dict[str, list[str]] = {}
-    for row in emoji:
-        subgroups = groups.setdefault(row["group"], [])
-        if row["subgroup"] not in subgroups:
-            subgroups.append(row["subgroup"])
-    return groups
+    pairs = dict.fromkeys((row["group"], row["subgroup"]) for row in emoji)
+    return {group: [s for g, s in pairs if g == group] for group, _ in pairs}
 
 
 def svg(icons: dict[str, Any], name: str) -> str:
@@ -206,7 +162,7 @@ def plain_hex(hexcode: str) -> str:
     return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
 
 
-Draw = Callable[[dict[str, Any]], Image.Image | None]  # an emoji -> its picture, if there is one
+Draw = Callable[[dict[str, Any]], Image.Image | None]  # an emoji -> its image, if there is one
 
 
 def iconify(package: Package) -> Draw:
@@ -224,7 +180,7 @@ def iconify(package: Package) -> Draw:
     return draw
 
 
-def pictures_3d(package: Package) -> Draw:
+def images_3d(package: Package) -> Draw:
     """The set of 256-pixel WebP files, named by code point."""
     names = {plain_hex(Path(name).stem): name for name in package if name.endswith(".webp")}
 
@@ -232,20 +188,15 @@ def pictures_3d(package: Package) -> Draw:
         name = names.get(plain_hex(emoji["hexcode"]))
         if name is None:
             return None
-        picture = Image.open(io.BytesIO(package[name]))
-        small = picture.convert("RGBa").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        image = Image.open(io.BytesIO(package[name]))
+        small = image.convert("RGBa").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
         return small.convert("RGBA")  # resized with the colours weighted by alpha
 
     return draw
 
 
-def on_white(picture: Image.Image) -> bytes:
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB").tobytes()
-
-
 @dataclass
-class Pictures:
+class Drawings:
     """What the file will hold, and what was left out."""
 
     chunks: list[bytes]
@@ -255,50 +206,50 @@ class Pictures:
     bytes_of: Counter[str]
 
 
-def draw_all(emoji: list[dict[str, Any]], folder: Path) -> Pictures:
-    """Every picture as WebP, style after style, without a style's exact duplicates."""
-    out = Pictures([], [], [], Counter(), Counter())
+def draw_all(emoji: list[dict[str, Any]], folder: Path) -> Drawings:
+    """Every image as WebP, style after style, without a style's exact duplicates."""
+    out = Drawings([], [], [], Counter(), Counter())
     for index, (style, package) in enumerate(STYLES.items()):
-        draw = (pictures_3d if style == "fluent3d" else iconify)(fetch(package, folder))
+        draw = (images_3d if style == "fluent3d" else iconify)(fetch(package, folder))
         seen: set[bytes] = set()
         for number, row in enumerate(emoji):
             unwanted = style in NO_SYMBOLS and row["group"] == "symbols"
-            picture = None if unwanted else draw(row)
-            if picture is None:
+            image = None if unwanted else draw(row)
+            if image is None:
                 continue
-            pixels = on_white(picture)
+            pixels = square(image, SIDE).tobytes()
             if pixels in seen:
                 out.duplicates[style] += 1
                 continue
             seen.add(pixels)
             buffer = io.BytesIO()
-            picture.save(buffer, "WEBP", **WEBP.get(style, LOSSLESS))
+            image.save(buffer, "WEBP", **WEBP.get(style, LOSSLESS))
             out.chunks.append(buffer.getvalue())
             out.emoji.append(number)
             out.style.append(index)
             out.bytes_of[style] += len(buffer.getvalue())
-        print(f"{style}: {len(seen)} pictures, {out.bytes_of[style]:,} bytes", file=sys.stderr)
+        print(f"{style}: {len(seen)} drawings, {out.bytes_of[style]:,} bytes", file=sys.stderr)
     return out
 
 
-def save(path: Path, pictures: Pictures, meta: dict[str, Any]) -> None:
+def save(path: Path, drawings: Drawings, meta: dict[str, Any]) -> None:
     """One npz of plain arrays, stored without a second compression and without dates."""
     text = json.dumps(meta, ensure_ascii=False, separators=(",", ":")).encode()
-    lengths = [len(chunk) for chunk in pictures.chunks]
+    lengths = [len(chunk) for chunk in drawings.chunks]
     np.savez(
         path,
-        blob=np.frombuffer(b"".join(pictures.chunks), np.uint8),
+        blob=np.frombuffer(b"".join(drawings.chunks), np.uint8),
         offsets=np.cumsum([0, *lengths], dtype=np.int64),
-        emoji=np.array(pictures.emoji, np.int16),
-        style=np.array(pictures.style, np.uint8),
+        emoji=np.array(drawings.emoji, np.int16),
+        style=np.array(drawings.style, np.uint8),
         meta=np.frombuffer(text, np.uint8),
     )
 
 
-def report(emoji: list[dict[str, Any]], pictures: Pictures, path: Path) -> None:
-    """The table of the card: pictures of each group in each style."""
+def report(emoji: list[dict[str, Any]], drawings: Drawings, path: Path) -> None:
+    """The table of the card: drawings of each group in each style."""
     styles = list(STYLES)
-    pairs = zip(pictures.emoji, pictures.style, strict=True)
+    pairs = zip(drawings.emoji, drawings.style, strict=True)
     count = Counter((emoji[e]["group"], styles[s]) for e, s in pairs)
     print("| group | emoji | " + " | ".join(styles) + " | all |")
     print("|" + "---|" * (len(styles) + 3))
@@ -308,27 +259,41 @@ def report(emoji: list[dict[str, Any]], pictures: Pictures, path: Path) -> None:
         print(f"| {group} | {number} | " + " | ".join(map(str, cells)) + f" | {sum(cells)} |")
     totals = [sum(n for (_, s), n in count.items() if s == style) for style in styles]
     print(f"| all | {len(emoji)} | " + " | ".join(map(str, totals)) + f" | {sum(totals)} |")
-    print("bytes:", dict(pictures.bytes_of), "duplicates:", dict(pictures.duplicates))
+    print("bytes:", dict(drawings.bytes_of), "duplicates:", dict(drawings.duplicates))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     print(f"{path.name}: {path.stat().st_size:,} bytes, sha256 {digest}")
+
+
+def contact_sheet(path: Path, side: int = 64, gap: int = 4) -> None:
+    """Twenty emoji in every style of the installed file."""
+    step = side + gap
+    sheet = Image.new("RGB", (len(SHOWN) * step + gap, len(STYLES) * step + gap), "white")
+    for row, style in enumerate(STYLES):
+        for column, hexcode in enumerate(SHOWN):
+            image = load_rgba(hexcode, style).convert("RGBa")
+            small = image.resize((side, side), Image.Resampling.LANCZOS).convert("RGBA")
+            sheet.paste(small, (gap + column * step, gap + row * step), small)
+    sheet.save(path, quality=85, method=6)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE / "emoji.npz")
     parser.add_argument("--cache", type=Path, default=HERE / ".cache", help="for the packages")
+    parser.add_argument(
+        "--contact-sheet", action="store_true", help="draw contact_sheet.webp alone"
+    )
     arguments = parser.parse_args()
+    if arguments.contact_sheet:
+        raise SystemExit(contact_sheet(HERE / "contact_sheet.webp"))
     for tool, wanted in TOOLS.items():
         if version(tool) != wanted:
             raise SystemExit(f"{tool} {version(tool)} is installed, the pinned one is {wanted}")
     emoji = base_list(fetch(BASE, arguments.cache))
-    pictures = draw_all(emoji, arguments.cache)
-    drawn = sorted(set(pictures.emoji))  # a few are another's exact duplicate in every style
-    emoji = [emoji[i] for i in drawn]
-    pictures.emoji = [drawn.index(i) for i in pictures.emoji]
+    drawings = draw_all(emoji, arguments.cache)
     meta = {"styles": list(STYLES), "groups": groups_of(emoji), "emoji": emoji}
-    save(arguments.out, pictures, meta)
-    report(emoji, pictures, arguments.out)
+    save(arguments.out, drawings, meta)
+    report(emoji, drawings, arguments.out)
 
 
 if __name__ == "__main__":

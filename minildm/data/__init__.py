@@ -1,1 +1,1 @@
-"""Data sets: embedded, composed, and from folders."""
+"""Data sets, and what training makes of a batch."""

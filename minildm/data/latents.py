@@ -1,73 +1,91 @@
-"""Latents of a whole dataset, encoded once and kept on disk."""
+"""Latents of a whole data set, encoded once and kept on disk."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from minildm import processes
-from minildm.files import atomic_write, cache_dir
+from minildm.compression.autoencoder import Autoencoder
+from minildm.compression.quantizer import DiagonalGaussian
+from minildm.data.dataset import ImageDataset, cached
+from minildm.files import fingerprint
+
+BATCH = 128
 
 
-def cached_moments(key: str, compute: Callable[[], Tensor]) -> Tensor:
-    """What `compute` gives, read from the cache if it is there; a damaged file is made anew."""
-    path = cache_dir() / f"latents-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
-    if path.exists():
-        try:
-            return load_file(path)["moments"]
-        except (SafetensorError, KeyError, OSError):
-            path.unlink(missing_ok=True)
-    moments = compute().contiguous()
-    with atomic_write(path) as file:
-        file.write(save({"moments": moments}))
-    return moments
+def encode_dataset(autoencoder: Autoencoder, data: ImageDataset, precision: str = "fp32") -> Tensor:
+    """Moments of every image and of its mirror image: (N, 2, c', h, w) float32 on the CPU.
+
+    Cached under the data's fingerprint, the encoder's hash and the precision ("fp32", "bf16",
+    "fp16"). Raises ValueError for images that are not finite, are outside [-1, 1], or have sides
+    that f does not divide.
+    """
+    key = f"{data.fingerprint}-{fingerprint(autoencoder.encoder)}-{precision}"
+    name = f"latents-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+    return cached(name, lambda: _encode(autoencoder, data, precision))
 
 
-class LatentDataset(Dataset):
+@torch.no_grad()
+def _encode(autoencoder: Autoencoder, data: ImageDataset, precision: str) -> Tensor:
+    device, was_training = autoencoder.scale.device, autoencoder.training
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    mixed = torch.autocast(device.type, dtype, enabled=precision != "fp32")
+    autoencoder.eval()  # no dropout
+    parts = []
+    for start in tqdm(range(0, len(data), BATCH), desc="encode", delay=2, unit="batch"):
+        stop = min(start + BATCH, len(data))
+        x = torch.stack([data[i]["image"] for i in range(start, stop)])
+        _check(x, f"images {start} to {stop - 1} of {data.name!r}", autoencoder.f)
+        x = x.to(device)
+        with mixed:
+            both = [autoencoder.moments(side).float() for side in (x, x.flip(-1))]
+        parts.append(torch.stack(both, dim=1).cpu())  # (B, 2, c', h, w)
+    autoencoder.train(was_training)
+    return torch.cat(parts)
+
+
+def _check(x: Tensor, name: str, f: int) -> None:
+    """Raise ValueError unless x is finite, in [-1, 1] and of sides that f divides."""
+    low, high = (bound.item() for bound in x.aminmax())
+    if not (low >= -1.001 and high <= 1.001):  # also for NaN
+        raise ValueError(f"{name} must be finite and in [-1, 1], got {low:.4g} to {high:.4g}")
+    if x.shape[-2] % f or x.shape[-1] % f:
+        raise ValueError(f"{name}: sides {tuple(x.shape[-2:])} must be multiples of f={f}")
+
+
+def measure_scale(autoencoder: Autoencoder, data: ImageDataset, precision: str = "fp32") -> float:
+    """Standard deviation of a sample of the posteriors over the data set; 1 unless KL.
+
+    LDM appendix G estimates it on the first batch; this is the same over all images, in closed
+    form: the variance of the means plus the mean of the variances.
+    """
+    if autoencoder.config.regularizer != "kl":
+        return 1.0  # as in the paper: VQ latents have a variance near one (App. G)
+    moments = encode_dataset(autoencoder, data, precision).flatten(0, 1)
+    mean, logvar = DiagonalGaussian.from_moments(moments.double())
+    return (mean.var() + logvar.exp().mean()).sqrt().item()
+
+
+class LatentDataset(Dataset[dict[str, Any]]):
     """The items of `data` with `moments` (2, c', h, w) in place of `image`.
 
-    keep: entries of the items that a task needs although they must be painted, "image" or
-    "semantic"; all are painted once, and kept as bytes: (3, S, S) and (S, S) uint8.
+    keep: painted entries that a task needs nevertheless, "image" (3, H, W) or "semantic" (H, W);
+    they are kept as uint8. Raises ValueError where the items have no such entry.
     """
 
-    def __init__(self, data: Dataset, moments: Tensor, keep: Sequence[str] = ()) -> None:
+    def __init__(self, data: ImageDataset, moments: Tensor, keep: Sequence[str] = ()) -> None:
         if len(data) != len(moments):
-            raise ValueError(f"data has {len(data)} pictures, moments {len(moments)}")
-        self.data, self.moments, self.kept = data, moments, painted(data, keep)
+            raise ValueError(f"data has {len(data)} images, moments {len(moments)}")
+        self.data, self.moments = data, moments
+        self.kept = {key: data.column(key) for key in keep}
 
     def __len__(self) -> int:
         return len(self.moments)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        # Not self.data[index], which would draw or decode the picture at every step.
-        if hasattr(self.data, "without_image"):
-            item = self.data.without_image(index)
-        else:
-            item = {key: value for key, value in self.data[index].items() if key != "image"}
-        kept = {key: pictures[index] for key, pictures in self.kept.items()}
-        return {**item, **kept, "moments": self.moments[index]}
-
-
-def painted(data: Dataset, keys: Sequence[str]) -> dict[str, Tensor]:
-    """Those entries of all items, stacked, as bytes: pictures of [-1, 1] in 256 steps, labels.
-
-    Raises ValueError where the items have no such entry.
-    """
-    if not keys:
-        return {}
-    missing = [key for key in keys if key not in data[0]]
-    if missing:
-        raise ValueError(f"data {data.name!r} has no {' and '.join(missing)} in its items")
-    found: dict[str, list[Tensor]] = {key: [] for key in keys}
-    for i in tqdm(range(len(data)), "paint", delay=2, disable=not processes.is_main()):
-        item = data[i]
-        for key in keys:
-            value = (item[key] + 1) * 127.5 if item[key].is_floating_point() else item[key]
-            found[key].append(value.round().to(torch.uint8))
-    return {key: torch.stack(values) for key, values in found.items()}
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        kept = {key: column[i] for key, column in self.kept.items()}
+        return {**self.data.without_image(i), **kept, "moments": self.moments[i]}

@@ -1,0 +1,171 @@
+"""Inputs of the image-to-image tasks: smaller images, degraded images, masks.
+
+(B, 3, H, W) in [-1, 1] -> the same range; masks are (B, 1, H, W), 1 = known, 0 = hole.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from minildm.data.dataset import check_choices
+from minildm.layers import BatchRandom
+
+DEGRADATIONS = ("bicubic", "degraded")
+
+
+def shrink(x: Tensor, factor: int) -> Tensor:
+    """Bicubic, antialiased: (B, 3, H, W) -> (B, 3, H/factor, W/factor).
+
+    Raises ValueError if factor does not divide the sides.
+    """
+    height, width = x.shape[-2:]
+    if factor < 1 or height % factor or width % factor:
+        raise ValueError(f"factor={factor} must divide the sides of {tuple(x.shape)}")
+    size = (height // factor, width // factor)
+    return F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+def enlarge(x: Tensor, factor: int) -> Tensor:
+    """Bicubic: (B, 3, h, w) -> (B, 3, factor h, factor w); the baseline of super-resolution."""
+    return F.interpolate(x, scale_factor=factor, mode="bicubic").clamp(-1, 1)
+
+
+def degraded(x: Tensor, factor: int, rng: BatchRandom) -> Tensor:
+    """Blur, shrink, add noise, compress as JPEG: (B, 3, H, W) -> (B, 3, H/factor, W/factor).
+
+    Each image draws its strengths: a Gaussian blur of 0 to `factor` / 2 pixels, noise of standard
+    deviation 0 to 0.12 of [-1, 1], JPEG quality 30 to 95. A simplified version of the degradations
+    of blind super-resolution (LDM Sec. 4.4; Zhang et al. 2021). JPEG runs on the CPU.
+    """
+    sigma, strength, quality = rng.rand(len(x), 3, device=x.device).unbind(1)
+    small = shrink(blur(x, sigma * factor / 2, widest=factor / 2), factor)
+    small = small + 0.12 * strength[:, None, None, None] * rng.randn_like(small)
+    return jpeg(small.clamp(-1, 1), (30 + 65 * quality).round().int().tolist())
+
+
+def blur(x: Tensor, sigma: Tensor, widest: float) -> Tensor:
+    """Gaussian blur, one sigma an image: (B, 3, H, W), sigma (B,) in 0..widest pixels.
+
+    The kernels end at three times `widest`, so the result does not depend on the batch.
+    """
+    reach = min(int(3 * widest + 1), min(x.shape[-2:]) - 1)
+    away = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+    weights = torch.exp(-(away**2) / (2 * sigma.clamp(min=1e-3)[:, None] ** 2))  # (B, 2 reach + 1)
+    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(3, 0)[:, None]
+    flat = F.pad(x.flatten(0, 1)[None], (reach,) * 4, mode="reflect")  # (1, 3B, ...)
+    across = F.conv2d(flat, weights[:, :, None], groups=len(weights))
+    return F.conv2d(across, weights[..., None], groups=len(weights))[0].unflatten(0, (-1, 3))
+
+
+def jpeg(x: Tensor, quality: Sequence[int]) -> Tensor:
+    """Write and read each image (B, 3, H, W) as a JPEG of its own quality."""
+    pixels = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    read = []
+    for image, q in zip(pixels, quality, strict=True):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=q)
+        read.append(np.asarray(Image.open(file)))
+    return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).to(x) / 127.5 - 1
+
+
+def strokes(n: int, size: tuple[int, int], rng: BatchRandom) -> Tensor:
+    """Free-form holes: one to three broad strokes, each a chain of two to five segments.
+
+    Width: 0.08 to 0.22 of the image's side, as the wide masks of LaMa (Suvorov et al. 2022).
+    """
+    most, corners = 3, 6
+    draw = rng.rand(n, most, corners, 2)
+    start, turns = draw[:, :, :1], (draw[:, :, 1:] - 0.5) * 0.9
+    path = torch.cat([start, turns], dim=2).cumsum(dim=2).clamp(-0.1, 1.1)  # (n, most, corners, 2)
+    width, segments, count = rng.rand(n, 3, most).unbind(1)  # (n, most) each
+    far = to_segments(path[:, :, :-1], path[:, :, 1:], size)  # (n, most, segments, H, W)
+    used = torch.arange(corners - 1, device=draw.device) < 2 + (4 * segments[..., None]).floor()
+    wanted = torch.arange(most, device=draw.device) < 1 + (most * count[:, :1]).floor()
+    there = (used & wanted[..., None])[..., None, None]
+    half = (0.04 + 0.07 * width)[..., None, None, None]
+    return 1 - ((far < half) & there).any(dim=2).any(dim=1)[:, None].float()
+
+
+def to_segments(a: Tensor, b: Tensor, size: tuple[int, int]) -> Tensor:
+    """Distance of each pixel's centre to segments a-b (..., 2), x and y in [0, 1]: (..., H, W)."""
+    y, x = pixel_centres(size, a.device)
+    pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (H, W, 2)
+    a, way = a[..., None, None, :], (b - a)[..., None, None, :]
+    along = ((pixels - a) * way).sum(-1) / way.square().sum(-1).clamp(min=1e-9)
+    return (pixels - a - along.clamp(0, 1)[..., None] * way).square().sum(-1).sqrt()
+
+
+def pixel_centres(size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rows' (H,) and columns' (W,) centres in [0, 1]."""
+    return tuple((torch.arange(side, device=device) + 0.5) / side for side in size)
+
+
+def boxes(n: int, size: tuple[int, int], rng: BatchRandom) -> Tensor:
+    """One to three rectangular holes of any aspect: each side 0.15 to 0.5 of the image's."""
+    draw = rng.rand(n, 3, 5)
+    sides = 0.15 + 0.35 * draw[..., 2:4]
+    low = draw[..., :2] * (1 - sides)
+    wanted = torch.arange(3, device=draw.device) < 1 + (3 * draw[:, :1, 4]).floor()  # (n, 3)
+    rows, columns = pixel_centres(size, draw.device)
+    across = (columns >= low[..., :1]) & (columns < low[..., :1] + sides[..., :1])  # (n, 3, W)
+    down = (rows >= low[..., 1:]) & (rows < low[..., 1:] + sides[..., 1:])  # (n, 3, H)
+    hole = down[..., :, None] & across[..., None, :] & wanted[..., None, None]
+    return 1 - hole.any(dim=1)[:, None].float()
+
+
+def halves(n: int, size: tuple[int, int], rng: BatchRandom) -> Tensor:
+    """One half of the image is a hole: left, right, top or bottom."""
+    which = rng.randint(4, n)
+    height, width = size
+    mask = torch.ones(4, 1, height, width, device=which.device)
+    mask[0, :, :, : width // 2] = 0
+    mask[1, :, :, width - width // 2 :] = 0
+    mask[2, :, : height // 2] = 0
+    mask[3, :, height - height // 2 :] = 0
+    return mask[which]
+
+
+def lama(n: int, size: tuple[int, int], rng: BatchRandom) -> Tensor:
+    """Strokes or boxes, each for half of the images: LaMa's recipe, as in LDM Sec. 4.5."""
+    box = rng.rand(n, 1, 1, 1) < 0.5
+    return torch.where(box, boxes(n, size, rng), strokes(n, size, rng))
+
+
+MASKS: dict[str, Callable[[int, tuple[int, int], BatchRandom], Tensor]] = {
+    "lama": lama,
+    "strokes": strokes,
+    "boxes": boxes,
+    "halves": halves,
+}
+
+
+def draw_masks(kinds: Sequence[str], n: int, size: tuple[int, int], rng: BatchRandom) -> Tensor:
+    """Draw a mask (n, 1, H, W) of one of the kinds for each of n images.
+
+    Every mask has known pixels and a hole. Raises ValueError for an unknown kind, or none.
+    """
+    kinds = check_choices("masks", kinds, tuple(MASKS))
+    drawn = torch.stack([MASKS[kind](n, size, rng) for kind in kinds])
+    chosen = drawn[rng.randint(len(kinds), n), torch.arange(n, device=drawn.device)]
+    share = chosen.mean((1, 2, 3), keepdim=True)
+    usable = (share > 0) & (share < 1)
+    return torch.where(usable, chosen, centre_mask(size).to(chosen, non_blocking=True))
+
+
+def centre_mask(size: tuple[int, int]) -> Tensor:
+    """A hole of half the side in the centre: (1, 1, H, W)."""
+    height, width = size
+    mask = torch.ones(1, 1, height, width)
+    mask[..., height // 4 : height - height // 4, width // 4 : width - width // 4] = 0
+    return mask
+
+
+def mean_fill(x: Tensor, mask: Tensor) -> Tensor:
+    """Fill the hole with the mean colour of the known pixels; the baseline of inpainting."""
+    known = (x * mask).sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True).clamp(min=1)
+    return torch.where(mask > 0.5, x, known)

@@ -1,0 +1,96 @@
+"""The embedded emoji: the file and its card, the split, the items."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from minildm.data.emoji import (
+    STYLES,
+    EmojiDataset,
+    EmojiFile,
+    load_rgba,
+    read_emoji,
+    validation_families,
+)
+
+
+@pytest.fixture(scope="module")
+def file() -> EmojiFile:
+    return read_emoji()
+
+
+@pytest.fixture(scope="module")
+def train() -> EmojiDataset:
+    return EmojiDataset("train", 32)
+
+
+@pytest.fixture(scope="module")
+def val() -> EmojiDataset:
+    return EmojiDataset("val", 32)
+
+
+def test_images_are_the_drawings_over_white() -> None:
+    data = EmojiDataset("train", 32, subgroups=("food-fruit", "animal-bird"))
+    for i in (0, 50, len(data) - 1):
+        drawing = load_rgba(data.hexcodes[i], STYLES[data.style_ids[i]])
+        pixels = np.asarray(drawing, np.float64) / 255
+        white = pixels[..., :3] * pixels[..., 3:] + 1 - pixels[..., 3:]  # (128, 128, 3)
+        mean = white.reshape(32, 4, 32, 4, 3).mean((1, 3)).transpose(2, 0, 1)
+        assert np.abs(data[i]["image"].numpy() - (2 * mean - 1)).mean() < 0.03
+        assert data[i]["hexcode"] == data.hexcodes[i]
+    corners = data.images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert (corners == 255).float().mean() > 0.9
+
+
+def test_the_split_is_disjoint_by_family(
+    file: EmojiFile, train: EmojiDataset, val: EmojiDataset
+) -> None:
+    family = {row["hexcode"]: row["family"] for row in file.rows}
+    assert not {family[code] for code in train.hexcodes} & {family[code] for code in val.hexcodes}
+    both = EmojiDataset("all", 32)
+    assert sorted(train.hexcodes + val.hexcodes) == sorted(both.hexcodes)
+    assert 0.10 <= len(val) / len(both) <= 0.12
+    hearts = [EmojiDataset(split, 32, subgroups=["heart"]).images for split in ("train", "val")]
+    assert all((hearts[0] != image).flatten(1).any(1).all() for image in hearts[1])
+
+
+def test_the_split_does_not_change(file: EmojiFile) -> None:
+    """The shipped models were trained without these families."""
+    families = validation_families(file)
+    family = {row["hexcode"]: row["family"] for row in file.rows}
+    roles = ("1F9D1-200D-1F680", "1F468-200D-1F680", "1F469-200D-1F680")  # astronauts
+    assert len({family[code] for code in roles}) == 1
+    digest = hashlib.sha256(" ".join(sorted(families)).encode()).hexdigest()
+    assert len(families) == 166 and digest.startswith("987231c675f9d208")
+
+
+def test_subgroups_and_styles_are_selected(train: EmojiDataset) -> None:
+    fruit = EmojiDataset("all", 32, subgroups=["food-sweet", "food-fruit"], styles=["blob", "noto"])
+    assert fruit.classes == ("food-sweet", "food-fruit")  # in the given order
+    assert fruit.label_of("food-fruit") == 1
+    assert set(fruit.style_ids.tolist()) == {STYLES.index("noto"), STYLES.index("blob")}
+    assert {fruit.groups[i] for i in fruit.group_ids.tolist()} == {"food-drink"}
+    assert EmojiDataset("val", 32, styles=["blob"]).classes == train.classes
+    symbols = EmojiDataset("all", 32, subgroups=["geometric"])
+    assert {symbols.groups[i] for i in symbols.group_ids.tolist()} == {"symbols"}
+    assert len(train.classes) == 47 and train.groups.index("symbols") not in train.group_ids
+    assert fruit.fingerprint != symbols.fingerprint
+
+
+def test_unpaired_styles_are_held_out_in_their_own_split(train: EmojiDataset) -> None:
+    rest, apart = (EmojiDataset(split, 32, unpaired=8) for split in ("train", "unpaired"))
+
+    def pairs(data: EmojiDataset) -> set[tuple[str, int]]:
+        return set(zip(data.hexcodes, data.style_ids.tolist(), strict=True))
+
+    assert not pairs(rest) & pairs(apart) and pairs(rest) | pairs(apart) == pairs(train)
+    assert len(set(apart.hexcodes)) == len(apart) > 100  # one style of each
+    assert len(set(apart.hexcodes) & set(rest.hexcodes)) > 0.9 * len(apart)  # known in others
+
+
+def test_a_drawing_is_found_by_its_code_point() -> None:
+    apple = load_rgba("1f34e", "twemoji")
+    assert apple.size == (128, 128) and apple.mode == "RGBA"
+    assert apple.getpixel((0, 0))[3] == 0 and apple.getpixel((64, 80))[3] == 255
+    assert load_rgba("2602").tobytes() == load_rgba("2602-fe0f").tobytes()
