@@ -1,0 +1,282 @@
+"""Folders of models (`config.json`, `model.safetensors`, `ema.safetensors`, `tokenizer.json`) and
+of trainings (`log.csv`, `training/`). A diffusion model's folder names that of its first stage.
+"""
+
+import csv
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
+from minildm.conditioning import CaptionTokenizer, FrozenTextConfig, TextConditioner, look_up
+from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
+from minildm.diffusion.unet import UNet
+from minildm.files import atomic_write, data_dir, fingerprint, write_json
+from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter, SegmenterConfig
+from minildm.training.configs import from_dict, to_dict
+
+Model = Autoencoder | LatentDiffusion | Classifier | Segmenter
+FORMAT = 2
+KINDS: dict[str, tuple[type, type]] = {
+    "autoencoder": (AutoencoderConfig, Autoencoder),
+    "latent-diffusion": (LatentDiffusionConfig, LatentDiffusion),
+    "classifier": (ClassifierConfig, Classifier),
+    "segmenter": (SegmenterConfig, Segmenter),
+}
+# What torch, safetensors and our configs raise for damaged content
+BAD_CONTENT = (SafetensorError, OSError, TypeError, ValueError, ArithmeticError, LookupError)
+BAD_CONTENT += (AttributeError, RuntimeError, EOFError, pickle.UnpicklingError)
+
+
+class CheckpointError(ValueError):
+    """A folder is missing, damaged, or of another model; the message names it."""
+
+
+def save_model(
+    model: Model,
+    folder: str | Path,
+    *,
+    ema: Mapping[str, Tensor] | None = None,
+    first_stage: str | None = None,
+    half: bool = False,
+    info: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model's folder; each file atomically.
+
+    ema: averaged parameters by name, which `load_model` prefers. first_stage: required for a
+    diffusion model: the folder of its autoencoder, relative to `folder`. half: store float16.
+    info: what else the card should hold, such as data and steps.
+    """
+    folder, kind = Path(folder), {cls: kind for kind, (_, cls) in KINDS.items()}[type(model)]
+    card = {"format": FORMAT, "kind": kind, "config": to_dict(model.config), "info": info or {}}
+    tensors = model.state_dict()
+    if isinstance(model, LatentDiffusion):
+        if first_stage is None:
+            raise ValueError("first_stage=None must be the folder of the model's autoencoder")
+        card["first_stage"] = {"path": first_stage, "sha256": fingerprint(model.autoencoder)}
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("autoencoder.")}
+        if reader := reader_of(model):
+            reader.tokenizer.save(folder / "tokenizer.json")
+    files = {"model": tensors}
+    if ema is not None:
+        files["ema"] = {name: v for name, v in ema.items() if name in tensors}
+    for name, content in files.items():
+        kept = {k: v.detach().cpu().contiguous() for k, v in content.items()}
+        if half:
+            kept = {k: v.half() if v.is_floating_point() else v for k, v in kept.items()}
+        with atomic_write(folder / f"{name}.safetensors") as file:
+            file.write(save(kept))
+    if ema is None:
+        (folder / "ema.safetensors").unlink(missing_ok=True)  # averages of earlier weights
+    write_json(folder / "config.json", card)
+
+
+def load_model(folder: str | Path, *, ema: bool = True, kind: str | None = None) -> Model:
+    """Read a model's folder: on the CPU, in float32, in evaluation mode.
+
+    ema: use the averaged weights if there are any. kind: the required one of KINDS. The config
+    and the shapes are checked before any weight is allocated. Raises CheckpointError for files
+    that are missing, damaged, or do not fit together.
+    """
+    folder, card = Path(folder), read_card(folder)
+    if kind not in (None, card["kind"]):
+        raise CheckpointError(f"{folder} holds a model of kind {card['kind']!r}, not {kind!r}")
+    tensors = _read_tensors(folder / "model.safetensors")
+    if ema and (folder / "ema.safetensors").exists():
+        tensors |= _read_tensors(folder / "ema.safetensors")
+    try:
+        model = _built(folder, card)
+        dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        tensors = {name: tensor.to(dtypes.get(name)) for name, tensor in tensors.items()}
+        if isinstance(model, LatentDiffusion):
+            stage = model.autoencoder.state_dict()
+            tensors |= {f"autoencoder.{name}": tensor for name, tensor in stage.items()}
+        model.load_state_dict(tensors, strict=True, assign=True)
+        if reader := reader_of(model):
+            reader.set_tokenizer(CaptionTokenizer.load(folder / "tokenizer.json"))
+    except CheckpointError:
+        raise
+    except BAD_CONTENT as error:
+        said = "\n".join(str(error).splitlines()[:10])
+        raise CheckpointError(f"{folder} cannot be loaded: {said}") from error
+    return model.eval()
+
+
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """Read a folder's `config.json`. Raises CheckpointError for another format or kind."""
+    path = Path(folder) / "config.json"
+    try:
+        card = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder} has no readable config.json: {error}") from error
+    card = card if isinstance(card, dict) else {}
+    if card.get("format") == 1:
+        raise CheckpointError(f"{path} is of format 1, before version 0.2: train the model again")
+    if card.get("format") != FORMAT or card.get("kind") not in list(KINDS):
+        got = f"format {card.get('format')!r:.40}, kind {card.get('kind')!r:.40}"
+        raise CheckpointError(f"{path} has {got}; known: format {FORMAT} of {', '.join(KINDS)}")
+    for part in ("config", "info", *["first_stage"] * (card["kind"] == "latent-diffusion")):
+        if not isinstance(card.get(part), dict):
+            raise CheckpointError(f"{path} has no table {part!r}")
+    return card
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, floating point ones as float32."""
+    try:
+        tensors = load_file(path)
+    except BAD_CONTENT as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
+    for name, tensor in tensors.items():
+        tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
+        if not tensors[name].isfinite().all():
+            raise CheckpointError(f"{path}: tensor {name!r} has values that are not finite")
+    return tensors
+
+
+class NoInit(TorchFunctionMode):
+    """Initial values are not drawn: on the meta device that imports the compiler, two seconds."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor")
+        return function(*args, **(kwargs or {}))
+
+
+def _built(folder: Path, card: Mapping[str, Any]) -> Model:
+    """The card's model on the meta device; a diffusion model with its first stage and schedules."""
+    config_class, model_class = KINDS[card["kind"]]
+    config = from_dict(config_class, card["config"])
+    if model_class is not LatentDiffusion:
+        with torch.device("meta"), NoInit():
+            return model_class(config)
+    reference = card["first_stage"]
+    stage = load_model(folder / reference["path"], kind="autoencoder")
+    if stage.config != config.autoencoder or fingerprint(stage) != reference["sha256"]:
+        was = f"first_stage={reference['path']!r} is not the one that it was trained on"
+        raise CheckpointError(f"{folder} cannot be loaded: {was}")
+    text = getattr(config.conditioner, "tokens", config.conditioner)
+    frozen = isinstance(text, FrozenTextConfig)  # its weights are not in the folder
+    with torch.random.fork_rng([]), torch.device("cpu" if frozen else "meta"), NoInit():
+        conditioner = config.conditioner.build()
+    with torch.device("meta"), NoInit():
+        unet = UNet(config.unet)
+    return LatentDiffusion(config, autoencoder=stage, unet=unet, conditioner=conditioner)
+
+
+def reader_of(model: Model) -> TextConditioner | None:
+    """The trained conditioner that reads captions, within a hybrid too; None without one."""
+    conditioner = getattr(model, "conditioner", None)
+    reader = getattr(conditioner, "tokens", conditioner)
+    return reader if isinstance(reader, TextConditioner) else None
+
+
+def shipped_names() -> list[str]:
+    """The names that `pretrained` knows."""
+    return sorted(p.parent.name for p in (data_dir() / "weights").glob("*/config.json"))
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder of a shipped model, or `name` itself where it is a folder.
+
+    Raises ValueError with the nearest names.
+    """
+    if Path(name).is_dir() and str(name) not in shipped_names():
+        return Path(name)
+    look_up(str(name), shipped_names(), "model")
+    return data_dir() / "weights" / name
+
+
+def pretrained(name: str) -> Model:
+    """Load a model from `data/weights`. Raises ValueError with the known names."""
+    return load_model(find_model(name))
+
+
+class Record(NamedTuple):
+    """The optimiser steps since the last Record."""
+
+    step: int  # the last one, counted from 1
+    images: int  # training images seen so far
+    seconds: float  # of training so far, earlier parts of a resumed run included
+    lr: float  # of the last step
+    terms: dict[str, float]  # the loss and its parts: means over these steps
+
+
+class RunFolder:
+    """A training's files: `training/run.json` (what is trained on what), `training/state.pt` (to
+    resume from), `log.csv` (the Records until that state).
+
+    Raises ValueError, with what differs, if the folder holds a run of other content.
+    """
+
+    def __init__(self, path: str | Path, content: Mapping[str, Any]) -> None:
+        self.path, self.content, self._run = Path(path), content, Path(path) / "training/run.json"
+        old = json.loads(self._run.read_text()) if self._run.exists() else content
+        old, new = flat(old), flat(content)
+        differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+        if differ:
+            listed = ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in differ[:5])
+            raise ValueError(
+                f"run_dir={str(path)!r} holds another run ({listed}): resume it with its own "
+                f"values, or choose another folder, and --init {path} to train its model further"
+            )
+
+    def save(self, state: dict[str, Any], records: list[Record]) -> None:
+        """Replace the log and what a resumed training starts from; each file atomically."""
+        write_json(self._run, self.content)
+        rows = [["step", "images", "seconds", "lr", *records[-1].terms]]
+        for step, images, *numbers, terms in records:
+            rows.append([step, images, *(f"{n:.6g}" for n in (*numbers, *terms.values()))])
+        with atomic_write(self.path / "log.csv") as file:
+            file.write("".join(",".join(map(str, row)) + "\n" for row in rows).encode())
+        with atomic_write(self.path / "training/state.pt") as file:  # last: it ends the save
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch hides the OSError of a full disk
+                raise error.__context__ or error from None
+
+
+def read_state(folder: str | Path) -> dict[str, Any] | None:
+    """What a training saved last, on the CPU; None in a new folder. Raises CheckpointError."""
+    path = Path(folder) / "training/state.pt"
+    try:
+        return torch.load(path, "cpu", weights_only=True) if path.is_file() else None
+    except BAD_CONTENT as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error!s:.80}): to train its model further choose another "
+            f"folder, and --init {folder}"
+        ) from error
+
+
+def saved_step(folder: str | Path) -> int | None:
+    """The step of the checkpoint in a training's folder; None without one."""
+    return (read_state(folder) or {}).get("step")
+
+
+def read_log(folder: str | Path) -> list[Record]:
+    """The Records of a training, until its last save."""
+    path, records = Path(folder) / "log.csv", []
+    header, *rows = csv.reader(path.read_text().splitlines()) if path.exists() else [[]]
+    for step, images, seconds, lr, *terms in rows:
+        named = dict(zip(header[4:], map(float, terms), strict=True))
+        records.append(Record(int(step), int(images), float(seconds), float(lr), named))
+    return records
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names: {"unet": {"channels": 32}} -> {"unet.channels": 32}."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        nested = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found

@@ -1,0 +1,273 @@
+"""Experiments as frozen dataclasses: which model, which data, how to train it.
+
+An ablation is a `dataclasses.replace`, or an `override` by dotted names.
+"""
+
+import functools
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from minildm.compression.autoencoder import AutoencoderConfig
+from minildm.compression.loss import AdversarialConfig
+from minildm.conditioning import ConditionerConfig, look_up
+from minildm.data.crops import CropsDataset
+from minildm.data.dataset import ImageDataset
+from minildm.data.degradations import MASKS
+from minildm.data.emoji import EmojiDataset
+from minildm.data.folder import ImageFolder
+from minildm.data.photos import PhotoDataset
+from minildm.data.scenes import ScenesDataset
+from minildm.diffusion.latent_diffusion import LatentDiffusionConfig, SamplingConfig
+from minildm.diffusion.objective import ObjectiveConfig
+from minildm.diffusion.schedule import ScheduleConfig
+from minildm.diffusion.unet import UNetConfig
+from minildm.layers import check_fields
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train; the same fields for every model."""
+
+    steps: int
+    batch_size: int = 64  # of all processes together
+    lr: float = 1e-3
+    warmup_steps: int = 100  # linear, from 0
+    decay: Literal["cosine", "linear", "constant"] = "cosine"  # the first two end at zero
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    grad_clip: float = 1.0  # largest norm of the gradient
+    accumulate: int = 1  # batches per optimiser step
+    ema_decay: float = 0.999
+    flip: bool = True  # mirror half of the images
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # bf16 where the hardware has it
+    seed: int = 0
+    log_every: int = 1  # steps per Record; a GPU computes without a pause between two of them
+    save_every: int = 100  # steps; a save also ends a Record
+    workers: int = 0  # processes that load data
+    channels_last: bool = True  # the memory layout in which convolutions are fastest
+    compile: bool = False  # torch.compile of the networks: takes minutes, then faster on a GPU
+    tf32: bool = True  # on a GPU: float32 products with 10 bits of mantissa
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        check_fields(self, 1, 10**9, "steps", "log_every", "save_every")
+        check_fields(self, 1, 10**5, "batch_size", "accumulate")
+        check_fields(self, 0, 10**9, "warmup_steps", "workers")
+        check_fields(self, 1e-12, 1e12, "lr", "grad_clip")
+        check_fields(self, 0, 0.999999, "ema_decay")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images: "emoji", "scenes", "photos", or the "folder" at `path`."""
+
+    kind: Literal["emoji", "scenes", "photos", "folder"] = "emoji"
+    size: int = 64
+    styles: tuple[str, ...] = ()  # empty: all
+    subgroups: tuple[str, ...] = ()  # emoji; empty: all with at least ten emoji
+    unpaired: int = 0  # emoji: see EmojiDataset
+    style_words: float = 0.0  # share of the captions in which training names the style
+    degradation: Literal["bicubic", "degraded"] = "bicubic"  # of super-resolution's input
+    masks: tuple[str, ...] = ("lama", "halves")  # of inpainting's input
+    path: str = ""
+    background: Literal["scene", "plain"] = "scene"  # scenes; plain: objects on grey
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        check_fields(self, 1, 10_000, "size")
+        check_fields(self, 0, 1, "style_words")
+        if not self.masks or not set(self.masks) <= set(MASKS):
+            raise ValueError(f"masks={self.masks} must be some of {', '.join(MASKS)}")
+        if (self.kind == "folder") != bool(self.path):
+            raise ValueError(f"path={self.path!r} must be given for kind='folder', and only then")
+
+    def dataset(self, split: str) -> ImageDataset:
+        """Load the images of one split, "train" or "val"."""
+        styles, subgroups = self.styles or None, self.subgroups or None
+        if self.kind == "folder":
+            return ImageFolder(self.path, self.size, split=split)
+        if self.kind == "photos":
+            return PhotoDataset(split, self.size)
+        if self.kind == "scenes":
+            return ScenesDataset(split, self.size, styles=styles, background=self.background)
+        unpaired = self.unpaired
+        return EmojiDataset(split, self.size, styles=styles, subgroups=subgroups, unpaired=unpaired)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderExperiment:
+    """Stage 1. The paper's loss is L1 + perceptual + adversarial + regulariser."""
+
+    model: AutoencoderConfig
+    train: TrainConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    kl_weight: float = 1e-6  # of a KL latent
+    mse_weight: float = 0.0  # of a squared error added to L1; not the paper's
+    codebook_weight: float = 1.0  # of a VQ latent
+    restart_dead: int = 0  # VQ, not the paper's: steps until an unused code moves; 0: never
+    perceptual_weight: float = 0.0  # 0: no perceptual term
+    perceptual: str = "auto"  # which distance: see perceptual_distance
+    adversarial: AdversarialConfig | None = None  # None: no discriminator
+
+    def __post_init__(self) -> None:
+        weights = ("kl_weight", "mse_weight", "codebook_weight", "perceptual_weight")
+        check_fields(self, 0, 1e12, *weights, "restart_dead")
+        if self.restart_dead and self.model.regularizer != "vq":
+            raise ValueError(f"restart_dead={self.restart_dead} requires regularizer='vq'")
+        if self.adversarial and self.train.precision == "fp16":
+            raise ValueError("precision='fp16' must be 'bf16' or 'fp32' with an adversarial loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentDiffusionExperiment:
+    """Stage 2, on a trained first stage. Names of classes and the vocabulary come from the data."""
+
+    unet: UNetConfig
+    train: TrainConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    t_bias: float = 1.0  # see draw_t
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)  # how to sample by default
+
+    def model_config(
+        self, autoencoder: AutoencoderConfig, conditioner: ConditionerConfig | None = None
+    ) -> LatentDiffusionConfig:
+        """The model for a first stage; conditioner: this experiment's, completed from the data.
+
+        Raises ValueError if the parts do not fit together.
+        """
+        shared = ("unet", "schedule", "objective", "t_bias", "sampling")
+        return LatentDiffusionConfig(
+            autoencoder=autoencoder,
+            conditioner=conditioner or self.conditioner,
+            image_size=self.data.size,
+            **{name: getattr(self, name) for name in shared},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierExperiment:
+    """A classifier of whole images, of objects in boxes (crops), or of pixels (maps)."""
+
+    train: TrainConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    channels: int = 32
+    crops: bool = False  # scenes: objects cut out by their boxes, and "nothing"
+    maps: bool = False  # scenes: a Segmenter, which labels each pixel
+
+    def __post_init__(self) -> None:
+        if self.crops and self.maps:
+            raise ValueError("crops=True and maps=True exclude each other")
+        if (self.crops or self.maps) and self.data.kind != "scenes":
+            raise ValueError(f"crops and maps require data.kind='scenes', got {self.data.kind!r}")
+
+    def dataset(self, split: str) -> ImageDataset:
+        """Load the images of one split, or the crops of its scenes."""
+        data = self.data.dataset(split)
+        return CropsDataset(data) if self.crops else data
+
+
+def as_regression(experiment: LatentDiffusionExperiment) -> LatentDiffusionExperiment:
+    """Turn diffusion into regression with the same network and data, the baseline of LDM Tab. 5.
+
+    A model that is trained only where z_t is pure noise, and predicts z0, learns the mean of all
+    latents given the condition. Sample it with steps=1.
+    """
+    return replace(
+        experiment,
+        schedule=ScheduleConfig(T=2, zero_terminal_snr=True),
+        objective=ObjectiveConfig(predict="z0"),
+        t_bias=1e9,  # t = T - 1 always
+    )
+
+
+def with_steps(experiment: T, steps: int, **train: Any) -> T:
+    """The same experiment with another number of steps, and other fields of its TrainConfig."""
+    return replace(experiment, train=replace(experiment.train, steps=steps, **train))
+
+
+def override(config: T, changes: Mapping[str, Any]) -> T:
+    """Replace fields by dotted names, as {"train.steps": 5, "unet.channels": 16}, all at once.
+
+    Raises ValueError for an unknown name, with near ones, and for a value of another type.
+    """
+    inner: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        head, _, rest = name.partition(".")
+        inner.setdefault(head, {})[rest] = value
+    new = {}
+    for head, values in inner.items():
+        hint = _hint(config, head)
+        if "" in values or not is_dataclass(getattr(config, head)):
+            new[head] = _revive(hint, values.get("", values), head)
+        else:
+            new[head] = override(getattr(config, head), values)
+    return replace(config, **new)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A frozen dataclass, nested ones included, as JSON can hold it."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def from_dict(cls: type[T], content: Mapping[str, Any]) -> T:
+    """The inverse of `to_dict`; of a class with subclasses (conditioners) `kind` decides which.
+
+    Raises ValueError for unknown or missing fields, and for values of another type.
+    """
+    family = {vars(c)["kind"]: c for c in _family(cls) if "kind" in vars(c)}
+    if len(family) > 1:
+        kind = str(content.get("kind", vars(cls).get("kind")))
+        cls = family[list(family)[look_up(kind, list(family), "kind")]]
+    new = {name: _revive(_hint(cls, name), value, name) for name, value in content.items()}
+    try:
+        return cls(**new)
+    except TypeError as error:  # a field without a default
+        raise ValueError(f"{cls.__name__}: {error}") from error
+
+
+def _family(cls: type) -> list[type]:
+    return [cls, *(c for sub in cls.__subclasses__() for c in _family(sub))]
+
+
+def _hint(config: Any, name: str) -> Any:
+    """The annotated type of a field. Raises ValueError with near names."""
+    known = [f.name for f in fields(config)]
+    look_up(name, known, f"field of {getattr(config, '__name__', type(config).__name__)}")
+    return _hints(config if isinstance(config, type) else type(config))[name]
+
+
+_hints = functools.cache(typing.get_type_hints)
+
+
+def _check_types(config: Any) -> None:
+    for f in fields(config):
+        _revive(_hint(config, f.name), getattr(config, f.name), f.name)
+
+
+def _revive(hint: Any, value: Any, name: str) -> Any:
+    """The value as JSON, TOML or a command line holds it, as the annotated type."""
+    origin, args = get_origin(hint), get_args(hint)
+    if isinstance(hint, types.UnionType):
+        other = next(h for h in args if h is not types.NoneType)
+        return None if value is None else _revive(other, value, name)
+    if is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(hint, value)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_revive(args[0], item, name) for item in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if (origin is Literal and value in args) or hint is type(value):
+        return value
+    if is_dataclass(hint) and isinstance(value, hint):
+        return value
+    allowed = f"one of {', '.join(map(repr, args))}" if origin is Literal else hint
+    raise ValueError(f"{name}={value!r:.60} must be {getattr(allowed, '__name__', allowed)}")

@@ -1,0 +1,267 @@
+"""The trainings: stage 1, stage 2 and the classifiers. Each is a generator of Records.
+
+for record in train_ldm(experiment, first_stage="runs/ae", run_dir="runs/ldm"):
+    print(record.step, record.terms["loss"])
+"""
+
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from minildm.compression.autoencoder import Autoencoder
+from minildm.compression.discriminator import PatchDiscriminator
+from minildm.compression.loss import autoencoder_loss
+from minildm.compression.perceptual import perceptual_distance
+from minildm.conditioning import CaptionTokenizer, ConditionerConfig, HybridConfig, TextConfig
+from minildm.data import transforms
+from minildm.data.dataset import ImageDataset
+from minildm.data.latents import LatentDataset, encode_dataset, measure_scale
+from minildm.diffusion.latent_diffusion import LatentDiffusion
+from minildm.files import fingerprint, relative_path
+from minildm.layers import Batch, BatchRandom
+from minildm.training import configs
+from minildm.training.checkpoint import load_model, read_card, reader_of, save_model
+from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter, SegmenterConfig
+from minildm.training.loop import Record, open_run, optimise
+
+# What a spatial conditioner is made of, besides the latents
+PAINTED = {"low_res": ("image",), "inpaint": ("image",), "semantic": ("semantic",)}
+
+
+def new_model(
+    build: type, config: Any, seed: int, init: str | Path | None = None
+) -> tuple[Any, str | None]:
+    """A model whose weights depend on the seed, or come from the folder `init`; the hash of init.
+
+    A diffusion model with another conditioner gives its UNet and autoencoder, as the paper does
+    for some tasks. Raises ValueError if the model in `init` does not fit.
+    """
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        model = build(config)
+    if init is None:
+        return model, None
+    trained = load_model(init)
+    state, hashed = trained.state_dict(), fingerprint(trained)
+    if trained.config != config:
+        parts = ("unet", "autoencoder")
+        pairs = [[getattr(c, part, None) for c in (config, trained.config)] for part in parts]
+        if any(ours is None or ours != theirs for ours, theirs in pairs):
+            raise ValueError(f"init={str(init)!r} holds a model of another kind or config")
+        state = {k: v for k, v in state.items() if k.partition(".")[0] in parts}
+    model.load_state_dict(state, strict=trained.config == config)
+    return model, hashed
+
+
+def train_autoencoder(
+    experiment: configs.AutoencoderExperiment,
+    data: ImageDataset | None = None,
+    *,
+    run_dir: str | Path,
+    device: str | None = None,
+    init: str | Path | None = None,
+) -> Iterator[Record]:
+    """Stage 1; leaves a model's folder in run_dir.
+
+    data: default: the experiment's. init: the folder of a model to start from. After the last
+    step the standard deviation of KL latents over the data is measured and saved as the
+    autoencoder's `scale`. Raises ValueError for images or options that do not suit the model.
+    """
+    data = experiment.data.dataset("train") if data is None else data
+    distance = perceptual_distance(experiment.perceptual) if experiment.perceptual_weight else None
+    game, train = experiment.adversarial, experiment.train
+    _check_sides(experiment, data, distance.min_side if distance else 1)
+    if distance is not None:
+        experiment = replace(experiment, perceptual=distance.kind)
+    model, start = new_model(Autoencoder, experiment.model, train.seed, init)
+    critic = new_model(PatchDiscriminator, game.discriminator, train.seed)[0] if game else None
+    run = open_run(run_dir, experiment, device, data, init=start)
+    distance = distance.to(run.accelerator.device) if distance else None
+    if quantizer := model.decoder.quantizer:
+        if experiment.restart_dead and run.accelerator.num_processes > 1:
+            said = f"restart_dead={experiment.restart_dead} must be 0 with several processes"
+            raise ValueError(said)
+        quantizer.epoch_latents = len(data) * data[0]["image"][0].numel() // model.f**2
+        quantizer.restart_after = experiment.restart_dead or None
+        quantizer.restart_all() if init is None else quantizer.forget()
+
+    def loss(batch: Batch, step: int, rng: BatchRandom) -> dict[str, Tensor]:
+        return autoencoder_loss(
+            model,
+            transforms.random_flips(batch["image"], rng) if train.flip else batch["image"],
+            kl_weight=experiment.kl_weight,
+            mse_weight=experiment.mse_weight,
+            codebook_weight=experiment.codebook_weight,
+            perceptual=distance,
+            perceptual_weight=experiment.perceptual_weight,
+            discriminator=critic,
+            adversarial=game,
+            step=step,
+            noise=rng.randn_like,
+        )
+
+    info = _info(train, data) | ({"perceptual": distance.name} if distance else {})
+    card = {"info": info | {"unfinished": "scale not measured yet"}}
+    lr_factor = game.lr_factor if game else 1.0
+    yield from optimise(model, loss, data, run, card=card, adversary=critic, adversary_lr=lr_factor)
+    with run.accelerator.main_process_first():
+        model.scale.fill_(measure_scale(model, data, run.config.precision))
+    if run.accelerator.is_main_process:
+        save_model(model, run_dir, info=info)  # with the averaged weights
+    run.accelerator.wait_for_everyone()
+
+
+def _check_sides(experiment: configs.AutoencoderExperiment, data: ImageDataset, least: int) -> None:
+    """Raise ValueError for images of an unsuitable size, or if there is nothing to train."""
+    model, game, side = experiment.model, experiment.adversarial, data[0]["image"].shape[-1]
+    if model.regularizer == "identity":
+        raise ValueError("regularizer='identity': nothing to train, save_model(Autoencoder(...))")
+    least = max(least, game.discriminator.least_side if game else 1)
+    if side % model.f or side < least:
+        raise ValueError(
+            f"images of {side} px: the side must be a multiple of f={model.f}, at least {least} "
+            "for the perceptual distance and the discriminator"
+        )
+
+
+def train_ldm(
+    experiment: configs.LatentDiffusionExperiment,
+    data: ImageDataset | None = None,
+    *,
+    first_stage: str | Path,
+    run_dir: str | Path,
+    device: str | None = None,
+    init: str | Path | None = None,
+    save_at: Collection[int] = (),
+) -> Iterator[Record]:
+    """Stage 2 on the latents of `data`, encoded once by the autoencoder in `first_stage`.
+
+    Each step samples from the cached posteriors. Leaves a model's folder in run_dir, with the
+    averaged weights. init: a model's folder to start from. save_at: steps after which the model
+    is saved, besides save_every. Raises ValueError for parts that do not fit together.
+    """
+    data = experiment.data.dataset("train") if data is None else data
+    autoencoder = load_model(first_stage, kind="autoencoder")
+    if "unfinished" in read_card(first_stage)["info"]:
+        raise ValueError(f"first_stage={str(first_stage)!r} is not trained to its end: resume it")
+    if (side := data[0]["image"].shape[-1]) != experiment.data.size:
+        raise ValueError(f"data has images of {side} px, data.size is {experiment.data.size}")
+    train, given = experiment.train, experiment.data
+    conditioner, tokenizer = completed(experiment.conditioner, data, given.style_words)
+    config = experiment.model_config(autoencoder.config, conditioner)
+    model, start = new_model(LatentDiffusion, config, train.seed, init)
+    hashed = fingerprint(autoencoder)
+    if init is not None and fingerprint(model.autoencoder) != hashed:
+        raise ValueError(f"init={str(init)!r} was trained on another first stage")
+    model.autoencoder.load_state_dict(autoencoder.state_dict())
+    if tokenizer is not None:
+        reader_of(model).set_tokenizer(tokenizer)
+    run = open_run(run_dir, experiment, device, data, first_stage=hashed, init=start)
+    with run.accelerator.main_process_first():  # the others read the cache
+        moments = encode_dataset(
+            model.autoencoder.to(run.accelerator.device), data, run.config.precision
+        )
+    task = getattr(conditioner, "concat", conditioner).kind
+
+    def loss(batch: Batch, _step: int, rng: BatchRandom) -> dict[str, Tensor]:
+        moments = batch["moments"]  # (B, 2, c', h, w): as drawn, and mirrored
+        chosen = rng.rand(len(moments), device=moments.device) < 0.5 * train.flip
+        own = torch.where(chosen[:, None, None, None], moments[:, 1], moments[:, 0])
+        batch = transforms.mirrored(batch, chosen)
+        batch = transforms.degrade_for_task(
+            batch, task, model.autoencoder.f, given.degradation, given.masks, rng
+        )
+        z = model.autoencoder.latent(own, noise=rng.randn_like)
+        return model.loss({**batch, "z": z}, rng.generator, rng.rank, rng.world)
+
+    def prepare(batch: Batch, rng: BatchRandom) -> Batch:
+        return transforms.with_styles(batch, data.styles, given.style_words, rng)
+
+    latents = LatentDataset(data, moments, PAINTED.get(task, ()))
+    card = {"first_stage": relative_path(run_dir, first_stage), "info": _info(train, data)}
+    yield from optimise(model, loss, latents, run, card=card, prepare=prepare, save_at=save_at)
+
+
+def completed(
+    conditioner: ConditionerConfig, data: ImageDataset, style_words: float = 0.0
+) -> tuple[ConditionerConfig, CaptionTokenizer | None]:
+    """The config with the data's names or the size of its vocabulary, and its tokenizer.
+
+    Raises ValueError for data without boxes or maps.
+    """
+    if isinstance(conditioner, HybridConfig):
+        tokens, tokenizer = completed(conditioner.tokens, data, style_words)
+        concat, _ = completed(conditioner.concat, data)
+        return replace(conditioner, tokens=tokens, concat=concat), tokenizer
+    if isinstance(conditioner, TextConfig):
+        styles = [transforms.style_caption("", style) for style in data.styles if style_words]
+        tokenizer = CaptionTokenizer.trained_on([*data.captions, *styles])
+        return replace(conditioner, vocab_size=len(tokenizer)), tokenizer
+    sources = {
+        "class": ("classes", "classes"),
+        "layout": ("classes", "objects"),
+        "semantic": ("labels", "semantic_classes"),
+    }
+    if conditioner.kind not in sources:
+        return conditioner, None
+    field, source = sources[conditioner.kind]
+    if not hasattr(data, source):
+        raise ValueError(
+            f"conditioner.kind={conditioner.kind!r} requires scenes, got {data.name!r}"
+        )
+    return replace(conditioner, **{field: tuple(getattr(data, source))}), None
+
+
+def train_classifier(
+    experiment: configs.ClassifierExperiment,
+    data: ImageDataset | None = None,
+    *,
+    run_dir: str | Path,
+    device: str | None = None,
+    init: str | Path | None = None,
+) -> Iterator[Record]:
+    """Train a Classifier, or a Segmenter where the experiment says `maps`; see the others."""
+    data = experiment.dataset("train") if data is None else data
+    model, start = new_model(*classifier_of(experiment, data), experiment.train.seed, init)
+    run = open_run(run_dir, experiment, device, data, init=start)
+
+    def loss(batch: Batch, _step: int, rng: BatchRandom) -> dict[str, Tensor]:
+        x = batch["image"]
+        chosen = rng.rand(len(x), device=x.device) < 0.5 * experiment.train.flip
+        return model.loss(transforms.mirrored(batch, chosen), rng)
+
+    yield from optimise(model, loss, data, run, card={"info": _info(experiment.train, data)})
+
+
+def classifier_of(experiment: configs.ClassifierExperiment, data: ImageDataset) -> tuple[type, Any]:
+    """The class and the config of the experiment's model, with the data's names."""
+    if experiment.maps:
+        labels = tuple(data.semantic_classes)
+        return Segmenter, SegmenterConfig(labels=labels, channels=experiment.channels)
+    names = {"labels": data.classes, "groups": data.groups, "styles": data.styles}
+    names = {key: tuple(value) for key, value in names.items()}
+    return Classifier, ClassifierConfig(**names, channels=experiment.channels)
+
+
+def _info(train: configs.TrainConfig, data: ImageDataset) -> dict[str, Any]:
+    return {"data": data.name, "images": len(data), "train": configs.to_dict(train)}
+
+
+def progress(records: Iterator[Record], total: int, what: str) -> Iterator[Record]:
+    """Show a progress bar with the loss while the records of a training pass through."""
+    bar = None
+    for record in records:
+        if bar is None:  # only now, so that an error in the input ends without a bar
+            others = int(os.environ.get("RANK", "0")) > 0
+            bar = tqdm(total=total, desc=what, unit="step", disable=others)
+        bar.update(record.step - bar.n)
+        bar.set_postfix(loss=f"{record.terms['loss']:.4f}", refresh=False)
+        yield record
+    if bar is not None:
+        bar.close()
