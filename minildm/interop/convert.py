@@ -1,0 +1,73 @@
+"""From one project's files to another's: official checkpoints, diffusers folders, our own."""
+
+from pathlib import Path
+from typing import Any
+
+from minildm.compression.autoencoder import Autoencoder
+from minildm.conditioning.text_encoders import frozen_network
+from minildm.diffusion.latent_diffusion import LatentDiffusion
+from minildm.files import new_folder
+from minildm.interop.compvis import load_compvis, save_compvis
+from minildm.interop.diffusers import load_diffusers, save_diffusers
+from minildm.interop.engine import PathLike, read_mapping
+from minildm.training.checkpoint import load_model, pretrained, save_model
+
+FORMS = ("minildm", "diffusers", "compvis")
+
+
+def convert(
+    source: PathLike,
+    target: PathLike,
+    *,
+    to: str | None = None,
+    config: PathLike | None = None,
+    clip: PathLike | None = None,
+) -> tuple[str, str]:
+    """Read a model from `source`, write it to the new `target`; return both forms, of FORMS.
+
+    source: an official `.ckpt` or `.safetensors` with its YAML (`config`; by default the one of
+    the same name, or config.yaml, in its folder); a diffusers folder; a folder of ours, or the
+    name of a shipped model. to: default "minildm" for foreign models. Our folder has the
+    autoencoder in `first_stage`; an official target is a `.ckpt` or `.safetensors`. clip: see
+    `load_compvis`. Raises FileExistsError if the target exists, ValueError for what cannot be
+    read or expressed; nothing is left then.
+    """
+    path, target = Path(source), Path(target)
+    card = path / "config.json"
+    if path.is_file():
+        beside = (path.with_suffix(".yaml"), path.with_name("config.yaml"))
+        found = config or next((p for p in beside if p.is_file()), beside[0])
+        form, model = "compvis", load_compvis(found, path, clip=clip)
+    elif not path.is_dir():
+        form, model = "minildm", pretrained(str(source))
+    elif card.is_file() and "format" in read_mapping(card):
+        form, model = "minildm", load_model(path)
+    else:
+        form, model = "diffusers", load_diffusers(path)
+    to = to or ("minildm" if form != "minildm" else "")
+    if to not in FORMS or to == form:
+        allowed = ", ".join(name for name in FORMS if name != form)
+        raise ValueError(f"to={to!r} must be one of {allowed}: {source} is a {form} model")
+    if to == "diffusers":
+        save_diffusers(model, target)
+    elif to == "minildm":
+        _save_ours(model, target)
+    elif target.exists():
+        raise FileExistsError(f"{target} already exists: choose a new file")
+    else:
+        save_compvis(model, target)
+    return form, to
+
+
+def _save_ours(model: Any, target: Path) -> None:
+    if not isinstance(model, Autoencoder | LatentDiffusion):
+        raise ValueError(f"a {type(model).__name__} alone has no folder of ours")
+    with new_folder(target) as folder:
+        if isinstance(model, Autoencoder):
+            save_model(model, folder)
+            return
+        text = getattr(model.config.conditioner, "tokens", model.config.conditioner)
+        if text.kind == "frozen_text":  # our folders do not hold it: its own must be complete
+            frozen_network(text.encoder, text.path)
+        save_model(model.autoencoder, folder / "first_stage")
+        save_model(model, folder, first_stage="first_stage")

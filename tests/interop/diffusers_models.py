@@ -1,0 +1,188 @@
+"""Tiny models and pipelines of diffusers with random weights, run there and here."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers import randn, shaken
+from pytest import MonkeyPatch
+from torch import Tensor, nn
+from transformers import BertTokenizerFast, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+with warnings.catch_warnings():  # deprecations inside diffusers
+    warnings.simplefilter("ignore")
+    import diffusers
+    from diffusers.pipelines.ddim import pipeline_ddim
+    from diffusers.pipelines.deprecated.latent_diffusion_uncond import (
+        pipeline_latent_diffusion_uncond as uncond,
+    )
+    from diffusers.pipelines.latent_diffusion import pipeline_latent_diffusion as text2im
+    from diffusers.pipelines.latent_diffusion import (
+        pipeline_latent_diffusion_superresolution as super_resolution,
+    )
+    from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion as stable
+    from diffusers.schedulers import scheduling_ddim
+
+from minildm.interop.diffusers import LDM, PIXELS, STABLE, SUPER, TEXT
+
+DRAWING = (uncond, super_resolution, text2im, stable, pipeline_ddim, scheduling_ddim)
+STEPS, PROMPTS = 5, ["a red dog", "a dog"]
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog", "##s", ",")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def error(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    assert ours.shape == theirs.shape
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def first_stage(kind: str = "VQModel", levels: int = 2, **changes: Any) -> nn.Module:
+    """Three latent channels, attention in the last level, f = 2 ** (levels - 1)."""
+    plain, last = ("",) * (levels - 1), ("Attn",)
+    shape = {
+        "block_out_channels": (8, *(16,) * (levels - 1)),
+        "down_block_types": [f"{a}DownEncoderBlock2D" for a in plain + last],
+        "up_block_types": [f"{a}UpDecoderBlock2D" for a in last + plain],
+        "latent_channels": 3,
+        "norm_num_groups": 4,
+    }
+    shape |= {"num_vq_embeddings": 12} if kind == "VQModel" else {}
+    return shaken(getattr(diffusers, kind)(**shape | changes)).eval()
+
+
+def unet(side: int = 4, **changes: Any) -> nn.Module:
+    """Two levels, attention in the second; with cross_attention_dim cross-attention."""
+    across = "cross_attention_dim" in changes
+    shape = {
+        "sample_size": side,
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", f"{'Cross' * across}AttnDownBlock2D"),
+        "up_block_types": (f"{'Cross' * across}AttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2 if across else 4,
+    }
+    shape |= {} if across else {"attn_norm_num_groups": 4, "flip_sin_to_cos": True, "freq_shift": 0}
+    kind = diffusers.UNet2DConditionModel if across else diffusers.UNet2DModel
+    return shaken(kind(**shape | changes), seed=1).eval()
+
+
+def scheduler(**changes: Any) -> Any:
+    """Steps as the official code's."""
+    shape = {"beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear"}
+    shape |= {"clip_sample": False, "steps_offset": 1, "set_alpha_to_one": False}
+    return diffusers.DDIMScheduler(**shape | changes)
+
+
+def tiny_clip(folder: Path) -> Path:
+    """A folder with a CLIP's text encoder of width 16 that reads ten tokens."""
+    letters = [*"abdeorp", *(f"{letter}</w>" for letter in "abdegorp")]
+    words = [*letters, "re", "red</w>", "do", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\nd o\n")
+    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2, "vocab_size": len(words), "max_position_embeddings": 10}
+    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
+    model = shaken(CLIPTextModel(CLIPTextConfig(**shape, **ends)), seed=4)
+    model.save_pretrained(folder)
+    return folder
+
+
+def bert(folder: Path) -> dict[str, Any]:
+    """A small LDMBert and the words it reads."""
+    shape = {"vocab_size": len(WORDS), "d_model": 12, "encoder_layers": 2, "encoder_ffn_dim": 48}
+    shape |= {"encoder_attention_heads": 2, "head_dim": 4}
+    model = shaken(text2im.LDMBertModel(text2im.LDMBertConfig(**shape)), seed=2).eval()
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    return {"bert": model, "tokenizer": BertTokenizerFast(str(folder / "vocab.txt"))}
+
+
+def clip(folder: Path) -> dict[str, Any]:
+    """A small CLIP and the words it reads."""
+    words = CLIPTokenizer.from_pretrained(tiny_clip(folder))
+    words.model_max_length = 10
+    parts = {"text_encoder": CLIPTextModel.from_pretrained(folder).eval(), "tokenizer": words}
+    nothing = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
+    return parts | nothing | {"requires_safety_checker": False}
+
+
+def pipeline(name: str, folder: Path) -> Any:
+    """A tiny random one; `folder` is for the files of its words."""
+    folder.mkdir()
+    parts = {
+        LDM: lambda: {"vqvae": first_stage(scaling_factor=0.5), "unet": unet()},
+        PIXELS: lambda: {"unet": unet()},
+        SUPER: lambda: {"vqvae": first_stage(), "unet": unet(in_channels=6)},
+        TEXT: lambda: {
+            "vqvae": first_stage("AutoencoderKL", levels=4, scaling_factor=0.4),
+            "unet": unet(side=2, cross_attention_dim=12),
+            **bert(folder),
+        },
+        STABLE: lambda: {
+            "vae": first_stage("AutoencoderKL", levels=3),
+            "unet": unet(cross_attention_dim=16),
+            **clip(folder),
+        },
+    }
+    with quiet():
+        return getattr(diffusers, name)(**parts[name](), scheduler=scheduler())
+
+
+def read_pipeline(name: str, folder: Path) -> Any:
+    """By diffusers."""
+    with quiet():
+        return getattr(diffusers, name).from_pretrained(folder)
+
+
+def small_images() -> Tensor:
+    return randn(2, 3, 4, 6, seed=3).clamp(-1, 1)
+
+
+def guided_by(name: str) -> float:
+    return 3.0 if name in (TEXT, STABLE) else 1.0
+
+
+@torch.no_grad()
+def sampled_there(pipe: Any, name: str, eta: float, patch: MonkeyPatch) -> Tensor:
+    """Two images of theirs: (2, 3, H, W) in [-1, 1]."""
+    draw = torch.Generator().manual_seed(5)
+    for module in DRAWING:
+        patch.setattr(module, "randn_tensor", lambda shape, **_: torch.randn(shape, generator=draw))
+    pipe.set_progress_bar_config(disable=True)
+    options: dict[str, Any] = {"num_inference_steps": STEPS, "eta": eta, "output_type": "np"}
+    if name in (LDM, PIXELS):
+        options["batch_size"] = 2
+    elif name == SUPER:
+        options["image"] = small_images()
+    else:
+        options |= {"prompt": PROMPTS, "guidance_scale": guided_by(name)}
+    with quiet():
+        return 2 * torch.as_tensor(pipe(**options).images).permute(0, 3, 1, 2) - 1
+
+
+def sampled_here(model: Any, name: str, eta: float) -> Tensor:
+    """The same of ours."""
+    draw = torch.Generator().manual_seed(5)
+    y = {LDM: None, PIXELS: None, SUPER: small_images()}.get(name, PROMPTS)
+    options = {"n": 2, "steps": STEPS, "eta": eta, "guidance_scale": guided_by(name)}
+    return model.sample(y, **options, noise=lambda like: torch.randn(like.shape, generator=draw))
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    """Set entries of a JSON file; `...` removes one."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
