@@ -1,20 +1,7 @@
-"""Ablations: many runs of one notebook, here or on a cluster; one table, figures, a report.
+"""Ablations: many runs of one notebook, one table with intervals, one report."""
 
-minildm.run_sweep(minildm.SWEEPS["f"], "runs/f")
-"""
+from minildm.sweeps.execution import run_sweep
+from minildm.sweeps.report import read_table
+from minildm.sweeps.sweep import Run, Sweep, read_sweep, standard_sweeps
 
-from minildm.sweeps.running import SweepResult, collect, run_sweep
-from minildm.sweeps.standard import SWEEPS
-from minildm.sweeps.sweep import Run, Sweep, read_sweep
-from minildm.sweeps.tables import read_table
-
-__all__ = [
-    "SWEEPS",
-    "Run",
-    "Sweep",
-    "SweepResult",
-    "collect",
-    "read_sweep",
-    "read_table",
-    "run_sweep",
-]
+__all__ = ["Run", "Sweep", "read_sweep", "read_table", "run_sweep", "standard_sweeps"]

@@ -1,260 +1,119 @@
-"""One run of a sweep, carried out by a process of its own, in a folder that is locked meanwhile.
+"""All runs of a sweep, several at once on this machine or on a Dask cluster.
 
-A run is a papermill execution of notebooks/sweeps/one_run.ipynb with the run as its parameter:
-the executed notebook stays in the run's folder, to be read. `perform` may be called anywhere that
-sees the folder: in a thread here, or on another machine by a cluster's worker.
+A run is a papermill execution of notebooks/sweeps/one_run.ipynb in a kernel of its own; the
+executed notebook stays in the run's folder. A run whose results.json exists is done.
 """
 
-import json
-import os
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
+import psutil
 
-from minildm.files import atomic_write, data_dir, write_json
-from minildm.files import lock as file_lock
-from minildm.sweeps.one_run import ENDED, RESULTS, given
-from minildm.sweeps.sweep import Run
+from minildm.conditioning import look_up
+from minildm.files import data_dir, write_json
+from minildm.sweeps.report import NOTEBOOK, SPEC, with_others, write_report
+from minildm.sweeps.run import RESULTS, is_trained, stage_folder
+from minildm.sweeps.sweep import Sweep
+from minildm.teaching.notebook import run_notebook
+from minildm.training.configs import to_dict
 
-NOTEBOOK, SPEC, ERROR = "notebook.ipynb", "run.json", "error.txt"
-PATIENCE = 30.0  # seconds until what a killed process has left behind is surely gone
-GLANCE = 0.2  # seconds between two looks whether a wait has been given up
-
-
-class Outcome(NamedTuple):
-    """How a run ended: "done", "was done", "busy" (another process has it), "failed", or
-    "interrupted"."""
-
-    name: str
-    state: str
-    message: str = ""
+Task = tuple[str, Path, dict[str, Any]]  # a notebook, where it goes, its parameters
 
 
-class Place(NamedTuple):
-    """Where runs go: a device ("cuda:1", "mps", "cpu"; "": the best there is), threads of a run."""
+class SweepResult(NamedTuple):
+    """The table, the report, and the runs that failed: name -> the reason."""
 
-    device: str = ""
-    threads: int = 1
-
-    @property
-    def kind(self) -> str:
-        """As `pick_device` takes it: which of several it is, the environment says."""
-        return self.device.partition(":")[0]
+    table: Path
+    report: Path
+    failed: dict[str, str]
 
 
-class Interrupted(Exception):
-    """What was asked for is not wanted any more."""
-
-
-class Stop:
-    """Begins processes, ends all of them at once, and begins none after that."""
-
-    def __init__(self) -> None:
-        self._asked, self._mutex = threading.Event(), threading.Lock()
-        self._processes: set[subprocess.Popen] = set()
-
-    @property
-    def asked(self) -> bool:
-        """Whether `set` was called."""
-        return self._asked.is_set()
-
-    def set(self) -> None:
-        """Ask for the end; processes end themselves, and their kernels, when stdin closes."""
-        self._asked.set()
-        with self._mutex:
-            for process in self._processes:
-                if process.poll() is None:
-                    process.stdin.close()
-
-    def begin(self, command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen:
-        """A process with pipes at stdin and stderr; Interrupted after `set`."""
-        with self._mutex:  # so that `set` sees it, or it sees `set`
-            if self.asked:
-                raise Interrupted
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,  # closed by the system when we are gone: `end_with_parent`
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                env=env,
-                # Of its own, so that Ctrl-C reaches us alone, who then know why it ended.
-                start_new_session=True,
-                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # on Windows
-            )
-            self._processes = {p for p in self._processes if p.poll() is None} | {process}
-        return process
-
-
-def template() -> Path:
-    """The notebook that runs execute; FileNotFoundError outside of a clone."""
-    path = data_dir().parent / "notebooks/sweeps/one_run.ipynb"
-    if not path.is_file():
-        raise FileNotFoundError(f"no notebook at {path}: a sweep needs a clone's notebooks/")
-    return path
-
-
-def results_of(folder: Path, run: Run) -> dict | None:
-    """What a finished run left; None where it is not finished.
-
-    ValueError for another run's, and where the model or first stage it was given has changed.
-    """
-    path = folder / RESULTS
-    if not path.is_file():
-        return None
-    results = json.loads(path.read_text(encoding="utf-8"))
-    if results["run"] != run.as_dict():
-        raise ValueError(f"{path} is of another run than {run.name}: delete {folder} to redo it")
-    plan = run.plan()
-    if results.get("given") not in (None, given(plan)):
-        name = plan.model or plan.trained_first_stage
-        raise ValueError(f"{path} is of other weights than {name} has now: delete {folder} to redo")
-    return results
-
-
-def perform(
+def run_sweep(
+    sweep: Sweep,
     folder: str | Path,
-    content: dict,
-    place: Place = Place(),  # noqa: B008, a tuple
-    wait: float | None = None,
-    stop: Stop | None = None,
-) -> Outcome:
-    """Carry out a run (`Run.as_dict`) in its folder, from where it was left; how it ended.
+    *,
+    jobs: int | None = None,
+    devices: Sequence[str] = (),
+    threads: int = 1,
+    levels: Sequence[str] | None = None,
+    scheduler: str | None = None,
+    say: Callable[[str], None] = print,
+) -> SweepResult:
+    """Do what is left to do of a sweep; write the table and the report of what is done.
 
-    A finished one is not done again. wait: seconds for a folder that another process has locked,
-    by default PATIENCE; below 0: without end. stop: begins the run's process, so that a caller can
-    end it. A failure is an Outcome, with the notebook that shows where; error.txt has the rest.
+    jobs: runs at once, by default one per device. devices: "cuda:0", "cuda:1", "mps", "cpu"; by
+    default the best one. threads: CPU threads of a run. levels: run only these. scheduler: the
+    address of a Dask scheduler whose workers see the folder, in place of jobs.
+    If a run fails, the others continue; the same call tries it again. Raises ValueError for a
+    folder that holds another sweep, and for unknown names.
     """
-    folder, run, stop = Path(folder), Run.from_dict(content), stop or Stop()
+    for level in levels or ():
+        look_up(level, list(sweep.levels), f"{sweep.name}: level")
+    folder, places = Path(folder).resolve(), itertools.cycle(devices or [""])
+    with_others(sweep, folder)  # raises ValueError for another sweep
+    left = [run for run in sweep.runs() if run.level in (levels or sweep.levels)]
+    left = [run for run in left if not (folder / "runs" / run.name / RESULTS).is_file()]
+    stages: dict[str, Task] = {}
+    runs: dict[str, Task] = {}
+    for run in left:
+        parameters = {"run": to_dict(run), "shared": str(folder), "threads": threads}
+        parameters["device"], stage = next(places), stage_folder(run, folder)
+        runs[run.name] = "one_run", folder / "runs" / run.name, parameters
+        if not is_trained(stage):
+            stages[f"first stage {stage.name}"] = "first_stage", stage, parameters
+    with _executor(scheduler, jobs or len(devices) or 1) as executor:
+        failed = _carry_out(executor, stages, say)
+        ready = [run.name for run in left if is_trained(stage_folder(run, folder))]
+        failed |= _carry_out(executor, {name: runs[name] for name in ready}, say)
+    return SweepResult(*write_report(sweep, folder, failed), failed)
+
+
+def _carry_out(
+    executor: Executor, tasks: dict[str, Task], say: Callable[[str], None]
+) -> dict[str, str]:
+    """Perform tasks by name; returns what went wrong, by name."""
+    failed, futures = {}, {executor.submit(perform, *task): name for name, task in tasks.items()}
+    for i, future in enumerate(as_completed(futures), 1):
+        problem = repr(future.exception()) if future.exception() else future.result()
+        failed |= {futures[future]: problem} if problem else {}
+        say(f"{futures[future]}: {problem or 'done'} ({i} of {len(tasks)})")
+    return failed
+
+
+def perform(notebook: str, place: Path, parameters: dict[str, Any]) -> str:
+    """Execute a notebook of notebooks/sweeps into a folder; returns what went wrong, if anything.
+
+    The kernel is a process of its own, which ends when this one does.
+    """
+    write_json(place / SPEC, parameters["run"])
+    template = data_dir().parent / f"notebooks/sweeps/{notebook}.ipynb"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".lock", PATIENCE if wait is None else wait, stop):
-            return _performed(folder, run, place, stop)
-    except filelock.Timeout:
-        return Outcome(run.name, "busy", f"{folder} is locked by another process")
-    except Interrupted:
-        return Outcome(run.name, "interrupted")
-    except Exception as error:  # another user's folder, a full disk: the other runs go on
-        return Outcome(run.name, "failed", summary(error))
+        run_notebook(template, place / NOTEBOOK, {**parameters, "run_dir": str(place)})
+    except Exception as error:  # of whatever kind: the other runs continue
+        said = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
+        return f"failed: {said.splitlines()[0]}; see {place / NOTEBOOK}"
+    return ""
 
 
 @contextmanager
-def _locked(path: Path, wait: float, stop: Stop) -> Iterator[None]:
-    """The lock, waited for in glances; filelock.Timeout, or Interrupted."""
-    lock, end = file_lock(path), time.monotonic() + wait
-    while not lock.is_locked:
-        if stop.asked:
-            raise Interrupted
+def _executor(scheduler: str | None, jobs: int) -> Iterator[Executor]:
+    """Threads of this process, or the workers of a Dask cluster."""
+    if scheduler is not None:
+        from distributed import Client
+
+        with Client(scheduler) as client, client.get_executor(pure=False) as executor:
+            yield executor
+        return
+    with ThreadPoolExecutor(jobs) as executor:
         try:
-            lock.acquire(timeout=GLANCE)
-        except filelock.Timeout:
-            if wait >= 0 and end <= time.monotonic():
-                raise
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _performed(folder: Path, run: Run, place: Place, stop: Stop) -> Outcome:
-    """`perform`, in a folder that is ours."""
-    if results_of(folder, run) is not None:
-        return Outcome(run.name, "was done")
-    write_json(folder / SPEC, run.as_dict())
-    for left in (ERROR, ENDED, NOTEBOOK):
-        (folder / left).unlink(missing_ok=True)
-    code, said = in_process(__name__, [str(folder.resolve()), place.kind], place, stop)
-    if code == 0 and (folder / ENDED).is_file():
-        (folder / ENDED).replace(folder / RESULTS)  # only now: the notebook is whole
-        return Outcome(run.name, "done")
-    if stop.asked:
-        raise Interrupted
-    with atomic_write(folder / ERROR) as file:
-        file.write(said.encode())
-    return Outcome(run.name, "failed", last_line(said) or f"exit status {code}")
-
-
-def in_process(
-    module: str, words: Sequence[str], place: Place, stop: Stop, **more: str
-) -> tuple[int, str]:
-    """`module.main` with these arguments, in a process of its own: exit status and stderr.
-
-    It ends when this one does, however. more: for its environment.
-    """
-    with stop.begin(command(module, words), environment(place) | more) as process:
-        said = process.stderr.read()
-        return process.wait(), said
-
-
-def command(module: str, words: Sequence[str]) -> list[str]:
-    """Of a process that calls `module.main`."""
-    return [sys.executable, "-c", f"import {module} as m; m.main()", *words]
-
-
-def summary(error: BaseException) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def last_line(text: str) -> str:
-    """The last that is not empty, or nothing."""
-    return next((line for line in reversed(text.splitlines()) if line.strip()), "")
-
-
-def environment(place: Place) -> dict[str, str]:
-    """Of a run's process: its device alone, and as many threads as it may have."""
-    threads = {name: str(place.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    known = dict(os.environ) | threads | {"TQDM_DISABLE": "1"}
-    kind, _, number = place.device.partition(":")
-    if kind == "cuda" and number:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        known["CUDA_VISIBLE_DEVICES"] = visible[int(number)] if visible != [""] else number
-    return known
-
-
-def end_with_parent() -> None:
-    """In a process: end it, and a notebook's kernel, as soon as stdin closes.
-
-    A worker that is killed could not do so itself, and its run goes on elsewhere.
-    """
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    import psutil
-
-    while os.read(sys.stdin.fileno(), 1):  # not sys.stdin.read: its lock would outlive `main`
-        pass
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
-    os._exit(1)
-
-
-def main() -> None:
-    """Of a run's process: execute its notebook; the last line on stderr says what was wrong."""
-    from papermill.exceptions import PapermillExecutionError
-
-    from minildm.notebook import run_notebook
-
-    folder, device = Path(sys.argv[1]), sys.argv[2]
-    end_with_parent()
-    run = json.loads((folder / SPEC).read_text(encoding="utf-8"))
-    where = {"run_dir": str(folder), "shared": str(folder.parent.parent), "device": device}
-    try:
-        run_notebook(template(), folder / NOTEBOOK, {"run": run, **where})
-    except PapermillExecutionError as error:
-        sys.stderr.write("\n".join(error.traceback) + f"\n{_first_line(error)}\n")
-        sys.exit(1)
-
-
-def _first_line(error: Any) -> str:
-    """What a cell raised: of several lines the first says what happened."""
-    return f"{error.ename}: {error.evalue}".strip().splitlines()[0]
+            yield executor
+        except BaseException:  # such as Ctrl-C, which does not reach the kernels
+            executor.shutdown(wait=False, cancel_futures=True)
+            for child in psutil.Process().children():
+                if "ipykernel_launcher" in child.cmdline():
+                    child.kill()
+            raise
