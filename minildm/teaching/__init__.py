@@ -1,0 +1,1 @@
+"""What the notebooks use: plots, attention maps, closed-form toys, set-up, exercises."""

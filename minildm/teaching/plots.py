@@ -1,0 +1,400 @@
+"""Every figure of the notebooks; the only module that imports matplotlib.
+
+Each function returns a NotebookFigure: as the last line of a cell it shows itself, with `alt` as
+its alternative text, and `save` writes both to a PNG. Colours: Okabe and Ito (2008).
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from matplotlib import ticker
+from torch import Tensor
+
+from minildm.diffusion.schedule import NoiseSchedule
+from minildm.files import atomic_write
+from minildm.training.loop import Record
+
+DPI, GAP, LINE = 120, 6, 16  # pixels: an inch, between images, a line of text
+BLUE, RED = "#0072B2", "#D55E00"
+PALETTE = (BLUE, "#E69F00", "#009E73", "#CC79A7", "#56B4E9", RED, "#000000", "#F0E442")
+Names, Numbers = Sequence[str], Sequence[float] | Tensor
+styled = plt.style.context(Path(__file__).with_name("minildm.mplstyle"))  # as a decorator
+
+
+class NotebookFigure(plt.Figure):
+    """A figure that pyplot does not keep, with an alternative text `alt`; notebooks show it."""
+
+    alt: str = ""
+
+    @styled
+    def png(self, **metadata: Any) -> bytes:
+        """The figure as a PNG, cropped to its contents."""
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=DPI, bbox_inches="tight", metadata=metadata)
+        return file.getvalue()
+
+    def _repr_mimebundle_(self, **_kwargs: Any) -> tuple[dict[str, str], dict[str, Any]]:
+        png = base64.b64encode(self.png()).decode()
+        return {"image/png": png}, {"image/png": {"alt": self.alt}}
+
+
+def save(fig: NotebookFigure, path: str | Path) -> None:
+    """Write the figure with `fig.alt` as its Description; the path's suffix becomes .png."""
+    with atomic_write(Path(path).with_suffix(".png")) as file:
+        file.write(fig.png(Description=fig.alt, Software=None))
+
+
+@styled
+def image_grid(
+    x: Tensor,
+    titles: Names = (),
+    *,
+    columns: int = 8,
+    scale: float = 1.1,
+    title: str = "",
+    rows: Names = (),
+    heads: Names = (),
+) -> NotebookFigure:
+    """Images (N, 3, H, W), uint8 or in [-1, 1], row by row; `titles`, one each, stand below.
+
+    scale: an image's width in inches, about: images are enlarged by a whole factor, so that a
+    pixel stays a sharp square; only larger ones are reduced. rows, heads: names of the rows, at
+    the left, and of the columns.
+    """
+    cells = _cells(x, scale)
+    h, w = cells.shape[-2:]
+    notes = [fill(t, max(5, int(w / 7.4)), max_lines=3, placeholder=" …") for t in titles]
+    room = LINE * max((note.count("\n") + 1 for note in notes), default=0)
+    cells = F.pad(cells, (0, GAP, 0, room + GAP), value=255)
+    down, right = cells.shape[-2:]
+    columns = min(columns, len(cells))
+    filled = F.pad(cells, (0, 0) * 3 + (0, -len(cells) % columns), value=255)
+    grid = rearrange(filled, "(n k) c h w -> c (n h) (k w)", k=columns)
+    height, width = grid.shape[1:]
+    fig = NotebookFigure((width / DPI, height / DPI), dpi=DPI)
+    ax, extent = fig.add_axes((0, 0, 1, 1), frameon=False), (0, width, height, 0)
+    ax.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto", extent=extent)
+    ax.set_yticks([i * down + h / 2 for i in range(len(rows))], [fill(row, 18) for row in rows])
+    ax.set_xticks([i * right + w / 2 for i in range(len(heads))], [fill(t, 18) for t in heads])
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    ax.grid(visible=False)
+    ax.set_title(fill(title, max(12, width // 9)), loc="left", weight="bold")
+    for i, note in enumerate(notes):
+        x, y = i % columns * right + w / 2, i // columns * down + h + 3
+        ax.text(x, y, note, ha="center", va="top", fontsize=8, linespacing=1.1)
+    names = ", ".join(dict.fromkeys(filter(None, [*rows, *heads, *titles])))
+    what = f"{len(cells)} images, {columns} in a row"
+    fig.alt = ": ".join(filter(None, [title, what, names])) + "."
+    return fig
+
+
+def _bytes(x: Tensor) -> Tensor:
+    """Images, uint8 or in [-1, 1], as uint8 on the CPU."""
+    x = x.detach().cpu()
+    return x if x.dtype == torch.uint8 else ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+def _cells(x: Tensor, scale: float) -> Tensor:
+    """(N, 3, H, W) uint8 or in [-1, 1] -> uint8, about `scale` inches wide, in a grey frame."""
+    x, factor = _bytes(x), scale * DPI / x.shape[-1]
+    if factor < 0.75:
+        size = [max(1, round(side * factor)) for side in x.shape[-2:]]
+        x = F.interpolate(x.float(), size, mode="area").round().byte()
+    k = max(1, round(factor))
+    return F.pad(repeat(x, "n c h w -> n c (h i) (w j)", i=k, j=k), (1, 1, 1, 1), value=214)
+
+
+def class_grid(
+    x: Tensor, rows: Names, *, heads: Names = (), scale: float = 1.0, title: str = ""
+) -> NotebookFigure:
+    """A row of K images for each name: x (R K, 3, H, W); heads: a name for each column."""
+    options = {"scale": scale, "title": title, "rows": rows, "heads": heads}
+    return image_grid(x, columns=len(x) // len(rows), **options)
+
+
+def pairs(
+    x: Tensor, x_rec: Tensor, *, labels: Names = ("original", "reconstruction"), psnr: Numbers = ()
+) -> NotebookFigure:
+    """Each image above its reconstruction, both (N, 3, H, W); `psnr` (N,) in dB stands below."""
+    notes = [""] * len(psnr) + [f"{float(p):.1f} dB" for p in psnr]
+    return image_grid(torch.cat([x, x_rec]), notes, columns=len(x), rows=labels)
+
+
+def trajectory(
+    images: Tensor, times: Numbers, *, z0_images: Tensor | None = None, title: str = ""
+) -> NotebookFigure:
+    """The decoded states (S, 3, H, W) or (S, 1, 3, H, W) of one sample, at the S `times`.
+
+    z0_images: the predicted clean images, of the same shape. At most seven states are shown,
+    evenly spread, the first and the last among them.
+    """
+    kept = torch.linspace(0, len(times) - 1, min(7, len(times))).round().long()
+    kinds = {"zₜ decoded": images} | ({} if z0_images is None else {"ẑ₀ decoded": z0_images})
+    rows = torch.cat([states.flatten(0, -4)[kept] for states in kinds.values()])
+    return class_grid(rows, list(kinds), heads=[f"t = {int(times[i])}" for i in kept], title=title)
+
+
+def latent_maps(z: Tensor, *, rows: Names = ()) -> NotebookFigure:
+    """Every channel of latents (B, c, h, w) as a grey map with 0 in the middle; a row each."""
+    z, c = z.detach().float().cpu(), z.shape[1]
+    limit = max(float(np.quantile(z.abs().numpy(), 0.995)), 1e-6)
+    maps = repeat(z / limit, "b c h w -> (b c) rgb h w", rgb=3)
+    heads = [f"channel {i + 1}" for i in range(c)]
+    title = f"black {-limit:.2g}, white {limit:.2g}"
+    return class_grid(maps, rows or [""] * len(z), heads=heads, scale=1.1, title=title)
+
+
+def word_maps(x: Tensor, words: Names, maps: Tensor, *, title: str = "") -> NotebookFigure:
+    """An image (3, H, W), then once for each word, bright where the word gets attention.
+
+    maps: (K, h, w), not negative. Each is divided by its mean, so that even attention is a single
+    tone; the largest multiple stands after the word. One scale serves all, from 0 to at least 2.
+    """
+    lit = maps / maps.mean(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+    most = lit.amax(dim=(1, 2)).tolist()
+    lit = F.interpolate(lit[:, None] / max(2.0, *most), x.shape[-2:], mode="bicubic")[:, 0]
+    colors = torch.from_numpy(plt.cm.inferno(lit.clamp(0, 1).numpy())[..., :3]).float() * 2 - 1
+    x = _bytes(x[None]).float() / 127.5 - 1
+    overlays = 0.3 * x.mean(dim=1, keepdim=True) + 0.7 * rearrange(colors, "k h w c -> k c h w")
+    notes = ["the image", *(f"{word} ×{m:.1f}" for word, m in zip(words, most, strict=True))]
+    return image_grid(torch.cat([x, overlays]), notes, columns=7, title=title)
+
+
+def label_images(maps: Tensor, muted: int = 0) -> Tensor:
+    """Maps of labels (N, H, W) int64 as images (N, 3, H, W) uint8, one colour for each label.
+
+    The first `muted` labels, meant for backgrounds, are pale.
+    """
+    label = np.arange(int(maps.max()) + 1)[:, None]
+    colors = plt.cm.hsv(label[:, 0] * 0.618034 % 1)[:, :3]  # the golden ratio: neighbours differ
+    dark = (0.55 + 0.4 * (label // 3 % 2)) * colors
+    colors = torch.from_numpy(255 * np.where(label < muted, 0.8 + 0.2 * colors, dark)).byte()
+    return rearrange(colors[maps.cpu()], "n h w rgb -> n rgb h w")
+
+
+def boxed(x: Tensor, layouts: Mapping[str, Tensor], names: Names = (), *, zoom: int = 2) -> Tensor:
+    """Images (N, 3, H, W) with their boxes, and the class names if `names` lists them.
+
+    layouts: `boxes` (N, K, 4) xyxy in [0, 1], `classes` (N, K), -1 pads. The k-th box has the k-th
+    colour of PALETTE. -> (N, 3, zoom H, zoom W) uint8.
+    """
+    from torchvision.utils import draw_bounding_boxes  # here: it takes seconds to import
+
+    large = repeat(_bytes(x), "n c h w -> n c (h i) (w j)", i=zoom, j=zoom).clone()
+    size = torch.tensor(large.shape[:1:-1]).repeat(2)  # W, H, W, H
+    for image, boxes, classes in zip(large, layouts["boxes"], layouts["classes"], strict=True):
+        shown = (classes >= 0).nonzero().flatten().tolist()
+        labels = [names[int(classes[k])] for k in shown] if names else None
+        colors = [PALETTE[k % len(PALETTE)] for k in shown]
+        if shown:  # the last row and column of a box that ends at the edge are still inside
+            xyxy = (boxes[shown].cpu() * size).long().clamp(max=size - 1)
+            image.copy_(draw_bounding_boxes(image, xyxy, labels, colors, width=2, fill_labels=True))
+    return large
+
+
+def curves(
+    panels: Mapping[str, Mapping[str, Sequence[Any]]],
+    *,
+    xlabel: str | Sequence[str],
+    ylabel: str | Sequence[str],
+    log: str = "",
+    spans: Mapping[str, tuple[float, float]] | None = None,
+    ticks: Numbers | Sequence[Numbers] | None = None,
+) -> NotebookFigure:
+    """A panel for each title, with named lines: {"emoji": {"WebP": (x, y)}}.
+
+    A line is (x, y), each (N,), or (x, y, low, high) with intervals. A name has one colour and
+    mark in all panels; a name that ends in "*" is drawn as points only. xlabel, ylabel, ticks (of
+    x): one for all panels, or one a panel. log: "x", "y" or "xy". spans: named, shaded ranges of x.
+    """
+    fig = _panels(panels, 2, (6.4, 3.2) if len(panels) == 1 else (4.6, 3.2))
+    below, beside = ([s] * len(panels) if isinstance(s, str) else s for s in (xlabel, ylabel))
+    marked = ticks if ticks is not None and np.ndim(ticks[0]) else [ticks] * len(panels)
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    for i, (ax, lines) in enumerate(zip(fig.axes, panels.values(), strict=True)):
+        ax.set(xlabel=below[i], ylabel=beside[i])
+        fig.alt += f" {beside[i]} against {below[i]}:"
+        for name, line in lines.items():
+            x, y, *ends = (np.asarray(part, dtype=float) for part in line)
+            reach = np.nan_to_num([y - ends[0], ends[1] - y]).clip(min=0) if ends else None
+            k, points, label = names.index(name), name.endswith("*"), name.rstrip(" *")
+            style = {"marker": "os^Dv*xP"[k % 8] if points or len(x) < 40 else "", "ms": 4}
+            style |= {"lw": 0 if points else 1.7, "elinewidth": 1.2, "capsize": 2.5}
+            ax.errorbar(x, y, reach, color=f"C{k}", label=label, **style)
+            fig.alt += f" {label} from {y[0]:.3g} at {x[0]:.3g} to {y[-1]:.3g} at {x[-1]:.3g};"
+        for which in log:
+            _log_axis(ax, which)
+        if marked[i] is not None:
+            ax.set_xticks(marked[i], [f"{tick:g}" for tick in marked[i]])
+            ax.xaxis.set_minor_locator(ticker.NullLocator())
+        for color, (name, span) in zip(PALETTE[2:], (spans or {}).items(), strict=False):
+            ax.axvspan(*span, color=color, alpha=0.14, lw=0, label=name)
+    if len(names) > 1 or spans:
+        _legend_below(fig)
+    return fig
+
+
+def loss_curves(
+    histories: Mapping[str, Sequence[Record]], *, smooth: float = 0.05, terms: Names = ()
+) -> NotebookFigure:
+    """A panel for each training: its records' terms against the step, as running means.
+
+    smooth: share of the records in a mean. terms: by default `loss`, or all where there is none.
+    """
+    panels = {}
+    for name, records in histories.items():
+        shown = terms or (["loss"] if "loss" in records[0].terms else records[0].terms)
+        title = f"{name} ({records[-1].images:,} images, {records[-1].seconds:.0f} s)"
+        k, steps = max(1, round(smooth * len(records))), [r.step for r in records]
+        terms_of = {key: [r.terms[key] for r in records] for key in shown}
+        means = {key: np.convolve(y, [1 / k] * k, "valid") for key, y in terms_of.items()}
+        panels[title] = {key: (steps[k - 1 :], y) for key, y in means.items()}
+    low = min(np.min(y) for lines in panels.values() for _, y in lines.values())
+    return curves(panels, xlabel="step", ylabel="loss", log="y" if low > 0 else "")
+
+
+def schedule_curves(schedule: NoiseSchedule) -> NotebookFigure:
+    """The weights of signal and noise in z_t against t, and where they are equal."""
+    t = torch.arange(schedule.T, device=schedule.alphas_cumprod.device)
+    signal, noise = (s.flatten().cpu() for s in schedule.scales(t))
+    equal = int((noise < signal).sum())
+    lines = {"signal, √ᾱ": (t.cpu(), signal), "noise, √(1−ᾱ)": (t.cpu(), noise)}
+    lines |= {f"equal at t = {equal}*": ([equal], [0.5**0.5])} if equal < len(t) else {}
+    return curves({"": lines}, xlabel="t", ylabel="weight in $z_t$")
+
+
+def loss_against_t(t: Tensor, per_sample: Tensor, T: int, *, bins: int = 20) -> NotebookFigure:
+    """The loss by time: t (N,) in 0..T-1, per_sample (N,) -> mean and quartiles of each bin."""
+    which, loss = t.cpu() * bins // T, per_sample.detach().float().cpu()
+    parts = {(int(b) + 0.5) * T / bins: loss[which == b] for b in which.unique()}
+    rows = [(float(part.mean()), *np.quantile(part, (0.25, 0.75))) for part in parts.values()]
+    lines = {f"loss against t (N={len(t):,})": {"mean": (list(parts), *np.array(rows).T)}}
+    return curves(lines, xlabel="t", ylabel="loss", log="y" if loss.min() > 0 else "")
+
+
+def bars(
+    values: Mapping[str, Any],
+    low_high: Mapping[str, Any] | None = None,
+    *,
+    xlabel: str = "accuracy",
+    chance: float | None = None,
+    title: str = "",
+) -> NotebookFigure:
+    """Horizontal bars, one a name; or groups of bars: {"samples": {name: value}, "real": {...}}.
+
+    A value is a number, or a Measured with its interval and N; or `low_high`, of the same shape
+    as `values`, holds the intervals (low, high). chance: a dotted line for comparison.
+    """
+    grouped = isinstance(next(iter(values.values())), Mapping)
+    series, given = (values, low_high or {}) if grouped else ({"": values}, {"": low_high or {}})
+    names = list(dict.fromkeys(name for content in series.values() for name in content))
+    fig = _panels([title], 1, (6.8, 1.0 + len(names) * (0.16 + 0.17 * len(series))))
+    ax, thick = fig.axes[0], 0.8 / len(series)
+    for i, (kind, content) in enumerate(series.items()):
+        ends = {name: (v, v) for name, v in content.items()} | dict(given.get(kind, {}))
+        found = [v if isinstance(v, tuple) else (v, *ends[k], 0) for k, v in content.items()]
+        value, low, high, count = np.array(found, dtype=float).T
+        texts = [f"{v:.3g}" if abs(v) < 1000 else f"{v:,.0f}" for v in value]
+        texts = [t + (f"  (N={n:,.0f})" if n else "") for t, n in zip(texts, count, strict=True)]
+        y = [names.index(name) + (i + 0.5) * thick - 0.4 for name in content]
+        reach = np.nan_to_num([value - low, high - value]).clip(min=0)  # NaN: no interval
+        drawn = ax.barh(y, value, thick * 0.92, xerr=reach, label=kind or "_")
+        ax.bar_label(drawn, texts, padding=4, fontsize=7.5)
+        said = map(" ".join, zip(content, texts, strict=True))
+        fig.alt += f" {kind} {xlabel}: {', '.join(said)}."
+    if chance is not None:
+        ax.axvline(chance, color="black", ls=":", lw=1.2, label=f"chance, {chance:.2g}")
+    ax.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=names)
+    ax.set(ylim=(len(names) - 0.45, -0.55), xmargin=0.18)  # room for the texts
+    ax.grid(visible=False, axis="y")
+    _legend_below(fig)
+    return fig
+
+
+@styled
+def _panels(titles: Names, columns: int, size: tuple[float, float]) -> NotebookFigure:
+    """A figure with an axes of that size, in inches, for each title."""
+    columns = min(columns, len(titles))
+    lines = -(-len(titles) // columns)
+    fig = NotebookFigure((size[0] * columns, size[1] * lines), dpi=DPI, layout="constrained")
+    for i, title in enumerate(titles):
+        fig.add_subplot(lines, columns, i + 1, title=title)
+    fig.alt = f"{', '.join(filter(None, titles)) or 'A chart'}."
+    return fig
+
+
+def _log_axis(ax: plt.Axes, which: str) -> None:
+    """Make "x" or "y" logarithmic with ordinary numbers (0.2, 0.5, 1), after all is drawn."""
+    ax.set(**{f"{which}scale": "log"})
+    axis, (low, high) = getattr(ax, f"{which}axis"), getattr(ax, f"get_{which}lim")()
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    if high < 10 * low:  # 1, 2, 5 would be a single tick, or none
+        axis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _legend_below(fig: NotebookFigure) -> None:
+    """One legend under all panels, in as many columns, at most four, as fit the figure."""
+    found = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in fig.axes]
+    keys = {label: handle for some in found for handle, label in some}
+    if keys:
+        longest = max(map(len, keys)) + 6  # letters, 13 an inch
+        columns = min(4, max(1, int(13 * fig.get_figwidth() / longest)))
+        fig.legend(keys.values(), keys, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def clouds(
+    panels: Mapping[str, Tensor], *, groups: Tensor | None = None, **plane: Any
+) -> NotebookFigure:
+    """A panel for each cloud of points (N, 2[, 1, 1]); groups: (N,) int, a colour each.
+
+    plane: `columns` (4), `reach` (3, half the plane's side), `backdrop` (points drawn in grey).
+    """
+    fig = _plane(panels, **plane)
+    color = BLUE if groups is None else [PALETTE[int(g) % len(PALETTE)] for g in groups]
+    for ax, cloud in zip(fig.axes, panels.values(), strict=True):
+        ax.scatter(*cloud.reshape(-1, 2).T, s=3, c=color, linewidths=0)
+    return fig
+
+
+def arrows(panels: Mapping[str, tuple[Tensor, Tensor]], **plane: Any) -> NotebookFigure:
+    """A panel for each field: where arrows start and where they end, (N, 2[, 1, 1]) each."""
+    fig = _plane(panels, **plane)
+    for ax, (start, end) in zip(fig.axes, panels.values(), strict=True):
+        start, step = start.reshape(-1, 2), (end - start).reshape(-1, 2)
+        ax.quiver(*start.T, *step.T, color=RED, angles="xy", scale_units="xy", scale=1)
+    return fig
+
+
+def paths(panels: Mapping[str, Tensor], **plane: Any) -> NotebookFigure:
+    """A panel for each set of N paths of S points, (S, N, 2[, 1, 1]), from circles to dots."""
+    fig = _plane(panels, **plane)
+    for ax, states in zip(fig.axes, panels.values(), strict=True):
+        for n, path in enumerate(states.reshape(len(states), -1, 2).unbind(1)):
+            color = PALETTE[n % 7]  # the eighth, yellow, is too light for a line
+            ax.plot(*path.T, "o-", color=color, lw=0.8, ms=4, markevery=[-1])
+            ax.plot(*path[0], "o", color=color, ms=4, mfc="white")
+    return fig
+
+
+def _plane(
+    panels: Mapping[str, Any], columns: int = 4, reach: float = 3.0, backdrop: Any = ()
+) -> NotebookFigure:
+    """Square panels of the plane, from -reach to reach, with the backdrop drawn."""
+    side = 9.2 / max(3, min(columns, len(panels)))
+    fig = _panels(list(panels), columns, (side, side + 0.1))
+    fig.alt = f"Points in the plane: {', '.join(panels)}."
+    for ax in fig.axes:
+        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        ax.scatter(*torch.as_tensor(backdrop).reshape(-1, 2).T, s=3, c="#9a9a9a", linewidths=0)
+    return fig

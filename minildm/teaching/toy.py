@@ -1,0 +1,54 @@
+"""Data whose best denoiser has a closed form: what a perfectly trained UNet would return."""
+
+import torch
+from torch import Tensor
+
+from minildm.diffusion.flow import Velocity
+from minildm.diffusion.samplers import Denoise
+from minildm.diffusion.schedule import NoiseSchedule
+
+
+def gaussian_eps(schedule: NoiseSchedule, mu: float, s: float) -> Denoise:
+    """E[eps | z_t] for z_0 ~ N(mu, s^2 I); s = 0 is a single point."""
+
+    def denoise(z: Tensor, t: Tensor) -> Tensor:
+        signal_scale, noise_scale = schedule.scales(t)
+        return noise_scale * (z - signal_scale * mu) / ((signal_scale * s) ** 2 + noise_scale**2)
+
+    return denoise
+
+
+def mixture_eps(schedule: NoiseSchedule, points: Tensor, s: float = 0.0) -> Denoise:
+    """E[eps | z_t] for z_0 = one of `points` (K, c, h, w), each equally likely, plus s N(0, I).
+
+    The posterior over the points is a softmax of their squared distances to z_t; given a point,
+    z_0 is Gaussian; the mean of both is the z_0 that leaves eps. With s = 0 this is what a
+    network of unlimited capacity learns from a finite set: it returns only what it has seen.
+    """
+
+    def denoise(z: Tensor, t: Tensor) -> Tensor:
+        signal_scale, noise_scale = schedule.scales(t)
+        spread = (signal_scale * s) ** 2 + noise_scale**2  # variance of z_t around one point
+        gaps = z[:, None] - signal_scale[:, None] * points[None]  # (B, K, c, h, w)
+        logits = -0.5 * (gaps**2).sum(dim=(2, 3, 4)) / spread.view(-1, 1)
+        gap = torch.einsum("bk,bkchw->bchw", logits.softmax(dim=1), gaps)
+        return noise_scale * gap / spread
+
+    return denoise
+
+
+def gaussian_velocity(mu: float, s: float, *, reflowed: bool = False) -> Velocity:
+    """E[eps - z0 | z_tau] for z0 ~ N(mu, s^2 I), with independent eps or with reflowed pairs.
+
+    The flow carries z_1 to mu + s z_1, so reflowed pairs are z0 = mu + s eps: each z_tau then
+    belongs to one pair, and paths are straight. Independent pairs give straight paths for s = 0.
+    """
+
+    def velocity(z: Tensor, tau: Tensor) -> Tensor:
+        tau = tau.view(-1, 1, 1, 1)
+        off = z - (1 - tau) * mu
+        if reflowed:
+            return (1 - s) * off / ((1 - tau) * s + tau) - mu
+        return (tau - (1 - tau) * s**2) * off / (((1 - tau) * s) ** 2 + tau**2) - mu
+
+    return velocity

@@ -1,0 +1,108 @@
+"""The attention's weights, recomputed by hooks, are the module's own; no hook is left behind."""
+
+from typing import Any
+
+import pytest
+import torch
+from einops import rearrange
+from helpers import randn, shaken, tiny_ldm_config
+from torch import Tensor
+
+from minildm.conditioning import ConditionerConfig, TextConfig
+from minildm.conditioning.tokenizer import CaptionTokenizer
+from minildm.diffusion.latent_diffusion import LatentDiffusion
+from minildm.layers import CrossAttention
+from minildm.teaching.attention_maps import attention_maps, attention_weights, of_words
+
+CAPTIONS = ["a red apple", "a dog"]
+
+
+@pytest.fixture
+def model() -> LatentDiffusion:
+    """A model of text: 16 x 16 images, 8 x 8 latents, attention at 4 x 4."""
+    words = CaptionTokenizer.trained_on(CAPTIONS)
+    config = TextConfig(vocab_size=len(words), length=6, d_cond=8, depth=1, heads=2, d_head=4)
+    model = shaken(LatentDiffusion(tiny_ldm_config(config)))
+    model.conditioner.set_tokenizer(words)
+    return model.eval()
+
+
+def hooks(model: torch.nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def first_maps(model: LatentDiffusion, captions: list[str], **options: Any) -> Tensor:
+    with attention_maps(model) as maps:
+        model.sample(captions, steps=2, seed=0, **options)
+    return maps[0]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_weights_times_v_are_the_module_s_output(own: bool) -> None:
+    attn = shaken(CrossAttention(12, d_cond=None if own else 6, heads=3, d_head=5)).double()
+    x, cond = randn(2, 7, 12).double(), None if own else randn(2, 4, 6, seed=1).double()
+    weights = attention_weights(attn, x, cond).double()
+    v = rearrange(attn.to_v(x if own else cond), "b m (head d) -> b head m d", head=3)
+    out = attn.to_out(rearrange(weights @ v, "b head n d -> b n (head d)"))
+    assert weights.shape == (2, 3, 7, 7 if own else 4)
+    assert torch.allclose(out, attn(x, cond), atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_each_step_adds_its_maps_and_the_sample_is_unchanged(
+    model: LatentDiffusion, guidance_scale: float
+) -> None:
+    options = {"steps": 3, "guidance_scale": guidance_scale, "seed": 0}
+    expected = model.sample(CAPTIONS, **options)
+    with attention_maps(model) as maps:
+        watched = model.sample(CAPTIONS, **options)
+    assert torch.equal(expected, watched)
+    assert [tuple(m.shape) for m in maps] == [(2, 6, 8, 8)] * 3
+    for m in maps:
+        assert torch.allclose(m.sum(dim=1), torch.ones(2, 8, 8), atol=1e-5)
+    assert hooks(model) == 0
+
+
+def test_under_guidance_the_maps_are_those_of_the_condition(model: LatentDiffusion) -> None:
+    conditional = first_maps(model, CAPTIONS)  # at the first step z_T is the same
+    guided = first_maps(model, CAPTIONS, guidance_scale=4.0)
+    assert torch.allclose(conditional, guided, atol=1e-6)
+    assert not torch.allclose(conditional, first_maps(model, ["", ""]), atol=1e-3)
+    with attention_maps(model) as maps:  # outside the interval a call is not doubled
+        model.sample(CAPTIONS, steps=4, seed=0, guidance_scale=3.0, guidance_interval=(0, 500))
+    assert [len(m) for m in maps] == [2] * 4
+
+
+def test_the_maps_are_means_over_heads_and_blocks(model: LatentDiffusion) -> None:
+    seen: list[Tensor] = []
+    blocks = [m for n, m in model.unet.named_modules() if n.endswith("cross_attn")]
+    handles = [
+        block.register_forward_hook(lambda m, a, _: seen.append(attention_weights(m, *a)))
+        for block in blocks
+    ]
+    maps = first_maps(model, CAPTIONS, size=(16, 32))  # not square: h and w must not be swapped
+    for handle in handles:
+        handle.remove()
+    assert len(blocks) > 1
+    each = torch.stack([w.mean(1) for w in seen[: len(blocks)]]).mean(0)  # (B, 32, M)
+    small = rearrange(each, "b (h w) m -> b m h w", h=4)
+    whole = torch.nn.functional.interpolate(small, (8, 16), mode="bilinear")
+    assert torch.allclose(maps, whole, atol=1e-6)
+
+
+def test_the_words_have_their_own_maps(model: LatentDiffusion) -> None:
+    maps = torch.arange(6.0)[:, None, None].expand(6, 2, 2)
+    words, found = of_words(model, "a red apple", maps)
+    assert words == ["a", "red", "apple"]
+    assert found[:, 0, 0].tolist() == [1, 2, 3]  # 0 is the start
+    with pytest.raises(ValueError, match="a model of kind 'class' reads no words"):
+        of_words(LatentDiffusion(tiny_ldm_config()), "a", maps)
+
+
+def test_hooks_are_removed_after_an_error(model: LatentDiffusion) -> None:
+    with pytest.raises(RuntimeError, match="stop"), attention_maps(model):
+        raise RuntimeError("stop")
+    assert hooks(model) == 0
+    unconditional = LatentDiffusion(tiny_ldm_config(ConditionerConfig()))
+    with pytest.raises(ValueError, match="no cross-attention"), attention_maps(unconditional):
+        pass

@@ -1,0 +1,200 @@
+"""Set-up, interactive cells, running and publishing notebooks, on tiny ones made here."""
+
+import base64
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import nbformat
+import pytest
+import torch
+from helpers import shaken, tiny_ldm_config
+from nbformat.v4 import new_code_cell, new_notebook
+from torch import Tensor
+
+from minildm.conditioning import TextConfig
+from minildm.conditioning.tokenizer import CaptionTokenizer
+from minildm.data.transforms import style_caption
+from minildm.diffusion.latent_diffusion import LatentDiffusion
+from minildm.evaluation.intervals import proportion_interval
+from minildm.teaching.notebook import (
+    WIDGET,
+    preference_study,
+    publish_notebook,
+    run_notebook,
+    setup,
+    text_panel,
+)
+
+
+class Screen(list):
+    """Stands for a notebook's display: what was shown; figures are replaced by updates."""
+
+    def display(self, shown: Any, **_options: Any) -> "Screen":
+        self.append(shown)
+        return self
+
+    def update(self, figure: Any) -> None:
+        self[0] = figure
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    screen = Screen()
+    monkeypatch.setattr("IPython.display.display", screen.display)
+    return screen
+
+
+@pytest.mark.parametrize(
+    ("scale", "seed", "said"),
+    [
+        ("large", 0, "scale='large' is not known; known: smoke, cpu"),
+        ("cpu", -1, "seed=-1 must be an integer"),
+        ("cpu", True, "seed=True"),
+    ],
+)
+def test_invalid_parameters_are_named(scale: str, seed: int, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        setup(scale, seed, tmp_path / "run", known=("smoke", "cpu"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_setup_seeds_torch_and_each_scale_and_seed_has_its_folder(tmp_path: Path) -> None:
+    chosen = [("smoke", 3), ("cpu", 3), ("smoke", 4), ("smoke", 3)]
+    found = [(setup(*one, tmp_path / "a" / "run")[1], torch.rand(1).item()) for one in chosen]
+    (first, x), (second, y), (third, z), again = found
+    assert len({first, second, third}) == 3 and x == y != z and again == (first, x)
+    assert all(folder.is_dir() for folder in (first, second, third))
+
+
+@pytest.fixture
+def model() -> LatentDiffusion:
+    words = CaptionTokenizer.trained_on(["a dog", style_caption("a dog", "noto")])
+    config = TextConfig(vocab_size=len(words), length=12, d_cond=8, depth=1, heads=2, d_head=4)
+    model = shaken(LatentDiffusion(tiny_ldm_config(config)))
+    model.conditioner.set_tokenizer(words)
+    return model.eval()
+
+
+def pixels(figure: Any) -> Tensor:
+    return torch.from_numpy(figure.axes[0].images[0].get_array().copy())
+
+
+def test_the_panel_shows_samples_of_the_chosen_settings(
+    model: LatentDiffusion, screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    def interact(function: Callable, **controls: Any) -> None:
+        made.append(ipywidgets.interactive(function, {"manual": True}, **controls))
+
+    monkeypatch.setattr(ipywidgets, "interact_manual", interact)
+    text_panel(model, "a dog", style="noto", guidance_scale=2.0, steps=3, seed=5)
+    first, controls = pixels(screen[0]), {c.description: c for c in made[0].kwargs_widgets}
+    assert screen[0].alt.endswith("a dog, noto style.")
+    assert (controls["style"].value, controls["guidance_scale"].value) == ("noto", 2.0)
+    assert (controls["prompt"].value, controls["seed"].value) == ("a dog", 5)
+    controls["style"].value, controls["steps"].value = None, 2
+    made[0].update()
+    changed = pixels(screen[0])
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)  # not installed: the image alone
+    screen.clear()
+    text_panel(model, "a dog", guidance_scale=2.0, steps=2, seed=5)
+    assert torch.equal(pixels(screen[0]), changed) and not torch.equal(changed, first)
+    assert len(screen) == len(made) == 1
+
+
+N, NAMES = 12, ("model", "bicubic")
+TONES = torch.linspace(-1, 1, 2 * N).view(2, N, 1, 1, 1).expand(2, N, 3, 8, 8)
+
+
+def darker(_pair: int, left: Tensor, right: Tensor) -> str:
+    """Always the model's image."""
+    return "left" if left.mean() < right.mean() else "right"
+
+
+def test_a_choice_counts_for_the_image_on_that_side(tmp_path: Path) -> None:
+    found = preference_study(*TONES, tmp_path, names=NAMES, choose=darker)
+    assert found == proportion_interval(N, N)
+    counted = 0
+    for seed in range(40):  # who always chooses the left image prefers neither
+        options = {"seed": seed, "choose": lambda *_: "left"}
+        counted += round(N * preference_study(*TONES, tmp_path / str(seed), **options).value)
+    assert abs(counted - 20 * N) < 4 * (40 * N * 0.25) ** 0.5
+
+
+def test_buttons_vote_and_a_study_resumes(tmp_path: Path, screen: Screen) -> None:
+    options = {"names": NAMES, "question": "Which?"}
+    assert preference_study(*TONES, tmp_path, **options) is None
+    assert screen[0].alt == "Which?: 2 images, 2 in a row: left, right."  # no name is shown
+    for _ in range(5):
+        left, right = pixels(screen[0])[120].float().mean(-1).chunk(2)
+        screen[1].children[int(left.mean() > right.mean())].click()
+    before, asked = (tmp_path / "votes.csv").read_text(), []
+    found = preference_study(
+        *TONES, tmp_path, **options, choose=lambda *a: asked.append(a[0]) or darker(*a)
+    )
+    assert found == proportion_interval(N, N) and len(set(asked)) == N - 5
+    assert (tmp_path / "votes.csv").read_text().startswith(before)
+    for other in ({"names": ("model", "regression")}, {"names": NAMES, "seed": 1}):
+        with pytest.raises(ValueError, match=r"votes\.csv holds votes of another study"):
+            preference_study(*TONES, tmp_path, **other)
+
+
+def write(path: Path, *sources: str, **metadata: Any) -> Path:
+    """A notebook of these code cells, the first tagged `parameters`."""
+    cells = [new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel, **metadata}), path)
+    return path
+
+
+def test_a_notebook_runs_with_parameters_in_the_caller_s_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    source = write(tmp_path / "a.ipynb", 'name = "x"', "open(name, 'w').close()")
+    monkeypatch.chdir(tmp_path / "here")
+    assert run_notebook(source, "deep/out.ipynb", {"name": "y"}) == Path("deep/out.ipynb").resolve()
+    assert Path("y").exists() and Path("deep/out.ipynb").exists() and not Path("x").exists()
+    with pytest.raises(FileNotFoundError, match=r"none\.ipynb"):
+        run_notebook("none.ipynb", "out.ipynb")
+    with pytest.raises(ValueError, match=r"parameters=seed: a\.ipynb has name"):
+        run_notebook(source, "out.ipynb", {"seed": 1})
+
+
+FIGURE = """
+import io, ipywidgets, numpy, PIL.Image
+from IPython.display import Image, display
+display(ipywidgets.IntSlider())
+noise = numpy.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype="uint8")
+PIL.Image.fromarray(noise).save(file := io.BytesIO(), "png")
+shown = display("replaced", display_id=True)
+shown.update(Image(file.getvalue(), metadata={"alt": "Sixty-four by sixty-four of noise"}))
+"""
+
+
+def test_a_published_notebook_is_executed_in_place_and_light(tmp_path: Path) -> None:
+    where = "import os; print(os.environ['MINILDM_SCALE'], len(os.listdir()))"
+    path = write(tmp_path / "a.ipynb", where, FIGURE, widgets={"state": {}})
+    publish_notebook(path, "smoke")
+    nb = nbformat.read(path, as_version=4)
+    assert [cell.execution_count for cell in nb.cells] == [1, 2]
+    assert nb.cells[0].outputs[0].text == "smoke 0\n"  # in an empty folder, not beside the file
+    (figure,) = nb.cells[1].outputs
+    assert WIDGET not in figure.data and figure.metadata["image/png"]["alt"].endswith("noise")
+    assert len(base64.b64decode(figure.data["image/png"])) < 64 * 64 * 3 * 0.6
+    assert nb.metadata.language_info == {"name": "python"} and "widgets" not in nb.metadata
+    assert not any("execution" in cell.metadata for cell in nb.cells)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ipynb"]
+
+
+def test_a_notebook_that_fails_is_not_published(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ipynb", "1 / 0")
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        publish_notebook(path)
+    assert path.read_bytes() == before
