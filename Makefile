@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: demo test lint lab bench clean
+.PHONY: demo test lint lab bench gpu clean
 
 .venv/done: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("minildm needs Python 3.11 to 3.13, this is %d.%d; try make PYTHON=python3.12" % v)'
@@ -13,11 +13,11 @@ JOBS ?= 2
 	$(BIN)/python -m pip install --quiet -e ".[test]"
 	touch $@
 
-demo: .venv/done  ## train both stages on the embedded emoji; pictures in runs/demo
+demo: .venv/done  ## train both stages on the embedded emoji; images in runs/demo
 	$(BIN)/python -m minildm demo
 
-test: .venv/done  ## unit tests, then every notebook, twice; JOBS=4: as many at once
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+test: .venv/done  ## unit tests, then every notebook, twice; JOBS=4 runs four at once
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 	OMP_NUM_THREADS=1 MINILDM_CACHE=$(CURDIR)/.cache MINILDM_SCALE=$${MINILDM_SCALE:-smoke} \
 	    $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax --nbval-current-env \
 	    --override-ini filterwarnings= notebooks
@@ -25,12 +25,17 @@ test: .venv/done  ## unit tests, then every notebook, twice; JOBS=4: as many at 
 lint: .venv/done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/python tests/house.py
 
 lab: .venv/done
 	$(BIN)/jupyter lab notebooks
 
-bench: .venv/done
+bench: .venv/done  ## times and memory against diffusers; half an hour
 	$(BIN)/python tests/bench/bench.py
+
+gpu: .venv/done  ## what needs a GPU; nine minutes
+	$(BIN)/python tests/gpu/run.py
 
 clean:
 	rm -rf .venv runs notebooks/runs .cache

@@ -1,90 +1,67 @@
-"""minildm: Latent Diffusion Models (Rombach et al., CVPR 2022), to read and to learn from."""
+"""minildm: Latent Diffusion Models (Rombach et al., CVPR 2022), to read and to learn from.
 
-from minildm import interop
-from minildm.autoencoder import Autoencoder, AutoencoderConfig
-from minildm.checkpoints import load_model, pretrained, save_model
-from minildm.conditioning import ConditionerConfig
-from minildm.data.emoji import EmojiDataset
-from minildm.data.folders import ImageFolder, torchvision_set
-from minildm.data.photos import PhotoDataset, load_photo
-from minildm.data.scenes import ScenesDataset
-from minildm.diffusion import LatentDiffusion, LatentDiffusionConfig, ScheduleConfig
-from minildm.ema import EMA
-from minildm.features import perceptual_distance
-from minildm.guidance import guided, image_guided, keep_known
-from minildm.losses import ObjectiveConfig, ldm_loss, time_weights
-from minildm.metrics import evaluate_first_stage, evaluate_pictures
-from minildm.presets import PRESETS
-from minildm.published import PUBLISHED
-from minildm.samplers import (
-    SAMPLERS,
-    ddim,
-    ddim_inversion,
-    ddpm,
-    dpm_solver_pp,
-    euler,
-    heun,
-    plms,
-    slerp,
-)
-from minildm.schedule import NoiseSchedule
-from minildm.sweeps import SWEEPS, Run, Sweep, read_sweep, run_sweep
-from minildm.training import train_autoencoder, train_judge, train_ldm
-from minildm.types import Batch, Conditioning, Prediction, Record, Step
-from minildm.unet import UNet, UNetConfig
+Names are imported at their first use, so that `import minildm` costs little more than torch.
+"""
 
-__all__ = [
-    "EMA",
-    "PRESETS",
-    "PUBLISHED",
-    "SAMPLERS",
-    "SWEEPS",
-    "Autoencoder",
-    "AutoencoderConfig",
-    "Batch",
-    "ConditionerConfig",
-    "Conditioning",
-    "EmojiDataset",
-    "ImageFolder",
-    "LatentDiffusion",
-    "LatentDiffusionConfig",
-    "NoiseSchedule",
-    "ObjectiveConfig",
-    "PhotoDataset",
-    "Prediction",
-    "Record",
-    "Run",
-    "ScenesDataset",
-    "ScheduleConfig",
-    "Step",
-    "Sweep",
-    "UNet",
-    "UNetConfig",
-    "ddim",
-    "ddim_inversion",
-    "ddpm",
-    "dpm_solver_pp",
-    "euler",
-    "evaluate_first_stage",
-    "evaluate_pictures",
-    "guided",
-    "heun",
-    "image_guided",
-    "interop",
-    "keep_known",
-    "ldm_loss",
-    "load_model",
-    "load_photo",
-    "perceptual_distance",
-    "plms",
-    "pretrained",
-    "read_sweep",
-    "run_sweep",
-    "save_model",
-    "slerp",
-    "time_weights",
-    "torchvision_set",
-    "train_autoencoder",
-    "train_judge",
-    "train_ldm",
-]
+from importlib import import_module
+from typing import Any
+
+_NAMES = {  # by the module that defines them
+    "compression.autoencoder": "Autoencoder AutoencoderConfig",
+    "compression.loss": "AdversarialConfig",
+    "compression.perceptual": "perceptual_distance",
+    "compression.quantizer": "DiagonalGaussian VectorQuantizer code_usage",
+    "conditioning": (
+        "ClassConfig ConditionerConfig Conditioning FrozenTextConfig HybridConfig IdsConfig "
+        "InpaintConfig LayoutConfig LowResConfig SemanticConfig TextConfig "
+    ),
+    "data.dataset": "ImageDataset as_float",
+    "data.emoji": "EmojiDataset",
+    "data.folder": "ImageFolder torchvision_set",
+    "data.photos": "PhotoDataset load_photo",
+    "data.scenes": "ScenesDataset",
+    "diffusion.guidance": "conditioned guided image_guided keep_known",
+    "diffusion.latent_diffusion": (
+        "LatentDiffusion LatentDiffusionConfig SamplingConfig seeded_noise "
+    ),
+    "diffusion.objective": "ObjectiveConfig draw_t ldm_loss time_weights",
+    "diffusion.samplers": (
+        "SAMPLERS ddim ddim_inversion ddpm dpm_solver_pp euler heun plms repaint slerp "
+    ),
+    "diffusion.schedule": "NoiseSchedule Prediction ScheduleConfig",
+    "diffusion.unet": "UNet UNetConfig",
+    "evaluation.distribution": (
+        "evaluate_first_stage evaluate_images kid nearest_neighbours proxy_fid "
+    ),
+    "evaluation.image_metrics": "psnr reconstruct ssim",
+    "evaluation.intervals": "Measured mean_interval proportion_interval",
+    "files": "data_dir write_json",
+    "sweeps": "Run Sweep read_sweep read_table run_sweep standard_sweeps",
+    "teaching.notebook": "setup",
+    "training.checkpoint": "load_model pretrained save_model",
+    "training.configs": (
+        "AutoencoderExperiment ClassifierExperiment DataConfig LatentDiffusionExperiment "
+        "TrainConfig override with_steps "
+    ),
+    "training.ema": "EMA",
+    "training.loop": "Record describe pick_device",
+    "training.presets": "PRESETS",
+    "training.published": "PUBLISHED",
+    "training.stages": "progress train_autoencoder train_classifier train_ldm",
+}
+_HOME_OF = {name: home for home, names in _NAMES.items() for name in names.split()}
+_MODULES = {"interop": "interop", "plots": "teaching.plots"}
+
+__all__ = sorted([*_HOME_OF, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"minildm.{_MODULES[name]}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'minildm' has no attribute {name!r}")
+    return getattr(import_module(f"minildm.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""`python -m minildm`: the command line without an installed script."""
+"""`python -m minildm` is the command `minildm`."""
 
 from minildm.cli import main
 

@@ -1,112 +1,106 @@
-"""What the models cost here in time and memory: `make bench`.
+"""What the models cost in time and memory: `make bench`, most of an hour on a CPU.
 
-    python tests/bench/bench.py [shipped] [first_stage] [unet] ... [--out data/results]
-
-`shipped`: the shipped models, float32 against bfloat16. `first_stage`, `unet`: against
-diffusers'. `options`: what channels-last, bf16, compiling and the like change for a training
-step. `memory`: the peak of decoding, with and without attention; `unet_memory`: that of the UNet.
-Nothing fails where a target is missed: a busy machine would decide it. With --out the tables
-(JSON) and the figures are kept.
+Parts: first_stage and unet, against diffusers with the same weights; options, a training step of
+the UNet with each; memory, the peak of decoding and of the UNet; commands, from start to end.
+Writes data/results/*.json (on a GPU *_cuda.json) and the tables of notebooks/COSTS.md. A missed
+target does not fail the command: on a busy machine the load would decide.
 """
 
 import argparse
-from collections.abc import Callable
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import first_stage
-import memory
-import options
 import torch
-import unet
-import unet_memory
-from timing import interleaved
+from against_diffusers import CROSS, LAYOUTS, MODELS, TOKENS, compare
+from memory import peaks
+from timing import Rows, Run, machine, timed, training_step
 
-from minildm import LatentDiffusion, pretrained
-from minildm.demo import describe
+from minildm import UNet, pick_device
 from minildm.files import write_json
-from minildm.loop import pick_device
-from minildm.losses import autoencoder_loss
 
-PARTS = ("shipped", "first_stage", "unet", "options", "memory", "unet_memory")
-
-
-def precisions(
-    name: str, count: int, run: Callable[[], object], device: torch.device, repeats: int
-) -> None:
-    """Print pictures a second in float32 and bfloat16, and the ratio of the times."""
-
-    def under(half: bool) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            run()
-
-    pairs = interleaved(lambda: under(True), lambda: under(False), repeats, device)
-    rates = f"{count / pairs.b:8.0f}/s fp32 {count / pairs.a:8.0f}/s bf16"
-    print(f"{name:34} {rates}   time ratio {pairs.ratio:.2f}", flush=True)
+RESULTS = Path(__file__).resolve().parents[2] / "data/results"
+TARGETS = {"float32": (1.03, 1.06), "bfloat16": (0.88, torch.inf)}  # of the median, of every ratio
+OPTIONS = ["channels_last", "bf16", "bf16+channels_last", "checkpoint", "compile", "bf16+compile"]
+COMMANDS = {  # the arguments of Python
+    "import minildm": "-c|import minildm",
+    "import minildm and its models": "-c|from minildm import pretrained, train_ldm",
+    "minildm sample emoji-text": "-m|minildm|sample|emoji-text|a red apple|--device|cpu",
+}
 
 
-def shipped(device: torch.device, *, repeats: int = 7, batch: int = 64) -> None:
-    """Time encode, decode, one step of sampling, and both training steps."""
-    model: LatentDiffusion = pretrained("emoji-class").to(device)
-    model.to(memory_format=torch.channels_last)
-    autoencoder = model.autoencoder
-    x = torch.rand(batch, 3, 64, 64, device=device) * 2 - 1
-    z = torch.randn(batch, 3, 16, 16, device=device)
-    label = torch.arange(batch, device=device) % len(model.config.conditioner.classes)
-    t = torch.full((batch,), 500, device=device)
-    print(f"shipped models, batches of {batch}, medians of {repeats} pairs of runs")
+def options(device: torch.device, pairs: int, quick: bool) -> dict[str, Rows]:
+    """The time of a training step with each option / without any; compiling is not counted."""
+    shape = (16, 4, 64, 64) if device.type == "cuda" else (8, 4, 16, 16)
+    z_t, eps = torch.randn(2, *((2, 4, 8, 8) if quick else shape), device=device)
+    t = torch.zeros(len(z_t), dtype=torch.int64, device=device)
+    tokens = torch.randn(len(z_t), TOKENS, 64, device=device)
 
-    def show(name: str, run: Callable[[], object]) -> None:
-        precisions(name, batch, run, device, repeats)
+    def step(option: str) -> Run:
+        layout = LAYOUTS["channels_last" if "channels_last" in option else "as built"]
+        config = replace(CROSS, checkpoint="checkpoint" in option)
+        net, x = UNet(config).to(device, memory_format=layout), z_t.contiguous(memory_format=layout)
+        if "compile" in option:
+            net.compile()
+        loss = lambda: (net(x, t, tokens).float() - eps).square().mean()  # noqa: E731
+        return training_step(net, loss, bf16="bf16" in option)
 
-    with torch.no_grad():
-        show("encode", lambda: autoencoder.encode(x))
-        show("decode", lambda: autoencoder.decode(z))
-        tokens = model.conditioner({"label": label})
-        show("one step of sampling", lambda: model.eps_theta(z, t, tokens))
-    model.train()
-    data = {"z": z, "label": label}
-    show("training step, diffusion", lambda: model.loss(data)["loss"].backward())
-    autoencoder.requires_grad_(True)
-    show(
-        "training step, first stage",
-        lambda: autoencoder_loss(autoencoder, x, kl_weight=1e-6)["loss"].backward(),
-    )
+    chosen = OPTIONS[: 1 if quick else None]
+    return {"bench_options": [timed({"what": o}, step(o), step(""), pairs, device) for o in chosen]}
+
+
+def commands(device: torch.device, pairs: int, quick: bool) -> dict[str, Rows]:
+    """The time of each command; the baseline is `import torch`."""
+
+    def run(arguments: str) -> Run:
+        command, quiet = [sys.executable, *arguments.split("|")], {"capture_output": True}
+        return partial(subprocess.run, command, check=True, cwd=tempfile.gettempdir(), **quiet)
+
+    chosen, baseline = list(COMMANDS.items())[: 1 if quick else None], run("-c|import torch")
+    rows = [timed({"what": name}, run(own), baseline, pairs, device) for name, own in chosen]
+    return {"bench_commands": rows}
+
+
+PARTS = {part: partial(compare, part) for part in MODELS}
+PARTS |= {"options": options, "memory": peaks, "commands": commands}
+
+
+def verdicts(rows: Rows) -> list[str]:
+    """Whether the ratios to diffusers meet their targets: a sentence a precision."""
+    said = []
+    for precision, (median, most) in TARGETS.items():
+        ratios = [row["ratio"] for row in rows if row.get("precision") == precision]
+        if ratios:
+            middle, last = statistics.median(ratios), max(ratios)
+            met = "met" if middle <= median and last <= most else "missed"
+            found = f"{len(ratios)} ratios, median {middle:.3f}, largest {last:.3f}"
+            said.append(f"{precision}: {found}; target {median} and {most}: {met}")
+    return said
 
 
 def main() -> None:
     """Run the parts that the command line names, else all."""
-    parser = argparse.ArgumentParser(description="Time and memory; see this file's first lines.")
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--out", type=Path, help="folder for JSON and figure, as data/results")
-    parser.add_argument("--repeats", type=int, default=11, help="pairs of runs, against diffusers")
-    parser.add_argument("--width", type=int, default=32, help="memory: 128 is the paper's")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="tiny models; requires --out")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the JSON files")
     args = parser.parse_args()
-    if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(PARTS)}")
-    parts, device = args.parts or PARTS, pick_device()
-    print(f"on {describe(device)}, torch {torch.__version__}")
-    if "shipped" in parts:
-        shipped(device)
-    if "first_stage" in parts:
-        table = first_stage.compare(device, repeats=args.repeats)
-        if args.out:
-            write_json(args.out / "bench_first_stage.json", table)
-    if "unet" in parts:
-        table = unet.compare(device, repeats=args.repeats)
-        if args.out:
-            write_json(args.out / "bench_unet.json", table)
-    if "options" in parts:
-        table = options.table(device)
-        if args.out:
-            write_json(args.out / "bench_options.json", table)
-    if "memory" in parts:
-        table = memory.table(args.width)
-        if args.out:
-            memory.keep(table, args.out)
-    if "unet_memory" in parts:
-        table = unet_memory.table()
-        if args.out:
-            unet_memory.keep(table, args.out)
+    if set(args.parts) - set(PARTS) or (args.quick and args.out == RESULTS):
+        parser.error(f"parts: {', '.join(PARTS)}; --quick requires another --out")
+    device, all_rows = pick_device(), []
+    suffix, pairs = "_cuda" if device.type == "cuda" else "", 1 if args.quick else 11
+    for part in args.parts or PARTS:
+        for name, rows in PARTS[part](device, pairs, args.quick).items():
+            content = {"machine": machine(device), "pairs": pairs, "rows": rows}
+            write_json(args.out / f"{name}{suffix}.json", content)
+            all_rows += rows
+    print(*verdicts(all_rows), sep="\n")
+    if args.out == RESULTS:
+        subprocess.run([sys.executable, RESULTS / "notebook_costs.py", "--tables"], check=True)
 
 
 if __name__ == "__main__":

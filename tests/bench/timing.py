@@ -1,60 +1,66 @@
-"""Times of rivals in turn, A B A B ..., so that a drift of the machine's speed hits them alike."""
+"""Times of two rivals in turn, A B A B ..., so that a drift of the machine's speed hits both."""
 
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from minildm.demo import describe
+from minildm.training.loop import describe
 
-
-class Pairs(NamedTuple):
-    """Medians over pairs of runs of A and of B."""
-
-    a: float  # seconds
-    b: float
-    ratio: float  # of a to b
-    low: float  # the ratio's lower quartile
-    high: float  # its upper quartile
-    cpu_ratio: float  # the same of this process' own CPU time, which no other program adds to
+Run = Callable[..., Any]
+Rows = list[dict[str, Any]]
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """One run's time on the clock, until the device is done, and its CPU time."""
-    start, cpu = time.perf_counter(), time.process_time()
+def seconds(run: Run, device: torch.device) -> float:
+    """Time one run until the device has finished."""
+    start = time.perf_counter()
     run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start, time.process_time() - cpu
+    return time.perf_counter() - start
 
 
-def interleaved(
-    a: Callable[[], object], b: Callable[[], object], repeats: int, device: torch.device
-) -> Pairs:
-    """Time a and b in turn, `repeats` times each, after one pair that warms up."""
-    pairs = [(seconds(a, device), seconds(b, device)) for _ in range(repeats + 1)][1:]
-    ratios = [mine[0] / other[0] for mine, other in pairs]
-    low, ratio, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
-    times = (statistics.median(run[0] for run in column) for column in zip(*pairs, strict=True))
-    cpu_ratio = statistics.median(mine[1] / max(other[1], 1e-9) for mine, other in pairs)
-    return Pairs(*times, ratio, low, high, cpu_ratio)
+def timed(case: dict, run: Run, baseline: Run, pairs: int, device: torch.device) -> dict:
+    """The case with median times, and median and quartiles of the ratio run / baseline, printed.
+
+    One more pair comes first and is not counted: it loads kernels.
+    """
+    times = [(seconds(run, device), seconds(baseline, device)) for _ in range(pairs + 1)][1:]
+    low, ratio, high = np.quantile([a / b for a, b in times], (0.25, 0.5, 0.75))
+    own, other = (statistics.median(column) for column in zip(*times, strict=True))
+    found = {"seconds": own, "baseline_seconds": other}
+    found |= {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+    print(*case.values(), f"{own:.4g} s, ratio {ratio:.2f}", sep=", ", flush=True)
+    return case | {name: float(f"{value:.4g}") for name, value in found.items()}
+
+
+def training_step(net: nn.Module, loss: Run, *, bf16: bool = False) -> Run:
+    """A step of AdamW on loss(*arguments); bf16: by autocast, the weights stay float32."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-6)
+    device = next(net.parameters()).device.type
+
+    def step(*arguments: Any) -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            value = loss(*arguments)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+
+    return step
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a time depends on, for the table: device, threads, versions, what else was running."""
-    facts: dict[str, Any] = {
+    """What a time depends on; load 1 is one busy core."""
+    return {
         "device": describe(device),
         "processor": f"{platform.machine()}, {os.cpu_count()} cores",
-        "vector instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **{name: version(name) for name in ("torch", "diffusers")},
+        "load": [round(load, 1) for load in os.getloadavg()[:2]],
     }
-    if hasattr(os, "getloadavg"):  # Windows has none; 1 is one busy core
-        facts["load"] = [round(load, 1) for load in os.getloadavg()[:2]]
-    return facts

@@ -1,0 +1,112 @@
+"""data/results: its two scripts, and that what is shown is what is committed."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import nbformat
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_notebook
+from PIL import Image
+from torch import Tensor
+
+from minildm import EmojiDataset
+from minildm.evaluation.following import KINDS, kind_of
+from minildm.evaluation.intervals import Evaluation
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "data/results"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, RESULTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def prompts() -> ModuleType:
+    return script("prompts")
+
+
+@pytest.fixture(scope="module")
+def costs() -> ModuleType:
+    return script("notebook_costs")
+
+
+def test_the_readme_names_every_file() -> None:
+    named = re.findall(r"`(\w+\.(?:json|csv|png))`", (RESULTS / "README.md").read_text())
+    there = {path.name for path in RESULTS.iterdir() if path.suffix in (".json", ".csv", ".png")}
+    assert len(named) == len(set(named)) and there <= set(named)
+    assert set(named) - there <= {"bench_commands.json"}
+
+
+def test_lessons_were_measured_at_cpu_scale_by_notebooks_that_exist() -> None:
+    lessons = json.loads((RESULTS / "lessons.json").read_text())
+    for name, results in lessons.items():
+        assert (ROOT / f"notebooks/{name}.ipynb").is_file()
+        assert (results["scale"], results["seed"]) == ("cpu", 0)
+
+
+def test_every_prompt_is_of_a_kind(prompts: ModuleType) -> None:
+    asked = prompts.requested(2)
+    assert len(asked) == 2 * 12 * 5 and asked[:60] == asked[60:]
+    assert {kind_of(prompt.label) for prompt in asked} == set(range(len(KINDS)))
+    images, shown = prompts.held_out(32)
+    assert images.shape == (len(shown), 3, 32, 32) and len(shown) > 150
+    assert {p.subject for p in shown}.isdisjoint(EmojiDataset("train", 32).hexcodes)
+
+
+def test_the_sheet_of_a_model_that_knows_every_prompt(
+    prompts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = EmojiDataset("train", 64)
+    styles = train.style_ids.tolist()
+    row = {
+        (c, train.styles[s]): i for i, (c, s) in enumerate(zip(train.captions, styles, strict=True))
+    }
+    rows = {p.caption: row.get((p.subject, p.style), 0) for p in prompts.requested(1)}
+    model = torch.nn.Linear(1, 1)  # stands for a model: it returns training images
+
+    def sample(y: list[str], **options: object) -> Tensor:
+        return torch.stack([train[rows[caption]]["image"] for caption in y])
+
+    model.sample, model.config = sample, SimpleNamespace(image_size=64)
+    monkeypatch.setattr(prompts, "load_model", lambda folder: model)
+    readme = prompts.README.read_text()
+    prompts.main([str(tmp_path), "--n", "1", "--out", str(tmp_path), "--device", "cpu"])
+    found = Evaluation.from_dict(json.loads((tmp_path / "prompts.json").read_text()))
+    assert found["kind"].value > 0.9 > 0.4 > found["kind_shuffled"].value
+    assert prompts.README.read_text() == readme  # written only with the committed sheet
+    with Image.open(tmp_path / "prompts.png") as sheet:
+        assert "a red apple, a hamburger" in sheet.info["Description"]
+
+
+def test_the_pages_show_the_committed_numbers(prompts: ModuleType, costs: ModuleType) -> None:
+    found = Evaluation.from_dict(json.loads((RESULTS / "prompts.json").read_text()))
+    readme = prompts.README.read_text(encoding="utf-8")
+    assert prompts.with_line(readme, found) == readme
+    page = (ROOT / "notebooks/COSTS.md").read_text(encoding="utf-8")
+    assert costs.with_tables(page) == page
+
+
+def test_a_row_of_costs_replaces_its_elder(costs: ModuleType, tmp_path: Path) -> None:
+    rows = [("1_b", "cpu", 130), ("0_a", "cpu", 95), ("1_b", "smoke", 3), ("0_a", "cpu", 96)]
+    for name, scale, spent in rows:
+        row = {"notebook": name, "scale": scale, "cpu_seconds": spent, "peak_mib": 1536}
+        costs.keep(tmp_path / "costs.csv", row)
+    lines = (tmp_path / "costs.csv").read_text().splitlines()
+    assert lines[1:] == ["0_a,cpu,96,1536", "1_b,smoke,3,1536", "1_b,cpu,130,1536"]
+
+
+def test_costs_are_those_of_the_kernel(costs: ModuleType, tmp_path: Path) -> None:
+    first = new_code_cell('scale = "smoke"\nrun_dir = "runs"', metadata={"tags": ["parameters"]})
+    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "x"}}
+    work = new_code_cell("held = b'x' * (1200 * 2**20)")
+    nbformat.write(new_notebook(cells=[first, work], metadata=kernel), tmp_path / "held.ipynb")
+    row = costs.measure(tmp_path / "held.ipynb", "smoke")
+    assert 1200 < row["peak_mib"] < 1600 and row["device"]
