@@ -3,8 +3,8 @@
     z_tau = (1 - tau) z0 + tau eps,    velocity = d z_tau / d tau = eps - z0
 
 Liu et al. 2023, Lipman et al. 2023; tau = 0 is the data (both papers count the other way). Divided
-by sqrt((1 - tau)^2 + tau^2), z_tau is a z_t of the variance-preserving kind: a flow is another
-schedule, target and sampler for the same network.
+by sqrt((1 - tau)^2 + tau^2), z_tau is a variance-preserving z_t. The network stays the same; the
+schedule, the target and the sampler differ.
 """
 
 from collections.abc import Callable, Iterator
