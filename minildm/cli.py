@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from minildm.training.checkpoint import Model, find_model, load_model
+from minildm.training.checkpoint import find_model, load_model
 from minildm.training.configs import (
     AutoencoderExperiment,
     DataConfig,
@@ -119,10 +119,6 @@ def _settings(texts: list[str] | None) -> dict[str, Any]:
     return found
 
 
-def _model(name: str) -> Model:
-    return load_model(find_model(name))
-
-
 @app.command()
 def sample(
     model: ModelName,
@@ -141,10 +137,10 @@ def sample(
     """Sample images of classes, prompts or layouts; other tasks: of n held-out conditions."""
     from minildm.teaching import plots
 
-    loaded = _diffusion_model(model)
+    loaded = load_model(find_model(model), kind="latent-diffusion")
     options: dict[str, Any] = {"steps": steps, "sampler": sampler, "seed": seed}
     options["guidance_scale"] = guidance_scale
-    kind, names = loaded.config.conditioner.kind, None
+    kind, names = loaded.config.conditioner.kind, []
     given: Any = None
     if kind == "none":
         options["n"] = n
@@ -153,25 +149,15 @@ def sample(
 
         given = conditions_of(loaded, None, n, seed).y
     else:
-        asked = [each for each in (_layouts(layout) or y or ()) for _ in range(n)]
-        given = asked or None
-        names = [a if isinstance(a, str) else ", ".join(name for name, _ in a) for a in asked]
+        given = [each for each in (_layouts(layout) or y or ()) for _ in range(n)] or None
+        names = [c if isinstance(c, str) else ", ".join(k for k, _ in c) for c in given or ()]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         x = loaded.to(pick_device(device)).sample(given, **options).cpu()
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         typer.echo(f"minildm: {message}", err=True)
-    plots.save(plots.image_grid(x, names or ()), out)
+    plots.save(plots.image_grid(x, names), out)
     typer.echo(f"{len(x)} images: {out}")
-
-
-def _diffusion_model(name: str) -> Any:
-    from minildm.diffusion.latent_diffusion import LatentDiffusion
-
-    model = _model(name)
-    if not isinstance(model, LatentDiffusion):
-        raise ValueError(f"model={name!r} is not a diffusion model")
-    return model
 
 
 def _layouts(path: Path | None) -> list[list[tuple[str, list[float]]]]:
@@ -209,12 +195,15 @@ def evaluate(
     """Measure a model on held-out images: reconstructions, or what a classifier recognises."""
     from minildm.evaluation.models import evaluate_model
 
-    loaded, place = _model(model).to(pick_device(device)), pick_device(device)
-    held_out = _data(data, folder, size)
-    judge = _model(classifier).to(place) if classifier else None
-    sampling = {"steps": steps, "seed": seed, "guidance_scale": tuple(guidance_scale or (3.0,))}
+    place, options = pick_device(device), {"per_class": per_class, "n": n, "steps": steps}
+    if classifier:
+        options["classifier"] = load_model(find_model(classifier)).to(place)
     found = evaluate_model(
-        loaded, data=held_out, classifier=judge, per_class=per_class, n=n, **sampling
+        load_model(find_model(model)).to(place),
+        data=_data(data, folder, size),
+        guidance_scale=guidance_scale or (3.0,),
+        seed=seed,
+        **options,
     )
     for name, evaluation in found.items():
         typer.echo(f"{name}\n{evaluation}\n")
@@ -266,18 +255,18 @@ def sweep(
     from minildm.sweeps import read_sweep, run_sweep
     from minildm.sweeps.report import write_report
 
-    asked, folder = read_sweep(what), out or Path("runs") / f"sweep-{Path(what).stem}"
+    folder = out or Path("runs") / f"sweep-{Path(what).stem}"
     fields: dict[str, Any] = {"samples": samples}
     fields["measure_at"] = tuple(measure_at) if measure_at else None
     fields["seeds"] = tuple(seed) if seed else None if seeds is None else tuple(range(seeds))
     fields = {name: value for name, value in fields.items() if value is not None}
-    asked, failed = replace(asked.changed(_settings(change)), **fields), {}
+    definition, failed = replace(read_sweep(what).changed(_settings(change)), **fields), {}
     if report:
-        table, page = write_report(asked, folder)
+        table, page = write_report(definition, folder)
     else:
         options = {"jobs": jobs, "threads": threads, "levels": level, "scheduler": scheduler}
         options |= {"devices": device or (), "say": typer.echo}
-        table, page, failed = run_sweep(asked, folder, **options)
+        table, page, failed = run_sweep(definition, folder, **options)
     typer.echo(f"{table}, {page}")
     if failed:
         typer.echo(f"{len(failed)} failed", err=True)

@@ -77,7 +77,7 @@ def test_a_layout_is_read_from_a_file(tmp_path: Path) -> None:
         (["train", "emoji-kl-f4", "--run-dir", "x", "--folder", "nowhere"], "nowhere"),
         (["train", "emoji-kl-f4", "--run-dir", "x", "--device", "cuda:7"], "cuda:7"),
         (["sample", "emoji-clas"], "emoji-class"),
-        (["sample", "emoji-kl-f4"], "not a diffusion model"),
+        (["sample", "emoji-kl-f4"], "not 'latent-diffusion'"),
         (["sample", "emoji-class", "frut"], "frut"),
         (["sample", "emoji-class"], "None"),
         (["sample", "scenes-layout", "--layout", "LAYOUT"], "is not a layout"),
