@@ -7,7 +7,7 @@ tokens, d_* widths, head x d = heads times their width.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,9 @@ Noise = Callable[[Tensor], Tensor]  # like torch.randn_like: a tensor -> N(0, I)
 
 
 def seed_of(seed: int, *parts: int) -> int:
-    """Mix several integers into one 63-bit seed."""
+    """Mix several integers into one 63-bit seed, by splitmix64's finaliser."""
     mask, mixed = 0xFFFFFFFFFFFFFFFF, seed
-    for part in parts:  # splitmix64's finaliser, folded over the parts
+    for part in parts:
         mixed = (mixed + 0x9E3779B97F4A7C15 * (part + 1)) & mask
         mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
         mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
@@ -29,7 +29,7 @@ def seed_of(seed: int, *parts: int) -> int:
     return mixed >> 1
 
 
-class BatchRandom:
+class BatchRandom(NamedTuple):
     """Random numbers for a batch that `world` processes share: this process has the rank-th part.
 
     Each method draws for the n * world rows of the whole batch and returns n of them, so what
@@ -37,27 +37,25 @@ class BatchRandom:
     device; without one by torch's global generator, on `device` (None: torch's default).
     """
 
-    def __init__(
-        self, generator: torch.Generator | None = None, rank: int = 0, world: int = 1
-    ) -> None:
-        self.generator, self.rank, self.world = generator, rank, world
+    generator: torch.Generator | None = None
+    rank: int = 0
+    world: int = 1
 
     def rand(self, n: int, *shape: int, device: torch.device | None = None) -> Tensor:
         """Uniform in [0, 1): (n, *shape)."""
         return self._rows(torch.rand, (n, *shape), device)
 
-    def randint(self, high: int, n: int, *shape: int, device: torch.device | None = None) -> Tensor:
-        """Integers in 0..high - 1: (n, *shape) int64."""
-        return self._rows(partial(torch.randint, high), (n, *shape), device)
+    def randint(self, high: int, n: int) -> Tensor:
+        """Integers in 0..high - 1: (n,) int64."""
+        return self._rows(partial(torch.randint, high), (n,))
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Standard normal of the shape, dtype and device of x; a `Noise`."""
-        return self._rows(torch.randn, x.shape, x.device, x.dtype)
+        return self._rows(partial(torch.randn, dtype=x.dtype), x.shape, x.device)
 
-    def _rows(self, draw: Any, shape: tuple[int, ...], device: Any, dtype: Any = None) -> Tensor:
+    def _rows(self, draw: Any, shape: tuple[int, ...], device: Any = None) -> Tensor:
         n, place = shape[0], self.generator.device if self.generator else device
-        size = (n * self.world, *shape[1:])
-        whole = draw(size, generator=self.generator, device=place, dtype=dtype)
+        whole = draw((n * self.world, *shape[1:]), generator=self.generator, device=place)
         return whole[n * self.rank : n * (self.rank + 1)].to(device or whole.device)
 
 
@@ -74,14 +72,14 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def timestep_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """Cosines, then sines, of t at width // 2 frequencies from 1 down to 1 / max_period.
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
+    """Cosines, then sines, of t at width // 2 frequencies from 1 down to about 1 / 10,000.
 
     (B,) -> (B, width); an odd width gets one column of zeros.
     """
     half = width // 2
     exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * exponent)  # (B, half)
+    angles = t.float()[:, None] * torch.exp(-math.log(10_000.0) * exponent)  # (B, half)
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
 
@@ -163,16 +161,13 @@ class ResBlock(nn.Module):
         self, x: Tensor, emb: Tensor | None = None, size: tuple[int, int] | None = None
     ) -> Tensor:
         hid = self.conv1(resize(F.silu(self.norm1(x)), self.resample, size))  # (B, c_out, h, w)
-        scale = None
         if self.to_emb is not None:
             emb = rearrange(self.to_emb(F.silu(emb)), "b c -> b c 1 1")
-            if self.scale_shift:
-                scale, shift = emb.chunk(2, dim=1)  # each (B, c_out, 1, 1)
-            else:
-                hid = hid + emb
-        hid = self.norm2(hid)
-        if scale is not None:
-            hid = hid * (1 + scale) + shift
+        if self.scale_shift:
+            scale, shift = emb.chunk(2, dim=1)  # each (B, c_out, 1, 1)
+            hid = self.norm2(hid) * (1 + scale) + shift
+        else:
+            hid = self.norm2(hid if emb is None else hid + emb)
         hid = self.conv2(self.dropout(F.silu(hid)))
         return self.skip(resize(x, self.resample, size)) + hid
 
@@ -271,14 +266,13 @@ class TransformerBlock(nn.Module):
     (B, N, d), (B, M, d_cond) or None -> (B, N, d); without a condition both attend to the tokens.
     """
 
-    def __init__(
-        self, d: int, *, d_cond: int | None, heads: int, d_head: int, dropout: float
-    ) -> None:
+    def __init__(self, d: int, *, d_cond: int | None, heads: int, d_head: int) -> None:
         super().__init__()
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d) for _ in range(3))
         self.self_attn = CrossAttention(d, heads=heads, d_head=d_head)
         self.cross_attn = CrossAttention(d, d_cond=d_cond, heads=heads, d_head=d_head)
-        self.ff = nn.Sequential(GEGLU(d, 4 * d), nn.Dropout(dropout), nn.Linear(4 * d, d))
+        # The identity stands for a dropout that is 0 in all official models.
+        self.ff = nn.Sequential(GEGLU(d, 4 * d), nn.Identity(), nn.Linear(4 * d, d))
 
     def forward(self, x: Tensor, cond: Tensor | None) -> Tensor:
         x = x + self.self_attn(self.norm1(x))
@@ -293,23 +287,14 @@ class SpatialTransformer(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        *,
-        d_cond: int | None,
-        heads: int,
-        d_head: int,
-        depth: int = 1,
-        groups: int = 32,
-        dropout: float = 0.0,
+        self, channels: int, *, d_cond: int | None, heads: int, d_head: int, depth: int, groups: int
     ) -> None:
         super().__init__()
         d = heads * d_head
         self.norm = GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, d, 1)
         self.blocks = nn.ModuleList(
-            TransformerBlock(d, d_cond=d_cond, heads=heads, d_head=d_head, dropout=dropout)
-            for _ in range(depth)
+            TransformerBlock(d, d_cond=d_cond, heads=heads, d_head=d_head) for _ in range(depth)
         )
         self.proj_out = zero_init(nn.Conv2d(d, channels, 1))
 

@@ -48,17 +48,16 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         if self.regularizer not in ("kl", "vq", "identity"):
-            known = "'kl', 'vq' or 'identity'"
-            raise ValueError(f"regularizer={self.regularizer!r} must be {known}")
+            raise ValueError(f"regularizer={self.regularizer!r} must be 'kl', 'vq' or 'identity'")
         if (self.regularizer == "vq") != (self.codebook_size is not None):
             given = f"codebook_size={self.codebook_size}, regularizer={self.regularizer!r}"
-            raise ValueError(f"{given}: 'vq' requires a codebook_size, the others take None")
+            raise ValueError(f"{given}: 'vq' requires a codebook, the others have none")
         check_fields(self, 1, 2**20, "codebook_size")
         check_fields(self, 1, 4096, "in_channels", "z_channels", "hid_z_channels", "channels")
         check_fields(self, 1, 100, "groups", "num_res_blocks", "patch")
         if self.regularizer == "identity" and self.z_channels != self.in_channels:
-            want = f"in_channels={self.in_channels} where regularizer='identity'"
-            raise ValueError(f"z_channels={self.z_channels} must be {want}")
+            given = f"z_channels={self.z_channels} must be in_channels={self.in_channels}"
+            raise ValueError(f"{given} where regularizer='identity'")
         mult = self.channel_mult
         if not 1 <= len(mult) <= 10 or not all(1 <= m <= 100 for m in mult):
             raise ValueError(f"channel_mult={mult} must hold 1 to 10 factors in 1..100")
@@ -72,37 +71,25 @@ class AutoencoderConfig:
             return 1
         return self.patch * 2 ** (len(self.channel_mult) - 1)
 
-    @property
-    def moment_channels(self) -> int:
-        """Output channels of E: mean and log-variance for KL, the latent itself otherwise."""
-        return self.z_channels * (2 if self.regularizer == "kl" else 1)
+
+def _blocks(
+    config: AutoencoderConfig, c_in: int, c_out: int, n: int, attend: bool
+) -> list[nn.Module]:
+    """n residual blocks, each followed by self-attention if `attend`."""
+    shared, blocks = {"groups": config.groups, "eps": _EPS}, []
+    for i in range(n):
+        options = {"dropout": config.dropout, "zero_out": config.zero_init, **shared}
+        blocks.append(ResBlock(c_out if i else c_in, c_out, **options))
+        if attend:
+            blocks.append(SelfAttention2d(c_out, heads=1, zero_out=False, **shared))
+    return blocks
 
 
-def _block(config: AutoencoderConfig, c_in: int, c_out: int) -> ResBlock:
-    options = {"groups": config.groups, "eps": _EPS, "dropout": config.dropout}
-    return ResBlock(c_in, c_out, zero_out=config.zero_init, **options)
-
-
-def _attention(config: AutoencoderConfig, channels: int) -> SelfAttention2d:
-    return SelfAttention2d(channels, heads=1, groups=config.groups, eps=_EPS, zero_out=False)
-
-
-def _middle(config: AutoencoderConfig, channels: int) -> nn.Sequential:
-    middle = nn.Sequential(_block(config, channels, channels))
-    if config.mid_attn:
-        middle.append(_attention(config, channels))
-    return middle.append(_block(config, channels, channels))
-
-
-def _level(config: AutoencoderConfig, i: int, c_in: int, blocks: int) -> nn.Sequential:
-    """Level i without its resampling: residual blocks, each with attention if the level has it."""
-    level, c_out = nn.Sequential(), config.channels * config.channel_mult[i]
-    for _ in range(blocks):
-        level.append(_block(config, c_in, c_out))
-        if i in config.attn_levels:
-            level.append(_attention(config, c_out))
-        c_in = c_out
-    return level
+def _middle(config: AutoencoderConfig, c: int) -> nn.Sequential:
+    """Two residual blocks at the lowest resolution, with self-attention between them."""
+    return nn.Sequential(
+        *_blocks(config, c, c, 1, config.mid_attn), *_blocks(config, c, c, 1, False)
+    )
 
 
 class Encoder(nn.Module):
@@ -110,22 +97,22 @@ class Encoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        twice = config.moment_channels // config.z_channels
+        twice = 2 if config.regularizer == "kl" else 1
         hid_z = twice * (config.hid_z_channels or config.z_channels)
         self.patch = config.patch
         channels, last = config.channels, len(config.channel_mult) - 1
         self.conv_in = nn.Conv2d(config.in_channels * config.patch**2, channels, 3, padding=1)
         self.levels = nn.ModuleList()
         for i, mult in enumerate(config.channel_mult):
-            level = _level(config, i, channels, config.num_res_blocks)
-            channels = config.channels * mult
+            c_in, channels = channels, config.channels * mult
+            blocks = _blocks(config, c_in, channels, config.num_res_blocks, i in config.attn_levels)
             if i < last:
-                level.append(Downsample(channels, pad_all_sides=False))
-            self.levels.append(level)
+                blocks.append(Downsample(channels, pad_all_sides=False))
+            self.levels.append(nn.Sequential(*blocks))
         self.middle = _middle(config, channels)
         self.norm_out = GroupNorm(config.groups, channels, eps=_EPS)
         self.conv_out = nn.Conv2d(channels, hid_z, 3, padding=1)
-        self.to_moments = nn.Conv2d(hid_z, config.moment_channels, 1)
+        self.to_moments = nn.Conv2d(hid_z, twice * config.z_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         hid = self.conv_in(F.pixel_unshuffle(x, self.patch))  # (B, C, H/patch, W/patch)
@@ -155,11 +142,11 @@ class Decoder(nn.Module):
         self.middle = _middle(config, channels)
         self.levels = nn.ModuleList()  # from the coarsest to full resolution
         for i, mult in reversed(list(enumerate(config.channel_mult))):
-            level = _level(config, i, channels, config.num_res_blocks + 1)
-            channels = config.channels * mult
+            c_in, channels, n = channels, config.channels * mult, config.num_res_blocks + 1
+            blocks = _blocks(config, c_in, channels, n, i in config.attn_levels)
             if i > 0:
-                level.append(Upsample(channels))
-            self.levels.append(level)
+                blocks.append(Upsample(channels))
+            self.levels.append(nn.Sequential(*blocks))
         self.norm_out = GroupNorm(config.groups, channels, eps=_EPS)
         self.patch = config.patch
         self.conv_out = nn.Conv2d(channels, config.in_channels * config.patch**2, 3, padding=1)
@@ -216,10 +203,11 @@ class Autoencoder(nn.Module):
         self, moments: Tensor, *, sample: bool = True, noise: Noise = torch.randn_like
     ) -> Tensor:
         """Moments (B, c', h, w) -> normalised z (B, c, h, w); for KL a draw or the mean."""
-        if self.config.regularizer != "kl":
-            return self.normalize(moments)
-        posterior = DiagonalGaussian.from_moments(moments)
-        return self.normalize(posterior.sample(noise) if sample else posterior.mode())
+        z = moments
+        if self.config.regularizer == "kl":
+            posterior = DiagonalGaussian.from_moments(moments)
+            z = posterior.sample(noise) if sample else posterior.mode()
+        return (z - self.shift) / self.scale
 
     def encode(self, x: Tensor, *, sample: bool = True, noise: Noise = torch.randn_like) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> normalised z (B, c, H/f, W/f): a draw, or the mean.
@@ -227,10 +215,6 @@ class Autoencoder(nn.Module):
         VQ: the latent before quantisation, whatever `sample`. Raises ValueError as `moments`.
         """
         return self.latent(self.moments(x), sample=sample, noise=noise)
-
-    def normalize(self, z: Tensor) -> Tensor:
-        """Convert the encoder's latent to unit variance over the training set."""
-        return (z - self.shift) / self.scale
 
     def decode(self, z: Tensor) -> Tensor:
         """Normalised z (B, c, h, w) -> x (B, 3, f h, f w), about [-1, 1], not clipped."""

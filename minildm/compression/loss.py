@@ -1,8 +1,12 @@
-"""The loss of stage 1, LDM Sec. 3.1 and appendix G: reconstruction, regulariser, adversary."""
+"""The loss of stage 1, LDM Sec. 3.1 and appendix G: reconstruction, regulariser, and a GAN's terms.
+
+The discriminator is a patch GAN (Isola et al. 2017).
+"""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -10,8 +14,51 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.compression.discriminator import DiscriminatorConfig
 from minildm.layers import Noise, at_least_float32, check_fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """Shape of D. Each of `layers` halves the sides; three see 70 pixels, two 34, one 16."""
+
+    channels: int = 64
+    layers: int = 3
+
+    def __post_init__(self) -> None:
+        check_fields(self, 1, 1024, "channels")
+        check_fields(self, 1, 10, "layers")
+
+    @property
+    def least_side(self) -> int:
+        """The smallest side of an image that leaves one logit."""
+        return 3 * 2**self.layers
+
+
+class PatchDiscriminator(nn.Module):
+    """Give each patch a logit, above 0 where it looks real.
+
+    Batch norm and the small first weights are those of pix2pix, as in the official code.
+    (B, 3, H, W) -> (B, 1, H / 2**layers - 2, W / 2**layers - 2)
+    """
+
+    def __init__(self, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
+        net: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1)]
+        for i, (c_in, c_out) in enumerate(pairwise(widths), 1):
+            stride = 2 if i < config.layers else 1
+            net += [nn.LeakyReLU(0.2), nn.Conv2d(c_in, c_out, 4, stride, 1, bias=False)]
+            net += [nn.BatchNorm2d(c_out)]
+        self.net = nn.Sequential(*net, nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        for module in self.net:
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,38 +111,30 @@ def autoencoder_loss(
     own optimiser minimises. All are means over an image's values. The official KL stages sum
     both reconstruction and KL: the ratio, and so the weights' meaning, is the same.
     """
-    x_rec, regular = reconstruct_and_regularise(autoencoder, x, noise)
+    quantizer, decoder = autoencoder.decoder.quantizer, autoencoder.decoder
+    if quantizer is None:
+        posterior = autoencoder.posterior(x)
+        x_rec = decoder(posterior.sample(noise))
+        reg_weight, regular = kl_weight, {"reg_loss": posterior.kl().mean() / x[0].numel()}
+    else:
+        z, codebook_loss, _ = quantizer(autoencoder.moments(x))
+        x_rec, (usage, perplexity) = decoder.render(z), quantizer.usage()
+        reg_weight, regular = codebook_weight, {"reg_loss": codebook_loss}
+        regular |= {"code_usage": usage, "perplexity": perplexity}
     rec_loss, mse = (x - x_rec).abs().mean(), ((x - x_rec) ** 2).mean()
-    fidelity = rec_loss + mse_weight * mse
-    terms = {"rec_loss": rec_loss, "mse": mse}
+    fidelity, terms = rec_loss + mse_weight * mse, {"rec_loss": rec_loss, "mse": mse}
     if perceptual is not None:
         terms["perceptual"] = perceptual(x, x_rec).mean()
         fidelity = fidelity + perceptual_weight * terms["perceptual"]
-    terms |= regular
-    reg_weight = kl_weight if autoencoder.config.regularizer == "kl" else codebook_weight
     loss = fidelity + reg_weight * regular["reg_loss"]
+    terms |= regular
     if discriminator is not None:
-        last = autoencoder.decoder.conv_out.weight
         config = adversarial or AdversarialConfig()
+        last = decoder.conv_out.weight
         game = adversarial_terms(discriminator, x, x_rec, fidelity, last, config, step)
         loss = loss + game["adv_weight"] * game["adv_loss"]
         terms |= game
     return {"loss": loss, **terms}
-
-
-def reconstruct_and_regularise(
-    autoencoder: Autoencoder, x: Tensor, noise: Noise = torch.randn_like
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Images (B, 3, H, W) -> D(E(x)) with a sampled or quantised latent, and `reg_loss`."""
-    quantizer = autoencoder.decoder.quantizer
-    if quantizer is None:
-        posterior = autoencoder.posterior(x)
-        reg_loss = posterior.kl().mean() / x[0].numel()
-        return autoencoder.decoder(posterior.sample(noise)), {"reg_loss": reg_loss}
-    quantized = quantizer(autoencoder.moments(x))
-    usage, perplexity = quantizer.usage()
-    terms = {"reg_loss": quantized.loss, "code_usage": usage, "perplexity": perplexity}
-    return autoencoder.decoder.render(quantized.z), terms
 
 
 def adversarial_terms(
@@ -109,10 +148,10 @@ def adversarial_terms(
 ) -> dict[str, Tensor]:
     """The terms of both players at one step, LDM appendix G, Eq. 25; all scalars.
 
-    `adv_loss` = -mean D(x_rec), for the autoencoder, with its weight `adv_weight` (0 without
-    gradients); `disc_loss`; mean logits `logits_real` and `logits_fake`. All are 0 before the
-    start. fidelity: the reconstruction terms; last: the decoder's last weight. The official code
-    computes the reconstructions again for D, after the autoencoder's step.
+    `adv_loss` = -mean D(x_rec), for the autoencoder, with its weight `adv_weight`; `disc_loss`;
+    mean logits `logits_real` and `logits_fake`. All are 0 before the start. fidelity: the
+    reconstruction terms; last: the decoder's last weight. The official code computes the
+    reconstructions again for D, after the autoencoder's step.
     """
     names = ("adv_loss", "adv_weight", "disc_loss", "logits_real", "logits_fake")
     if step < config.start:
@@ -120,15 +159,12 @@ def adversarial_terms(
     discriminator.requires_grad_(False)  # the autoencoder's turn: no gradient for D
     adv_loss = -at_least_float32(discriminator(x_rec)).mean()
     discriminator.requires_grad_(True)
-    adv_weight = adv_loss.new_zeros(())
-    if fidelity.requires_grad:
-        adaptive = adaptive_weight(fidelity, adv_loss, last, config.limit)
-        adv_weight = config.weight_at(step) * adaptive
+    adaptive = adaptive_weight(fidelity, adv_loss, last, config.limit)
     # The discriminator's turn: no gradient for the autoencoder.
     real, fake = (at_least_float32(discriminator(y)) for y in (x, x_rec.detach()))
-    disc_loss = discriminator_loss(real, fake, config.kind)
-    means = real.mean().detach(), fake.mean().detach()
-    return dict(zip(names, (adv_loss, adv_weight, disc_loss, *means), strict=True))
+    disc_loss, means = discriminator_loss(real, fake, config.kind), (real.mean(), fake.mean())
+    found = (adv_loss, config.weight_at(step) * adaptive, disc_loss, *(m.detach() for m in means))
+    return dict(zip(names, found, strict=True))
 
 
 def adaptive_weight(fidelity: Tensor, adv_loss: Tensor, last: Tensor, limit: float = 1e4) -> Tensor:

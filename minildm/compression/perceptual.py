@@ -128,6 +128,9 @@ class LPIPS(PerceptualDistance):
         super().__init__()
         import lpips  # here: it is slow to import
 
+        if weights_file(VGG_FILE) is None:
+            fetch = "torchvision.models.vgg16(weights='IMAGENET1K_V1') downloads it"
+            raise FileNotFoundError(f"LPIPS requires {VGG_FILE} of torch hub; {fetch}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of torchvision, at lpips' old arguments
             self.net = lpips.LPIPS(net="vgg", verbose=False)
@@ -150,13 +153,8 @@ def perceptual_distance(kind: Literal["auto", "lpips", "offline"] = "auto") -> P
     """
     if kind not in ("auto", "lpips", "offline"):
         raise ValueError(f"kind={kind!r} must be 'auto', 'lpips' or 'offline'")
-    if kind == "offline":
-        return OfflineDistance()
-    if weights_file(VGG_FILE) is not None:
+    if kind == "lpips" or (kind == "auto" and weights_file(VGG_FILE)):
         return LPIPS()
-    if kind == "lpips":
-        fetch = "torchvision.models.vgg16(weights='IMAGENET1K_V1') downloads it"
-        path = Path(torch.hub.get_dir(), "checkpoints", VGG_FILE)
-        raise FileNotFoundError(f"LPIPS needs {path}, which does not exist; {fetch}")
-    announce_once("LPIPS", (VGG_FILE,), OfflineDistance.name)
+    if kind == "auto":
+        announce_once("LPIPS", (VGG_FILE,), OfflineDistance.name)
     return OfflineDistance()

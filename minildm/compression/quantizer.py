@@ -49,10 +49,10 @@ class VectorQuantizer(nn.Module):
 
     commitment: beta, the weight of |z - sg[code]|^2 relative to |sg[z] - code|^2. legacy: beta
     multiplies the other term, as in the released first stages: other gradients, same value. In
-    training, choices are counted over an epoch of `epoch_latents`, and a code that no latent
-    chose for `restart_after` batches moves onto a random latent of the batch. Choices of a code
-    before it moved, and in the batch it moved in, do not count, so restarts do not inflate the
-    usage. Without gradients nothing is counted or moved. Nothing waits for the device.
+    training with gradients, choices are counted over an epoch of `epoch_latents`, and a code that
+    no latent chose for `restart_after` batches moves onto a random latent of the batch. Choices of
+    a code before it moved, and in the batch it moved in, do not count, so restarts do not inflate
+    the usage. Nothing waits for the device.
     (B, c, h, w) -> Quantized
     """
 
@@ -76,7 +76,7 @@ class VectorQuantizer(nn.Module):
         with torch.autocast(place, enabled=False):  # distances need float32
             z = z.to(self.codebook.dtype)
             learning = self.training and torch.is_grad_enabled()
-            if learning and self.restart_after is not None:
+            if learning and self.restart_after:
                 self._restart_dead(z)
             indices = self.nearest(z)
             codes = self.codes(indices)
@@ -109,14 +109,11 @@ class VectorQuantizer(nn.Module):
         """
         return code_usage(torch.where(self.last_counts.any(), self.last_counts, self.counts))
 
-    def restart_all(self) -> None:
-        """Let the next batch of training place every code, if `restart_after` is set."""
-        self.idle.fill_(2**40)
-
-    def forget(self) -> None:
-        """Reset the counters, before another training of a trained codebook."""
-        for counted in (self.counts, self.last_counts, self.idle):
-            counted.zero_()
+    def begin(self, *, place_all: bool) -> None:
+        """Reset the counters; place_all: the first batch of training moves every code."""
+        self.counts.zero_()
+        self.last_counts.zero_()
+        self.idle.fill_(2**40 if place_all else 0)
 
     @torch.no_grad()
     def _count(self, indices: Tensor) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.compression.discriminator import PatchDiscriminator
-from minildm.compression.loss import autoencoder_loss
+from minildm.compression.loss import PatchDiscriminator, autoencoder_loss
 from minildm.compression.perceptual import perceptual_distance
 from minildm.conditioning import CaptionTokenizer, ConditionerConfig, HybridConfig, TextConfig
 from minildm.data import transforms
@@ -88,8 +87,8 @@ def train_autoencoder(
             said = f"restart_dead={experiment.restart_dead} must be 0 with several processes"
             raise ValueError(said)
         quantizer.epoch_latents = len(data) * data[0]["image"][0].numel() // model.f**2
-        quantizer.restart_after = experiment.restart_dead or None
-        quantizer.restart_all() if init is None else quantizer.forget()
+        quantizer.restart_after = experiment.restart_dead
+        quantizer.begin(place_all=init is None)
 
     def loss(batch: Batch, step: int, rng: BatchRandom) -> dict[str, Tensor]:
         return autoencoder_loss(

@@ -1,7 +1,5 @@
 """E and D: sizes, normalisation inside, noise as an argument, the codebook, pixel space."""
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,11 +31,9 @@ def autoencoder() -> Autoencoder:
 def test_latents_are_f_times_smaller(changes: dict, f: int, batch: int, h: int, w: int) -> None:
     model = Autoencoder(tiny_autoencoder_config(**changes))
     x = torch.zeros(batch, 3, f * h, f * w)
-    assert model.f == model.config.f == f
-    posterior = model.posterior(x)
-    assert posterior.mean.shape == posterior.logvar.shape == (batch, 2, h, w)
-    z = model.encode(x)
-    assert z.shape == (batch, 2, h, w)
+    assert model.f == f
+    posterior, z = model.posterior(x), model.encode(x)
+    assert posterior.mean.shape == posterior.logvar.shape == z.shape == (batch, 2, h, w)
     assert model.decode(z).shape == x.shape
 
 
@@ -50,7 +46,6 @@ def test_shift_and_scale_are_inside_the_autoencoder(autoencoder: Autoencoder) ->
     autoencoder.scale.fill_(2.5)
     z = autoencoder.encode(x, sample=False)
     assert torch.allclose(z, (raw - 0.3) / 2.5, atol=1e-6)
-    assert torch.allclose(autoencoder.normalize(raw), z)
     assert torch.allclose(autoencoder.latent(autoencoder.moments(x), sample=False), z)
     assert torch.allclose(autoencoder.decode(z), x_rec, atol=1e-5)
     assert {"shift", "scale"} <= autoencoder.state_dict().keys()
@@ -80,18 +75,17 @@ def test_a_patch_enters_as_channels() -> None:
 
 
 def test_the_decoder_has_one_more_block_a_level() -> None:
-    levels: dict[str, Any] = {"channel_mult": (1, 2, 2), "num_res_blocks": 2, "attn_levels": (2,)}
-    config = tiny_autoencoder_config(mid_attn=True, zero_init=True, **levels)
+    config = tiny_autoencoder_config(
+        channel_mult=(1, 2, 2), num_res_blocks=2, attn_levels=(2,), mid_attn=True
+    )
     for half, blocks, attentions in ((Encoder(config), 3 * 2 + 2, 3), (Decoder(config), 11, 4)):
         kinds = [type(m) for m in half.modules()]
         assert (kinds.count(ResBlock), kinds.count(SelfAttention2d)) == (blocks, attentions)
-        assert all((m.conv2.weight == 0).all() for m in half.modules() if isinstance(m, ResBlock))
 
 
 def test_moments_are_float32_under_autocast(autoencoder: Autoencoder) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert autoencoder.moments(randn(1, 3, 8, 8)).dtype == torch.float32
-    assert autoencoder.bfloat16().moments(randn(1, 3, 8, 8).bfloat16()).dtype == torch.bfloat16
 
 
 @torch.no_grad()
@@ -103,37 +97,34 @@ def test_the_decoder_quantises_first() -> None:
     assert z.unique().numel() == z.numel()  # before quantisation: continuous
     codes = model.decoder.quantizer.codes(model.code_indices(z))
     assert not torch.allclose(z, codes)
-    assert torch.allclose(model.decode(z), model.decode(codes), atol=1e-5)
     assert torch.allclose(model.decode(z), model.decoder.render(codes), atol=1e-5)
 
 
 def test_pixel_space_is_the_identity() -> None:
     model = Autoencoder(AutoencoderConfig(regularizer="identity", z_channels=3))
     x = randn(2, 3, 5, 7)
-    assert model.f == 1
-    assert not list(model.parameters())
+    assert model.f == 1 and not list(model.parameters())
     assert torch.equal(model.encode(x), x)
     assert torch.equal(model.decode(x), x)
 
 
-def test_encode_and_decode_read_no_value(autoencoder: Autoencoder) -> None:
-    """On the meta device there are none: a look at one would wait for a GPU."""
-    for model in (autoencoder.to("meta"), Autoencoder(VQ).to("meta")):
-        x = torch.zeros(2, 3, 8, 12, device="meta")
-        assert model.decode(model.encode(x)).shape == x.shape
+@pytest.mark.parametrize("config", [tiny_autoencoder_config(), VQ], ids=["kl", "vq"])
+def test_encode_and_decode_read_no_value(config: AutoencoderConfig) -> None:
+    """On the meta device there are none: reading one would wait for a GPU."""
+    x = torch.zeros(2, 3, 8, 12, device="meta")
+    model = Autoencoder(config).to("meta")
+    assert model.decode(model.encode(x)).shape == x.shape
 
 
-def test_images_that_do_not_fit_and_absent_posteriors_are_refused(
-    autoencoder: Autoencoder,
-) -> None:
+def test_images_that_do_not_fit_and_absent_posteriors_are_refused() -> None:
     with pytest.raises(ValueError, match="x is 7 x 8 pixels; both sides must be multiples of f=2"):
-        autoencoder.encode(torch.zeros(1, 3, 7, 8))
+        Autoencoder(VQ).encode(torch.zeros(1, 3, 7, 8))
     with pytest.raises(ValueError, match="'vq' has no posterior"):
         Autoencoder(VQ).posterior(torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"regularizer": "vae"}, "regularizer='vae' must be 'kl', 'vq' or 'identity'"),
         ({"z_channels": 0}, r"z_channels=0 must lie in 1\.\."),
@@ -144,10 +135,9 @@ def test_images_that_do_not_fit_and_absent_posteriors_are_refused(
         ({"attn_levels": (2,)}, "attn_levels"),
         ({"regularizer": "vq"}, "codebook_size=None, regularizer='vq'"),
         ({"regularizer": "vq", "codebook_size": 10**9}, "codebook_size=1000000000 must lie in"),
-        ({"codebook_size": 8}, "codebook_size=8, regularizer='kl'"),
         ({"regularizer": "identity"}, "z_channels=2 must be in_channels=3"),
     ],
 )
-def test_configs_that_cannot_be_built_are_refused(changes: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_configs_that_cannot_be_built_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         tiny_autoencoder_config(**changes)

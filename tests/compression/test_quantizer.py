@@ -7,6 +7,7 @@ import pytest
 import torch
 from einops import rearrange
 from helpers import randn
+from scipy import stats
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
@@ -23,25 +24,14 @@ def test_kl_is_that_of_torch_distributions(spread: float) -> None:
     ours = DiagonalGaussian.from_moments(spread * randn(3, 8, 2, 5, dtype=F64))
     q = Independent(Normal(ours.mean, (0.5 * ours.logvar).exp()), 3)
     p = Independent(Normal(torch.zeros_like(ours.mean), torch.ones_like(ours.mean)), 3)
-    assert ours.kl().shape == (3,)
     assert torch.allclose(ours.kl(), kl_divergence(q, p), rtol=1e-10)
 
 
 def test_moments_are_mean_then_log_variance_within_bounds() -> None:
     moments = torch.tensor([-100.0, 100.0, -100.0, 100.0]).view(1, 4, 1, 1)
     posterior = DiagonalGaussian.from_moments(moments)
-    assert posterior.mean.flatten().tolist() == [-100.0, 100.0]
+    assert posterior.mode().flatten().tolist() == [-100.0, 100.0]
     assert posterior.logvar.flatten().tolist() == [-30.0, 20.0]
-    assert DiagonalGaussian.from_moments(1e4 * moments).kl().isfinite().all()
-
-
-def test_a_sample_is_mean_plus_std_times_the_given_noise() -> None:
-    posterior = DiagonalGaussian.from_moments(randn(2, 6, 4, 4))
-    eps = randn(2, 3, 4, 4, seed=1)
-    expected = posterior.mean + posterior.logvar.exp().sqrt() * eps
-    assert torch.allclose(posterior.sample(lambda like: eps), expected)
-    assert torch.equal(posterior.sample(torch.zeros_like), posterior.mean)
-    assert torch.equal(posterior.mode(), posterior.mean)
 
 
 # --- VQ ---
@@ -114,36 +104,25 @@ def test_usage_is_counted_over_an_epoch() -> None:
     made = quantizer().train()
     made.epoch_latents = 48  # two batches of 24
     batches = [randn(1, 3, 4, 6, seed=seed, dtype=F64) for seed in range(4)]
-    counts = [
-        by_hand(z, made.codebook.detach())[1].flatten().bincount(minlength=7) for z in batches
-    ]
-    made(batches[0])
-    assert made.usage() == code_usage(counts[0])  # the part seen so far
-    made(batches[1])
-    assert made.usage() == code_usage(counts[0] + counts[1])
-    made(batches[2])  # the second epoch has begun
-    assert made.usage() == code_usage(counts[0] + counts[1])
-    made(batches[3])
-    made(batches[0])
-    assert made.usage() == code_usage(counts[2] + counts[3])
-    made.forget()
+    chosen = [by_hand(z, made.codebook.detach())[1].flatten() for z in batches]
+    counts = [indices.bincount(minlength=7) for indices in chosen]
+    expected = [counts[0], *[counts[0] + counts[1]] * 3, counts[2] + counts[3]]
+    for z, total in zip([*batches, batches[0]], expected, strict=True):
+        made(z)
+        assert made.usage() == code_usage(total)  # of the last whole epoch, or of the first so far
+    made.begin(place_all=False)
     assert not any(value.any() for value in (made.counts, made.last_counts, made.idle))
 
 
-def test_perplexity_and_share_of_known_counts() -> None:
-    share, perplexity = code_usage(torch.tensor([5, 5, 5, 5]))
-    assert (share, perplexity.item()) == (1, pytest.approx(4))
-    share, perplexity = code_usage(torch.tensor([9, 0, 0, 0]))
-    assert (share, perplexity.item()) == (0.25, pytest.approx(1))
-    share, perplexity = code_usage(torch.tensor([1, 3]))
-    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    assert (share, perplexity.item()) == (1, pytest.approx(math.exp(entropy)))
+def test_perplexity_is_the_exponential_of_scipys_entropy() -> None:
+    share, perplexity = code_usage(torch.tensor([1, 3, 0, 0]))
+    assert (share, perplexity.item()) == (0.5, pytest.approx(math.exp(stats.entropy([1, 3]))))
 
 
 def test_dead_codes_move_onto_latents() -> None:
     made = VectorQuantizer(16, 3).double().train()
     made.restart_after = 3
-    made.restart_all()
+    made.begin(place_all=True)
     z = randn(2, 3, 4, 4, dtype=F64)
     points = rearrange(z, "b c h w -> (b h w) c")
     made(z)
@@ -153,40 +132,30 @@ def test_dead_codes_move_onto_latents() -> None:
     for _ in range(3):
         assert (made.codebook[5] == 100.0).all()
         made(z)
-    kept = made.codebook.detach().clone()
+    used, kept = made.nearest(z).unique(), made.codebook.detach().clone()
     made(z)
     assert (points == made.codebook[5]).all(1).any()
-    alive = {i for i in range(16) if (made.codebook[i] == kept[i]).all()}
-    assert set(made.nearest(z).flatten().tolist()) & alive  # those in use stayed
+    assert torch.equal(made.codebook[used], kept[used])
 
 
 def test_restarts_do_not_count_as_usage() -> None:
     """Few latents, many codes: a code that moves onto a latent is chosen at once."""
     made = VectorQuantizer(64, 3).double().train()
     made.restart_after = 1
-    made.restart_all()
+    made.begin(place_all=True)
     z = randn(1, 3, 2, 2, dtype=F64)  # four latents, always the same
     for _ in range(20):
         made(z)
     usage, perplexity = made.usage()
-    assert usage * 64 <= 4
-    assert perplexity <= 4 + 1e-9
+    assert usage * 64 <= 4 and perplexity <= 4 + 1e-9
 
 
 @pytest.mark.parametrize("mode", ["evaluation", "no gradients"])
 def test_outside_training_nothing_is_counted_or_moved(mode: str) -> None:
     made = quantizer(8).train(mode == "no gradients")
     made.restart_after = 1
-    made.restart_all()
+    made.begin(place_all=True)
     before = {name: value.clone() for name, value in made.state_dict().items()}
     with torch.set_grad_enabled(mode == "evaluation"):
         made(randn(2, 3, 4, 4, dtype=F64))
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
-
-
-def test_training_reads_no_value() -> None:
-    """On the meta device there are none: a look at one would wait for a GPU."""
-    made = VectorQuantizer(8, 3).to("meta").train()
-    made.epoch_latents, made.restart_after = 10, 1
-    found = made(torch.zeros(2, 3, 4, 4, device="meta"))
-    assert found.loss.shape == made.usage()[0].shape == ()

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.compression.discriminator import DiscriminatorConfig
-from minildm.compression.loss import AdversarialConfig
+from minildm.compression.loss import AdversarialConfig, DiscriminatorConfig
 from minildm.conditioning import ClassConfig
 from minildm.layers import BatchRandom
 from minildm.training import loop, stages
