@@ -49,10 +49,9 @@ class TinyImages(ImageDataset):
             name="tiny",
             labels=labels,
             classes=CLASSES,
-            group_ids=(labels > 0).long(),
             groups=("warm", "cold"),
             styles=("flat",),
-            captions=[CLASSES[label] for label in labels],
+            columns={"group": (labels > 0).long()},
         )
 
 

@@ -4,8 +4,10 @@ import hashlib
 import io
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,108 +17,70 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minildm.data.dataset import (
-    ImageDataset,
-    cached,
-    check_choice,
-    check_choices,
-    check_range,
-    square,
-    to_tensor,
-)
+from minildm.conditioning import look_up
+from minildm.data.dataset import ImageDataset, cached, square, to_tensor
 from minildm.files import data_dir
+from minildm.layers import check_fields
 
 STYLES = ("noto", "twemoji", "fluent", "fluent3d", "blob")
-SPLITS, SIZES = ("train", "val", "all", "unpaired"), (32, 64, 128)
 VAL_SHARE, SALT = 0.11, 28  # of forty salts, the one with the most even shares
 MIN_COUNT = 10  # emoji of a default class, over both splits and all styles
 
 
-class EmojiFile(NamedTuple):
-    """Content of emoji.npz: N drawings of some 1,600 emoji."""
+class Drawing(NamedTuple):
+    """One emoji in one style."""
 
-    blob: bytes  # all WebP files, concatenated
-    offsets: np.ndarray  # (N + 1,) where they begin
-    emoji: np.ndarray  # (N,) index into `rows`
-    style: np.ndarray  # (N,) index into STYLES
-    rows: list[dict[str, Any]]  # hexcode, name, group, subgroup, tags, caption, family
-    groups: dict[str, list[str]]  # each group's subgroups, in the file's order
-    sha256: str  # of the file
+    emoji: dict[str, Any]  # hexcode, name, group, subgroup, tags, caption, family
+    style: int  # index into STYLES
+    webp: bytes
 
-    def rgba(self, index: int) -> Image.Image:
-        """Drawing `index`, 128 x 128, RGBA."""
-        start, stop = self.offsets[index : index + 2]
-        return Image.open(io.BytesIO(self.blob[start:stop])).convert("RGBA")
-
-
-def read_emoji() -> EmojiFile:
-    """Read data/emoji/emoji.npz once.
-
-    Raises FileNotFoundError if it is missing, ValueError if it is damaged.
-    """
-    return _read(data_dir() / "emoji/emoji.npz")
+    def rgba(self) -> Image.Image:
+        """The drawing, 128 x 128, RGBA."""
+        return Image.open(io.BytesIO(self.webp)).convert("RGBA")
 
 
 @lru_cache(maxsize=2)
-def _read(path: Path) -> EmojiFile:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; `python data/emoji/build.py` makes it")
-    content = path.read_bytes()
+def read_emoji(folder: Path) -> tuple[Drawing, ...]:
+    """Read the drawings in emoji/emoji.npz of the data folder, once, style after style.
+
+    Raises FileNotFoundError if the file is missing, ValueError if it is damaged.
+    """
+    path = folder / "emoji/emoji.npz"
+    content = io.BytesIO(path.read_bytes())
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            meta = json.loads(arrays["meta"].tobytes())
-            return EmojiFile(
-                blob=arrays["blob"].tobytes(),
-                offsets=arrays["offsets"],
-                emoji=arrays["emoji"].astype(np.int64),
-                style=arrays["style"].astype(np.int64),
-                rows=meta["emoji"],
-                groups=meta["groups"],
-                sha256=hashlib.sha256(content).hexdigest(),
-            )
+        with np.load(content) as arrays:
+            emoji, blob = json.loads(arrays["meta"].tobytes())["emoji"], arrays["blob"].tobytes()
+            number, style, offsets = (arrays[key].tolist() for key in ("emoji", "style", "offsets"))
+        webp = [blob[start:stop] for start, stop in pairwise(offsets)]
+        return tuple(map(Drawing, [emoji[i] for i in number], style, webp))
     except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: damaged, or not the emoji file: {error}") from error
 
 
 def load_rgba(hexcode: str, style: str = "noto") -> Image.Image:
-    """The drawing of "1F34E" in a style, 128 x 128, RGBA; FE0F and case are ignored.
-
-    Raises ValueError for an unknown style, and where the style has no such drawing.
-    """
-    check_choice("style", style, STYLES)
-    file, wanted = read_emoji(), _plain(hexcode)
-    number = next((i for i, row in enumerate(file.rows) if _plain(row["hexcode"]) == wanted), -1)
-    found = {STYLES[file.style[i]]: int(i) for i in np.flatnonzero(file.emoji == number)}
-    if style not in found:
-        others = ", ".join(found) or "none"
-        raise ValueError(f"hexcode={hexcode!r} has no drawing in style {style!r}; it has: {others}")
-    return file.rgba(found[style])
+    """The drawing of "1F34E" in a style, 128 x 128, RGBA; ValueError if it does not exist."""
+    style_id = look_up(style, STYLES, "style")
+    for drawing in read_emoji(data_dir()):
+        if drawing.style == style_id and drawing.emoji["hexcode"] == hexcode:
+            return drawing.rgba()
+    raise ValueError(f"hexcode={hexcode!r} has no drawing in style {style!r}")
 
 
-def _plain(hexcode: str) -> str:
-    return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
-
-
-def validation_families(file: EmojiFile) -> frozenset[str]:
+def validation_families(drawings: Sequence[Drawing]) -> set[str]:
     """The held-out families: VAL_SHARE of each subgroup, at least one, the first by their hash.
 
     A family is a code point without gender, skin tone and hair: man, woman and person of a role
     are in the same split, in every style.
     """
-    subgroup_of = {row["family"]: row["subgroup"] for row in reversed(file.rows)}
-    families: dict[str, list[str]] = {}
-    for family in sorted(
-        subgroup_of, key=lambda f: hashlib.sha256(f"{SALT} {f}".encode()).digest()
-    ):
-        families.setdefault(subgroup_of[family], []).append(family)
-    counts = {name: max(1, round(VAL_SHARE * len(found))) for name, found in families.items()}
-    return frozenset(key for name, found in families.items() for key in found[: counts[name]])
-
-
-def decode(file: EmojiFile, size: int, drawings: list[int]) -> Tensor:
-    """Some drawings over white: (N, 3, size, size) uint8."""
-    bar = tqdm(drawings, desc="decoding the emoji", delay=2)
-    return torch.stack([to_tensor(square(file.rgba(i), size)) for i in bar])
+    subgroup_of = {d.emoji["family"]: d.emoji["subgroup"] for d in reversed(drawings)}
+    order = sorted(subgroup_of, key=lambda f: hashlib.sha256(f"{SALT} {f}".encode()).digest())
+    left = {name: max(1, round(VAL_SHARE * n)) for name, n in Counter(subgroup_of.values()).items()}
+    held_out = set()
+    for family in order:
+        if left[subgroup_of[family]]:
+            left[subgroup_of[family]] -= 1
+            held_out.add(family)
+    return held_out
 
 
 class EmojiDataset(ImageDataset):
@@ -142,68 +106,59 @@ class EmojiDataset(ImageDataset):
         subgroups: Sequence[str] | None = None,
         unpaired: int = 0,
     ) -> None:
-        check_choice("split", split, SPLITS)
-        check_choice("size", size, SIZES)
-        check_range("unpaired", unpaired, int(split == "unpaired"), 10_000)
-        file = read_emoji()
-        kept = STYLES if styles is None else check_choices("styles", styles, STYLES)
-        classes, groups = _classes(file, subgroups), tuple(file.groups)
-        drawings = _select(file, split, kept, classes, unpaired)
-        rows = [file.rows[i] for i in file.emoji[drawings]]
-        what = f"{file.sha256} {size} {drawings.tolist()}"
-        key = f"emoji-{hashlib.sha256(what.encode()).hexdigest()[:24]}"
-        self.split, self.size = split, size
-        self.hexcodes: list[str] = [row["hexcode"] for row in rows]
+        look_up(split, ("train", "val", "all", "unpaired"), "split")
+        look_up(str(size), ("32", "64", "128"), "size")
+        self.split, self.size, self.unpaired = split, size, unpaired
+        check_fields(self, int(split == "unpaired"), 10_000, "unpaired")
+        drawings = read_emoji(data_dir())
+        emoji = {d.emoji["hexcode"]: d.emoji for d in drawings}.values()
+        groups = list(dict.fromkeys(e["group"] for e in emoji))
+        counts = Counter(e["subgroup"] for e in emoji)
+        common = {e["subgroup"] for e in emoji if e["group"] != "symbols"}
+        default = [name for name, n in counts.items() if name in common and n >= MIN_COUNT]
+        classes = list(dict.fromkeys(subgroups or default))
+        for name in classes:
+            look_up(name, list(counts), "subgroups")
+        style_ids = [look_up(style, STYLES, "styles") for style in styles or STYLES]
+        held_out = validation_families(drawings)
+
+        def selected(d: Drawing) -> bool:
+            held = d.emoji["family"] in held_out
+            if d.emoji["subgroup"] not in classes or d.style not in style_ids:
+                return False
+            if split in ("all", "val"):
+                return held or split == "all"
+            unseen = d.style == lacking(d.emoji["hexcode"], unpaired)
+            return not held and unseen == (split == "unpaired")
+
+        kept = [d for d in drawings if selected(d)]
+        if not kept:
+            raise ValueError(f"no emoji of {', '.join(classes)} in these styles, split {split!r}")
+        key = hashlib.sha256(b"".join(d.webp for d in kept)).hexdigest()[:24]
+        self.hexcodes: list[str] = [d.emoji["hexcode"] for d in kept]
         super().__init__(
-            partial(cached, key, partial(decode, file, size, drawings.tolist())),
+            partial(cached, f"emoji-{size}-{key}", partial(decode, kept, size)),
             name=f"emoji-{split}",
-            labels=torch.tensor([classes.index(row["subgroup"]) for row in rows]),
+            labels=torch.tensor([classes.index(d.emoji["subgroup"]) for d in kept]),
             classes=classes,
-            group_ids=torch.tensor([groups.index(row["group"]) for row in rows]),
             groups=groups,
-            style_ids=torch.from_numpy(file.style[drawings]),
             styles=STYLES,
-            captions=[row["caption"] for row in rows],
-            columns={"hexcode": self.hexcodes},
+            columns={
+                "group": torch.tensor([groups.index(d.emoji["group"]) for d in kept]),
+                "style": torch.tensor([d.style for d in kept]),
+                "caption": [d.emoji["caption"] for d in kept],
+                "hexcode": self.hexcodes,
+            },
         )
 
-    def label_of(self, subgroup: str) -> int:
-        """The label of a class: `ds.label_of("food-fruit")`."""
-        check_choice("subgroup", subgroup, self.classes)
-        return self.classes.index(subgroup)
 
-
-def _classes(file: EmojiFile, subgroups: Sequence[str] | None) -> tuple[str, ...]:
-    """The given subgroups, else those outside "symbols" with at least MIN_COUNT emoji."""
-    if subgroups is not None:
-        every = [name for names in file.groups.values() for name in names]
-        return check_choices("subgroups", subgroups, every)
-    found = [row["subgroup"] for row in file.rows]
-    default = [n for group, names in file.groups.items() if group != "symbols" for n in names]
-    return tuple(name for name in default if found.count(name) >= MIN_COUNT)
-
-
-def _select(
-    file: EmojiFile, split: str, styles: Sequence[str], classes: Sequence[str], unpaired: int
-) -> np.ndarray:
-    """The drawings of a split, as indices into the file."""
-    held_out = validation_families(file)
-    wanted = [
-        row["subgroup"] in classes
-        and (split == "all" or (split == "val") == (row["family"] in held_out))
-        for row in file.rows
-    ]
-    kept = np.isin(file.style, [STYLES.index(style) for style in styles])
-    if unpaired and split in ("train", "unpaired"):
-        lacks = np.array([_left_out(row["hexcode"], unpaired) for row in file.rows])
-        kept &= (lacks[file.emoji] == file.style) == (split == "unpaired")
-    drawings = np.flatnonzero(np.array(wanted)[file.emoji] & kept)
-    if not len(drawings):
-        raise ValueError(f"no emoji of {', '.join(classes)} in {', '.join(styles)}, {split}")
-    return drawings
-
-
-def _left_out(hexcode: str, unpaired: int) -> int:
+def lacking(hexcode: str, unpaired: int) -> int:
     """The style that an emoji lacks in training, from a hash of its code point; -1: none."""
     number = int.from_bytes(hashlib.sha256(f"unpaired {hexcode}".encode()).digest()[:8])
-    return number // unpaired % len(STYLES) if number % unpaired == 0 else -1
+    return number // unpaired % len(STYLES) if unpaired and number % unpaired == 0 else -1
+
+
+def decode(drawings: Sequence[Drawing], size: int) -> Tensor:
+    """Drawings over white: (N, 3, size, size) uint8."""
+    bar = tqdm(drawings, desc="decoding the emoji", delay=2)
+    return torch.stack([to_tensor(square(d.rgba(), size)) for d in bar])

@@ -12,23 +12,22 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minildm.data.dataset import ImageDataset, check_choice, check_range, square, to_tensor
+from minildm.conditioning import look_up
+from minildm.data.dataset import ImageDataset, square, to_tensor
+from minildm.layers import check_fields
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TORCHVISION_SETS = ("CIFAR10", "CelebA", "Flowers102", "ImageNet")
-IMAGENET_FETCH = "put ILSVRC2012_devkit_t12.tar.gz and ILSVRC2012_img_*.tar of image-net.org there"
 
 
 class ImageFolder(ImageDataset):
-    """A folder of images, decoded into memory. Its subfolders are the classes; without any it is
-    one class itself.
+    """A folder of images, decoded into memory; its subfolders are the classes, if it has any.
 
     `split` is "train", "val" or "all"; a hash of a file's name below `root` puts about
     `val_fraction` of the files into "val", so adding files moves no other. Subfolders are
     searched to any depth; names starting with a dot or two underscores are skipped. Items have
-    the relative name as `file`. Raises FileNotFoundError for a missing folder; ValueError for a
-    folder without images, files next to class folders, an empty split, a file that cannot be
-    decoded and a bad argument.
+    the relative name as `file`. Raises ValueError for a missing or empty folder, files next to
+    class folders, an empty split, a file that cannot be decoded and a bad argument.
     """
 
     def __init__(
@@ -39,22 +38,24 @@ class ImageFolder(ImageDataset):
         split: str = "train",
         val_fraction: float = 0.1,
     ) -> None:
-        check_choice("split", split, ("train", "val", "all"))
-        check_range("val_fraction", val_fraction, 0, 1)
+        look_up(split, ("train", "val", "all"), "split")
+        self.size, self.val_fraction = size, val_fraction
+        check_fields(self, 1, 4096, "size")
+        check_fields(self, 0, 1, "val_fraction")
         root = Path(root).expanduser().resolve()
         files = find_images(root)
-        classes = sorted({name.partition("/")[0] if "/" in name else root.name for name in files})
+        folders = {name: name.partition("/")[0] if "/" in name else root.name for name in files}
+        classes = sorted(set(folders.values()))
         kept = [n for n in files if split in ("all", split_of(n, val_fraction))]
         if not kept:
             raise ValueError(
                 f"split={split!r} of {root} is empty ({len(files)} images in all): "
                 f"change val_fraction={val_fraction}, or take split='all'"
             )
-        labels = [classes.index(name.partition("/")[0]) if "/" in name else 0 for name in kept]
         super().__init__(
             decode_all(lambda i: read_square(files[kept[i]], size), len(kept), size),
             name=f"{root.name}-{split}",
-            labels=torch.tensor(labels),
+            labels=torch.tensor([classes.index(folders[name]) for name in kept]),
             classes=classes,
             columns={"file": kept},
         )
@@ -62,8 +63,6 @@ class ImageFolder(ImageDataset):
 
 def find_images(root: Path) -> dict[str, Path]:
     """Every image below `root` by its relative name: slashes, accents as one character."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"root={str(root)!r} is not a folder")
     found = {}
     for path in sorted(root.rglob("*")):
         name = unicodedata.normalize("NFC", path.relative_to(root).as_posix())
@@ -86,15 +85,11 @@ def split_of(name: str, val_fraction: float) -> str:
 
 def decode_all(read: Callable[[int], Image.Image], n: int, size: int) -> Tensor:
     """Read n images in threads: (n, 3, size, size) uint8."""
-    check_range("size", size, 1, 4096)
     images = torch.empty(n, 3, size, size, dtype=torch.uint8)
-
-    def fill(i: int) -> None:
-        images[i] = to_tensor(read(i))
-
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for _ in tqdm(threads.map(fill, range(n)), desc="decoding", total=n, delay=2):
-            pass
+        decoded = threads.map(read, range(n))
+        for i, image in enumerate(tqdm(decoded, desc="decoding", total=n, delay=2)):
+            images[i] = to_tensor(image)
     return images
 
 
@@ -122,27 +117,20 @@ def torchvision_set(
 
     `split` is "train" or "val" (CIFAR10: its test images). `download=True` fetches what is
     missing, except ImageNet, which requires an account. CelebA is one class, "face". Raises
-    FileNotFoundError, with what to do, if the set is missing; ValueError for a bad argument.
+    ValueError for a bad argument, and torchvision's RuntimeError if the set is missing.
     """
-    check_choice("name", name, TORCHVISION_SETS)
-    check_choice("split", split, ("train", "val"))
+    look_up(name, TORCHVISION_SETS, "name")
+    look_up(split, ("train", "val"), "split")
     from torchvision import datasets  # slow to import
 
-    root = Path(root).expanduser()
     options = {} if name == "ImageNet" else {"download": download}
     part = {"CIFAR10": split == "train", "CelebA": split.replace("val", "valid")}.get(name, split)
-    try:
-        source = getattr(datasets, name)(root, part, **options)
-    except (RuntimeError, FileNotFoundError) as error:
-        how = IMAGENET_FETCH if name == "ImageNet" else "pass download=True to fetch it"
-        raise FileNotFoundError(f"no {name} in root={str(root)!r}: {how} ({error})") from error
+    source = getattr(datasets, name)(Path(root).expanduser(), part, **options)
     labels = source._labels if name == "Flowers102" else getattr(source, "targets", None)
     classes = ["face"] if name == "CelebA" else source.classes
-    if name == "ImageNet":
-        classes = [names[0] for names in classes]
     return ImageDataset(
         decode_all(lambda i: square(source[i][0], size), len(source), size),
         name=f"{name}-{split}",
-        labels=None if name == "CelebA" else torch.tensor(labels),
-        classes=classes,
+        labels=None if labels is None else torch.tensor(labels),
+        classes=[names[0] for names in classes] if name == "ImageNet" else classes,
     )

@@ -21,8 +21,7 @@ def encode_dataset(autoencoder: Autoencoder, data: ImageDataset, precision: str 
     """Moments of every image and of its mirror image: (N, 2, c', h, w) float32 on the CPU.
 
     Cached under the data's fingerprint, the encoder's hash and the precision ("fp32", "bf16",
-    "fp16"). Raises ValueError for images that are not finite, are outside [-1, 1], or have sides
-    that f does not divide.
+    "fp16"). Raises ValueError for images that are not finite or are outside [-1, 1].
     """
     key = f"{data.fingerprint}-{fingerprint(autoencoder.encoder)}-{precision}"
     name = f"latents-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
@@ -37,24 +36,15 @@ def _encode(autoencoder: Autoencoder, data: ImageDataset, precision: str) -> Ten
     autoencoder.eval()  # no dropout
     parts = []
     for start in tqdm(range(0, len(data), BATCH), desc="encode", delay=2, unit="batch"):
-        stop = min(start + BATCH, len(data))
-        x = torch.stack([data[i]["image"] for i in range(start, stop)])
-        _check(x, f"images {start} to {stop - 1} of {data.name!r}", autoencoder.f)
-        x = x.to(device)
+        rows = range(start, min(start + BATCH, len(data)))
+        x = torch.stack([data[i]["image"] for i in rows]).to(device)
+        if not x.abs().max() <= 1.001:  # also for NaN
+            raise ValueError(f"images of {data.name!r} must be finite and in [-1, 1]")
         with mixed:
             both = [autoencoder.moments(side).float() for side in (x, x.flip(-1))]
         parts.append(torch.stack(both, dim=1).cpu())  # (B, 2, c', h, w)
     autoencoder.train(was_training)
     return torch.cat(parts)
-
-
-def _check(x: Tensor, name: str, f: int) -> None:
-    """Raise ValueError unless x is finite, in [-1, 1] and of sides that f divides."""
-    low, high = (bound.item() for bound in x.aminmax())
-    if not (low >= -1.001 and high <= 1.001):  # also for NaN
-        raise ValueError(f"{name} must be finite and in [-1, 1], got {low:.4g} to {high:.4g}")
-    if x.shape[-2] % f or x.shape[-1] % f:
-        raise ValueError(f"{name}: sides {tuple(x.shape[-2:])} must be multiples of f={f}")
 
 
 def measure_scale(autoencoder: Autoencoder, data: ImageDataset, precision: str = "fp32") -> float:
@@ -73,15 +63,13 @@ def measure_scale(autoencoder: Autoencoder, data: ImageDataset, precision: str =
 class LatentDataset(Dataset[dict[str, Any]]):
     """The items of `data` with `moments` (2, c', h, w) in place of `image`.
 
-    keep: painted entries that a task needs nevertheless, "image" (3, H, W) or "semantic" (H, W);
-    they are kept as uint8. Raises ValueError where the items have no such entry.
+    keep: entries that a task needs nevertheless, "image" (3, H, W) or "semantic" (H, W), as uint8.
     """
 
     def __init__(self, data: ImageDataset, moments: Tensor, keep: Sequence[str] = ()) -> None:
-        if len(data) != len(moments):
-            raise ValueError(f"data has {len(data)} images, moments {len(moments)}")
         self.data, self.moments = data, moments
-        self.kept = {key: data.column(key) for key in keep}
+        whole = {"image": "images", "semantic": "maps"}
+        self.kept = {key: getattr(data, whole[key]) for key in keep}
 
     def __len__(self) -> int:
         return len(self.moments)

@@ -2,24 +2,22 @@
 
 import csv
 import hashlib
-from functools import lru_cache, partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from minildm.data.dataset import ImageDataset, check_choice, check_range, to_tensor
+from minildm.conditioning import look_up
+from minildm.data.dataset import ImageDataset, to_tensor
 from minildm.files import data_dir
+from minildm.layers import check_fields
 
-SPLITS = ("train", "val", "all")
 CROPS = {"train": 24, "val": 8, "all": 8}  # of each photograph, by default
 EDGE, MIN_DETAIL = 14, 0.05  # grey values; share of edges: below, a bare sky, a blurred background
 TRIES = 12  # at a crop with detail; then the best of them is taken
-
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 class Photo(NamedTuple):
@@ -38,46 +36,35 @@ class Photo(NamedTuple):
     @property
     def name(self) -> str:
         """The file's name without its ending."""
-        return Path(self.file).stem
+        return self.file.removesuffix(".webp")
 
 
-def photo_table(split: str = "all") -> tuple[Photo, ...]:
+def photo_table(split: str = "all") -> list[Photo]:
     """The photographs of a split, "train", "val" or "all", by name; no image is opened.
 
-    Raises FileNotFoundError if the table is missing, ValueError if it is damaged.
+    Raises ValueError for another split.
     """
-    check_choice("split", split, SPLITS)
-    path = data_dir() / "photos/photos.csv"
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [Photo(**row) for row in csv.DictReader(file)]
-        rows = [row._replace(width=int(row.width), height=int(row.height)) for row in rows]
-    except (ValueError, TypeError, csv.Error) as error:
-        raise ValueError(f"{path}: damaged, or not the table of photographs: {error}") from error
-    return tuple(row for row in rows if split in ("all", row.split))
+    look_up(split, list(CROPS), "split")
+    with (data_dir() / "photos/photos.csv").open(newline="", encoding="utf-8") as file:
+        rows = [Photo(**row) for row in csv.DictReader(file)]
+    rows = [row._replace(width=int(row.width), height=int(row.height)) for row in rows]
+    return [row for row in rows if split in ("all", row.split)]
+
+
+def open_photo(name: str) -> Image.Image:
+    """A whole photograph, "koala", in RGB. Raises ValueError for an unknown name."""
+    look_up(name, [row.name for row in photo_table()], "name")
+    with Image.open(data_dir() / f"photos/pictures/{name}.webp") as image:
+        return image.convert("RGB")
 
 
 def load_photo(name: str) -> Tensor:
-    """A whole photograph, "koala" or "koala.webp": (3, H, W) uint8, both sides multiples of 32.
-
-    Raises ValueError for an unknown name and for a damaged file.
-    """
-    name = name.removesuffix(".webp")
-    check_choice("name", name, [row.name for row in photo_table()])
-    return to_tensor(_decoded(data_dir() / f"photos/pictures/{name}.webp"))
+    """`open_photo` as a tensor (3, H, W) uint8, both sides multiples of 32."""
+    return to_tensor(open_photo(name))
 
 
-@lru_cache(maxsize=256)
-def _decoded(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: missing, damaged, or not an image: {error}") from error
-
-
-def crop_box(key: str, width: int, height: int, size: int) -> Box:
-    """The square crop that belongs to `key`, in whole pixels.
+def crop_box(key: str, width: int, height: int, size: int) -> tuple[int, int, int, int]:
+    """The square crop that belongs to `key`: left, top, right, bottom in whole pixels.
 
     Its side is log-uniform from `size` to the image's shorter side. The key's hash is the only
     randomness, so the crop is the same everywhere, in any order.
@@ -97,15 +84,14 @@ def detail(image: Image.Image) -> float:
     return sum(int(pair.sum()) for pair in pairs) / sum(pair.size for pair in pairs)
 
 
-def cut(row: Photo, k: int, size: int) -> tuple[Box, Image.Image]:
-    """Crop k of a photograph, the first with enough detail: its box, and its size x size pixels.
+def cut(photo: Image.Image, key: str, size: int) -> tuple[tuple[int, ...], Image.Image]:
+    """The first crop of `key` with enough detail: its box, and its size x size pixels.
 
     Lanczos sees beyond the box: the crop is cut from the whole photograph, reduced.
     """
-    photo = _decoded(data_dir() / "photos/pictures" / row.file)
     found = []
     for attempt in range(TRIES):
-        box = crop_box(f"{row.file} {k} {size} {attempt}", row.width, row.height, size)
+        box = crop_box(f"{key} {size} {attempt}", *photo.size, size)
         image = photo.resize((size, size), Image.Resampling.LANCZOS, box=box)
         found.append((detail(image), box, image))
         if found[-1][0] >= MIN_DETAIL:
@@ -113,17 +99,12 @@ def cut(row: Photo, k: int, size: int) -> tuple[Box, Image.Image]:
     return max(found, key=lambda one: one[:2])[1:]
 
 
-def _images(rows: tuple[Photo, ...], crops: int, size: int) -> Tensor:
-    return torch.stack([to_tensor(cut(row, k, size)[1]) for row in rows for k in range(crops)])
-
-
 class PhotoDataset(ImageDataset):
     """Square crops of the photographs of one split, `crops` of each, photograph after photograph.
 
     Crop k of a photograph is fixed by its file's name, k and the size. A crop is reduced to
-    `size` or kept, never enlarged; photographs with a side below `size` are left out. There is
-    one class, group and style; the caption is the title. `photographs` holds the rows used,
-    `photo_ids` (N,) int64 the photograph of each crop.
+    `size` or kept, never enlarged; photographs with a side below `size` are left out. The caption
+    is the title. `photographs`: the rows used; `photo_ids` (N,) int64: each crop's photograph.
 
     split: "train", "val" or "all", by photograph. size: at least 8. crops: default: 24 in
     training, else 8. Raises ValueError for other values.
@@ -131,18 +112,19 @@ class PhotoDataset(ImageDataset):
 
     def __init__(self, split: str = "train", size: int = 64, *, crops: int | None = None) -> None:
         rows = photo_table(split)
-        crops = CROPS[split] if crops is None else crops
-        largest = max((min(row.width, row.height) for row in rows), default=0)
-        check_range("size", size, 8, largest)  # crops are never enlarged
-        check_range("crops", crops, 1, 10_000)
-        self.size, self.crops = size, crops
-        self.photographs = tuple(row for row in rows if min(row.width, row.height) >= size)
-        self.photo_ids = torch.arange(len(self.photographs)).repeat_interleave(crops)
+        self.size, self.crops = size, CROPS[split] if crops is None else crops
+        check_fields(self, 8, max(min(row.width, row.height) for row in rows), "size")
+        check_fields(self, 1, 10_000, "crops")
+        self.photographs = [row for row in rows if min(row.width, row.height) >= size]
+        self.photo_ids = torch.arange(len(self.photographs)).repeat_interleave(self.crops)
+        images = []
+        for row in tqdm(self.photographs, desc="cutting photographs", delay=2):
+            photo, keys = open_photo(row.name), [f"{row.file} {k}" for k in range(self.crops)]
+            images += [to_tensor(cut(photo, key, size)[1]) for key in keys]
         super().__init__(
-            partial(_images, self.photographs, crops, size),
+            torch.stack(images),
             name=f"photos-{split}",
-            labels=torch.zeros_like(self.photo_ids),
             classes=("photograph",),
             styles=("photograph",),
-            captions=[row.title for row in self.photographs for _ in range(crops)],
+            columns={"caption": [self.photographs[i].title for i in self.photo_ids]},
         )

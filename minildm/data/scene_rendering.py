@@ -1,6 +1,6 @@
 """What a scene consists of, and its pixels: sky, ground, contact shadows and objects.
 
-Layout -> image (S, S, 3) uint8 and semantic map (S, S) int64
+Layout -> image (3, S, S) uint8 and semantic map (S, S) uint8
 """
 
 import csv
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageColor
+import torch
+from PIL import Image
+from torch import Tensor
 
 from minildm.data.emoji import STYLES, load_rgba
 
@@ -18,13 +20,21 @@ GROUNDS = ("grass", "sand", "snow", "road", "water")
 BACKGROUNDS = (*(f"{sky} sky" for sky in SKIES), *GROUNDS)  # semantic 0..7; objects follow
 GREY = 192  # of 255, around the objects on a plain background
 
-# A sky's colours at the top and at the horizon, a ground's at the horizon and nearest
-SKY_COLORS = (("#5ca6f2", "#ccebff"), ("#0a0d2b", "#293366"), ("#4d3880", "#ffa36b"))
+# RGB: of a sky at the top and at the horizon, of a ground at the horizon and nearest
+SKY_COLORS = (
+    ((92, 166, 242), (204, 235, 255)),
+    ((10, 13, 43), (41, 51, 102)),
+    ((77, 56, 128), (255, 163, 107)),
+)
 GROUND_COLORS = (
-    *(("#85b866", "#478f38"), ("#f2dead", "#dbba7a"), ("#bcd0e8", "#f7faff")),
-    *(("#8c8c94", "#616169"), ("#80b8db", "#246bad")),
+    ((133, 184, 102), (71, 143, 56)),
+    ((242, 222, 173), (219, 186, 122)),
+    ((188, 208, 232), (247, 250, 255)),
+    ((140, 140, 148), (97, 97, 105)),
+    ((128, 184, 219), (36, 107, 173)),
 )
 TINTS = np.array([[1, 1, 1], [0.54, 0.56, 0.70], [0.95, 0.80, 0.78]])  # of what is below a sky
+# Of a ground: strength, and rows and columns of the noise that are used
 TEXTURES = ((0.20, 64, 48), (0.07, 64, 8), (0.04, 32, 6), (0.05, 64, 64), (0.22, 64, 6))
 
 
@@ -44,15 +54,11 @@ class Kind(NamedTuple):
         return not self.places.isdisjoint(SKIES)
 
 
-def _read_kinds() -> tuple[Kind, ...]:
-    with Path(__file__).with_name("objects.csv").open(newline="", encoding="utf-8") as file:
-        return tuple(
-            Kind(name, hexcode, float(height), frozenset(places.split()), one, many)
-            for name, hexcode, height, places, one, many in list(csv.reader(file))[1:]
-        )
-
-
-KINDS = _read_kinds()
+with Path(__file__).with_name("objects.csv").open(newline="", encoding="utf-8") as _file:
+    KINDS = tuple(
+        Kind(name, hexcode, float(height), frozenset(places.split()), one, many)
+        for name, hexcode, height, places, one, many in list(csv.reader(_file))[1:]
+    )
 OBJECTS = tuple(kind.name for kind in KINDS)
 
 
@@ -91,22 +97,23 @@ class Layout(NamedTuple):
     ground: int
     style: int
     horizon: float  # share of the height that is sky
-    objects: tuple[Placed, ...]  # from far to near
+    objects: tuple[Placed, ...] = ()  # from far to near
 
 
-def render(layout: Layout, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The image (S, S, 3) uint8 and its semantic map (S, S) int64."""
+def render(layout: Layout, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
+    """The image (3, S, S) and its semantic map (S, S), both uint8."""
     canvas = paint_background(layout, rng, size)
     in_ground = (np.arange(size) + 0.5) / size >= layout.horizon  # (S,) rows
-    background = np.where(in_ground, len(SKIES) + layout.ground, layout.sky)
-    semantic = np.repeat(background[:, None], size, axis=1)
+    rows = np.where(in_ground, len(SKIES) + layout.ground, layout.sky).astype(np.uint8)
+    semantic = np.repeat(rows[:, None], size, axis=1)
     for placed in layout.objects:
         kind, sprite = KINDS[placed.kind], sprites(STYLES[layout.style])[placed.kind]
         if not kind.in_sky:
             paint_shadow(canvas, placed)
         tint = 0.6 + 0.4 * TINTS[layout.sky] if kind.many else np.ones(3)
         paint_object(canvas, semantic, placed, sprite, tint)
-    return np.rint(255 * canvas.clip(0, 1)).astype(np.uint8), semantic
+    image = np.rint(255 * canvas.clip(0, 1)).astype(np.uint8).transpose(2, 0, 1).copy()
+    return torch.from_numpy(image), torch.from_numpy(semantic)
 
 
 def paint_object(
@@ -143,7 +150,7 @@ def paint_background(layout: Layout, rng: np.random.Generator, size: int) -> np.
     stars, shift = rng.random((14, 2)), rng.uniform(-0.03, 0.03, (4, 3))
     middle = rng.uniform(0.35, 0.65)
     rows = (np.arange(size) + 0.5) / size  # (S,) the pixels' centres
-    top, bottom = rgb(SKY_COLORS[layout.sky]) + shift[:2]
+    top, bottom = np.array(SKY_COLORS[layout.sky]) / 255 + shift[:2]
     canvas = np.empty((size, size, 3), np.float32)
     canvas[:] = top + (bottom - top) * np.minimum(rows / layout.horizon, 1)[:, None, None]
     if SKIES[layout.sky] == "night":
@@ -152,7 +159,7 @@ def paint_background(layout: Layout, rng: np.random.Generator, size: int) -> np.
             canvas[int(v) : int(v) + dot, int(u) : int(u) + dot] += 0.5
     first = int(np.searchsorted(rows, layout.horizon))
     depth = (rows[first:, None] - layout.horizon) / (1 - layout.horizon)  # (rows, 1), 1 nearest
-    far, near = rgb(GROUND_COLORS[layout.ground]) + shift[2:]
+    far, near = np.array(GROUND_COLORS[layout.ground]) / 255 + shift[2:]
     grain = texture(layout.ground, noise, depth, rows - middle)  # (rows, S)
     ground = far + (near - far) * depth[..., None] + grain[..., None]
     canvas[first:] = ground * TINTS[layout.sky]
@@ -176,8 +183,3 @@ def texture(ground: int, noise: np.ndarray, depth: np.ndarray, across: np.ndarra
 def stripe(off: np.ndarray, half: np.ndarray) -> np.ndarray:
     """1 where |off| < half, 0 outside, between them where the edge crosses a pixel; (rows, S)."""
     return ((half - np.abs(off)) * off.shape[-1] + 0.5).clip(0, 1)
-
-
-def rgb(names: tuple[str, ...]) -> np.ndarray:
-    """Colours by name -> (len, 3) in [0, 1]."""
-    return np.array([ImageColor.getrgb(name) for name in names]) / 255

@@ -1,4 +1,4 @@
-"""Scenes composed from the emoji, with the truth about every pixel.
+"""Scenes composed from the emoji, with the truth about every pixel, and crops of their objects.
 
 A sky above a ground, two to four objects with perspective and contact shadows, all from a seed.
 """
@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
-from minildm.data.dataset import ImageDataset, as_float, check_choice, check_choices, check_range
+from minildm.conditioning import look_up
+from minildm.data.dataset import ImageDataset, as_float
 from minildm.data.emoji import STYLES
 from minildm.data.scene_rendering import (
     BACKGROUNDS,
@@ -29,6 +30,7 @@ from minildm.data.scene_rendering import (
     render,
     sprites,
 )
+from minildm.layers import check_fields
 
 SPLITS = ("train", "val")
 MAX_OBJECTS = 4
@@ -36,6 +38,101 @@ MIN_HEIGHT = 0.19  # of the image: 12 of 64 pixels
 MAX_HIDDEN = 0.20  # of a box, by the boxes in front of it
 TRIES = 12  # at placing an object; then it is left out
 FAR_SCALE = 0.55  # an object's size at the horizon, as a share of its size nearest
+CROP_CLASSES = (*OBJECTS, "nothing")
+
+
+class ScenesDataset(ImageDataset):
+    """`n` scenes; item i depends on seed, split, styles, i and size alone.
+
+    The layout does not depend on the size. "train" and "val" are different compositions of the
+    same drawings; hold out styles for drawings that training has never seen. Further entries:
+    `boxes` (4, 4) float32 xyxy in [0, 1], from far to near, then zeros: the full extent of each
+    drawing, hidden parts included, clipped to the image; `classes` (4,) int64 into OBJECTS, then
+    -1; `semantic` (S, S) int64 into `semantic_classes`: BACKGROUNDS, then 8 + class. `label` is
+    5 sky + ground, `group` the ground. At least a quarter of every object is visible.
+
+    styles: names of STYLES; default: all. background: "scene", or "plain": grey around the
+    objects, nothing else differs. Raises ValueError for a bad argument.
+    """
+
+    objects, semantic_classes = OBJECTS, (*BACKGROUNDS, *OBJECTS)
+
+    def __init__(
+        self,
+        split: str = "train",
+        size: int = 64,
+        *,
+        n: int = 10_000,
+        seed: int = 0,
+        styles: Sequence[str] | None = None,
+        background: str = "scene",
+    ) -> None:
+        self.split, self.size, self.n, self.seed, self.background = split, size, n, seed, background
+        look_up(split, SPLITS, "split")
+        look_up(background, ("scene", "plain"), "background")
+        check_fields(self, 1, 4096, "size")
+        check_fields(self, 1, 2**62, "n")
+        check_fields(self, 0, 2**62, "seed")
+        self._style_ids = sorted({look_up(style, STYLES, "styles") for style in styles or STYLES})
+        layouts = [draw_layout(self._rng(i), self._style_ids) for i in range(n)]
+        boxes, kinds = torch.zeros(n, MAX_OBJECTS, 4), torch.full((n, MAX_OBJECTS), -1)
+        for i, layout in enumerate(layouts):
+            boxes[i, : len(layout.objects)] = torch.tensor([p.box for p in layout.objects])
+            kinds[i, : len(layout.objects)] = torch.tensor([p.kind for p in layout.objects])
+        sky, ground, style = torch.tensor([layout[:3] for layout in layouts]).unbind(1)
+        super().__init__(
+            self._paint_images,
+            name=f"scenes-{split}" + ("-plain" if background == "plain" else ""),
+            labels=len(GROUNDS) * sky + ground,
+            classes=[f"{ground}, {sky}" for sky in SKIES for ground in GROUNDS],
+            groups=GROUNDS,
+            styles=STYLES,
+            columns={
+                "group": ground,
+                "style": style,
+                "caption": [caption_of(layout) for layout in layouts],
+                "boxes": boxes,
+                "classes": kinds,
+            },
+        )
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        image, semantic = self._paint(i)
+        return {"image": as_float(image), "semantic": semantic.long(), **self.without_image(i)}
+
+    @property
+    def maps(self) -> Tensor:
+        """The semantic maps of all scenes: (N, S, S) uint8."""
+        return self._painted[1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the arguments, the drawings and the first scenes' pixels."""
+        data = (self.name, self.size, self.n, self.seed, tuple(self._style_ids))
+        digest = hashlib.sha256(repr(data).encode())
+        for style in self._style_ids:
+            digest.update(b"".join(sprite.tobytes() for sprite in sprites(STYLES[style])))
+        for i in range(min(self.n, 8)):
+            digest.update(self._paint(i)[0].numpy())
+        return digest.hexdigest()
+
+    def _rng(self, i: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), i])
+
+    def _paint(self, i: int) -> tuple[Tensor, Tensor]:
+        rng = self._rng(range(self.n)[i])
+        image, semantic = render(draw_layout(rng, self._style_ids), rng, self.size)
+        if self.background == "plain":
+            image[:, semantic < len(BACKGROUNDS)] = GREY
+        return image, semantic
+
+    @cached_property
+    def _painted(self) -> list[Tensor]:
+        pairs = [self._paint(i) for i in tqdm(range(self.n), f"painting {self.name}", delay=2)]
+        return [torch.stack(parts) for parts in zip(*pairs, strict=True)]
+
+    def _paint_images(self) -> Tensor:
+        return self._painted[0]
 
 
 def caption_of(layout: Layout) -> str:
@@ -51,31 +148,27 @@ def listed(names: Sequence[str]) -> str:
     """['dog', 'house', 'dog'] -> 'two dogs and a house'."""
     parts = []
     for name, number in Counter(names).items():
-        kind = KINDS[OBJECTS.index(name)]
-        parts.append(
-            kind.one if number == 1 else f"{('two', 'three', 'four')[number - 2]} {kind.many}"
-        )
+        kind, count = KINDS[OBJECTS.index(name)], ("two", "three", "four")[number - 2]
+        parts.append(kind.one if number == 1 else f"{count} {kind.many}")
     return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
 
 
 def draw_layout(rng: np.random.Generator, styles: Sequence[int]) -> Layout:
     """A scene of two to four objects; those that find no room are left out, down to two."""
     sky, ground = int(rng.integers(len(SKIES))), int(rng.integers(len(GROUNDS)))
-    style, horizon = styles[rng.integers(len(styles))], rng.uniform(0.45, 0.58)
+    frame = Layout(sky, ground, styles[rng.integers(len(styles))], rng.uniform(0.45, 0.58))
     objects: list[Placed] = []
     while len(objects) < 2:
         objects = []
-        for kind in draw_kinds(rng, SKIES[sky], GROUNDS[ground]):
-            tries = (place(rng, kind, style, horizon) for _ in range(TRIES))
-            found = next((placed for placed in tries if fits(placed, objects)), None)
-            objects += [found] if found else []
-    return Layout(sky, ground, style, horizon, tuple(sorted(objects)))
+        for kind in draw_kinds(rng, frame):
+            objects += found_place(rng, kind, frame, objects)
+    return frame._replace(objects=tuple(sorted(objects)))
 
 
-def draw_kinds(rng: np.random.Generator, sky: str, ground: str) -> list[int]:
+def draw_kinds(rng: np.random.Generator, frame: Layout) -> list[int]:
     """Two to four kinds, the first on the ground; a kind may come twice."""
-    standing = [i for i, kind in enumerate(KINDS) if ground in kind.places]
-    hanging = [i for i, kind in enumerate(KINDS) if sky in kind.places]
+    standing = [i for i, kind in enumerate(KINDS) if GROUNDS[frame.ground] in kind.places]
+    hanging = [i for i, kind in enumerate(KINDS) if SKIES[frame.sky] in kind.places]
     drawn, wanted = [standing[rng.integers(len(standing))]], rng.integers(2, MAX_OBJECTS + 1)
     while len(drawn) < wanted:
         chance = rng.random()
@@ -86,9 +179,28 @@ def draw_kinds(rng: np.random.Generator, sky: str, ground: str) -> list[int]:
     return drawn
 
 
-def place(rng: np.random.Generator, kind: int, style: int, horizon: float) -> Placed:
+def found_place(
+    rng: np.random.Generator, kind: int, frame: Layout, objects: Sequence[Placed], ratio: int = 1
+) -> list[Placed]:
+    """The object, ratio times smaller, at a random position; empty after TRIES without room.
+
+    There is room where no object would be hidden by more than MAX_HIDDEN of its box.
+    """
+    for _ in range(TRIES):
+        new = place(rng, kind, frame)
+        new = shrunk(rng, new, ratio, frame.horizon) if ratio > 1 else new
+        boxes = [placed.box for placed in sorted((*objects, new))]
+        if all(
+            sum(overlap(box, nearer) for nearer in boxes[i + 1 :]) <= MAX_HIDDEN * overlap(box, box)
+            for i, box in enumerate(boxes)
+        ):
+            return [new]
+    return []
+
+
+def place(rng: np.random.Generator, kind: int, frame: Layout) -> Placed:
     """A random position; on the ground: the lower its foot, the nearer and the larger."""
-    name, drawing = OBJECTS[kind], sprites(STYLES[style])[kind]
+    name, drawing, horizon = OBJECTS[kind], sprites(STYLES[frame.style])[kind], frame.horizon
     h, flip = KINDS[kind].height * rng.uniform(1.0, 1.12), bool(rng.random() < 0.5)
     if KINDS[kind].in_sky:
         y = rng.uniform(0.02, horizon - h - 0.02)
@@ -103,134 +215,19 @@ def place(rng: np.random.Generator, kind: int, style: int, horizon: float) -> Pl
     return Placed(near, kind, rng.uniform(-0.1 * w, 1 - 0.9 * w), y, w, h, flip)
 
 
-def fits(new: Placed, objects: Sequence[Placed]) -> bool:
-    """Whether no object would be hidden by more than MAX_HIDDEN of its box."""
-    boxes = [placed.box for placed in sorted((*objects, new))]
-    return all(
-        sum(overlap(box, nearer) for nearer in boxes[i + 1 :]) <= MAX_HIDDEN * overlap(box, box)
-        for i, box in enumerate(boxes)
-    )
+def shrunk(rng: np.random.Generator, placed: Placed, ratio: int, horizon: float) -> Placed:
+    """The object, ratio times smaller, at a random x; a foot keeps its height."""
+    w, h = placed.w / ratio, placed.h / ratio
+    x, y = rng.uniform(-0.1 * w, 1 - 0.9 * w), placed.y + placed.h - h
+    if KINDS[placed.kind].in_sky:
+        y = rng.uniform(0.02, horizon - h - 0.02)
+    return placed._replace(x=x, y=y, w=w, h=h)
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     """The area that two xyxy boxes share."""
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(w, 0.0) * max(h, 0.0)
-
-
-def painted(layout: Layout, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
-    """The image (3, S, S) uint8 and the semantic map (S, S) int64."""
-    pixels, semantic = render(layout, rng, size)
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), torch.from_numpy(semantic)
-
-
-class ScenesDataset(ImageDataset):
-    """`n` scenes (default 10,000); item i depends on seed, split, styles, i and size alone.
-
-    The layout does not depend on the size. "train" and "val" are different compositions of the
-    same drawings; hold out styles for drawings that training has never seen. Further entries:
-    `boxes` (4, 4) float32 xyxy in [0, 1], from far to near, then zeros: the full extent of each
-    drawing, hidden parts included, clipped to the image; `classes` (4,) int64 into OBJECTS, then
-    -1; `semantic` (S, S) int64 into `semantic_classes`: BACKGROUNDS, then 8 + class. `label` is
-    5 sky + ground, `group` the ground. At least a quarter of every object is visible.
-
-    styles: names of STYLES; default: all. background: "scene", or "plain": grey around the
-    objects, nothing else differs. Raises ValueError for a bad argument.
-    """
-
-    classes = tuple(f"{ground}, {sky}" for sky in SKIES for ground in GROUNDS)
-    groups, styles = GROUNDS, STYLES
-    objects, semantic_classes = OBJECTS, (*BACKGROUNDS, *OBJECTS)
-
-    def __init__(
-        self,
-        split: str = "train",
-        size: int = 64,
-        *,
-        n: int | None = None,
-        seed: int = 0,
-        styles: Sequence[str] | None = None,
-        background: str = "scene",
-    ) -> None:
-        n = 10_000 if n is None else n
-        check_choice("split", split, SPLITS)
-        check_choice("background", background, ("scene", "plain"))
-        chosen = STYLES if styles is None else check_choices("styles", styles, STYLES)
-        for argument, value, low in (("size", size, 1), ("n", n, 1), ("seed", seed, 0)):
-            check_range(argument, value, low, 4096 if argument == "size" else 2**62)
-        self.split, self.size, self.n, self.seed, self.background = split, size, n, seed, background
-        self.name = f"scenes-{split}" + ("-plain" if background == "plain" else "")
-        self._drawn_in = tuple(sorted(STYLES.index(style) for style in chosen))
-        self._known: dict[int, dict[str, Any]] = {}  # items without what must be painted
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        image, semantic = self._paint(i)
-        return {"image": as_float(image), "semantic": semantic, **self.without_image(i)}
-
-    def without_image(self, i: int) -> dict[str, Any]:
-        """Item i without `image` and `semantic`; drawn once, then kept."""
-        i = range(self.n)[i]
-        if i not in self._known:
-            layout = draw_layout(self._rng(i), self._drawn_in)
-            boxes, kinds = torch.zeros(MAX_OBJECTS, 4), torch.full((MAX_OBJECTS,), -1)
-            for k, placed in enumerate(layout.objects):
-                boxes[k], kinds[k] = torch.tensor(placed.box), placed.kind
-            self._known[i] = {
-                "boxes": boxes,
-                "classes": kinds,
-                "label": torch.tensor(len(GROUNDS) * layout.sky + layout.ground),
-                "group": torch.tensor(layout.ground),
-                "style": torch.tensor(layout.style),
-                "caption": caption_of(layout),
-            }
-        return dict(self._known[i])
-
-    def column(self, key: str) -> Tensor:
-        """One tensor entry of all items; "image" and "semantic" (N, S, S) as uint8."""
-        if key == "semantic":
-            return self._all_painted[1]
-        return super().column(key)
-
-    @cached_property
-    def columns(self) -> dict[str, Any]:
-        """Every entry of all items except `image` and `semantic`."""
-        return default_collate([self.without_image(i) for i in range(self.n)])
-
-    @property
-    def images(self) -> Tensor:
-        """(N, 3, S, S) uint8: every scene, painted at the first use and kept."""
-        return self._all_painted[0]
-
-    @cached_property
-    def _all_painted(self) -> tuple[Tensor, Tensor]:
-        indices = tqdm(range(self.n), desc=f"painting {self.name}", delay=2)
-        pairs = [(image, semantic.byte()) for image, semantic in map(self._paint, indices)]
-        images, maps = zip(*pairs, strict=True)
-        return torch.stack(images), torch.stack(maps)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of the arguments, the drawings and the first scenes' pixels."""
-        data = (self.name, self.size, self.n, self.seed, self._drawn_in)
-        digest = hashlib.sha256(repr(data).encode())
-        for style in self._drawn_in:
-            digest.update(b"".join(sprite.tobytes() for sprite in sprites(STYLES[style])))
-        for i in range(min(self.n, 8)):
-            digest.update(self._paint(i)[0].numpy())
-        return digest.hexdigest()
-
-    def _rng(self, i: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, SPLITS.index(self.split), i])
-
-    def _paint(self, i: int) -> tuple[Tensor, Tensor]:
-        rng = self._rng(range(self.n)[i])
-        image, semantic = painted(draw_layout(rng, self._drawn_in), rng, self.size)
-        if self.background == "plain":
-            image[:, semantic < len(BACKGROUNDS)] = GREY
-        return image, semantic
 
 
 # Wide scenes, for convolutional sampling (LDM Sec. 4.3.2): the objects have their usual size in
@@ -241,36 +238,86 @@ def wide_scene(i: int, size: int = 256, ratio: int = 4, *, seed: int = 0) -> dic
     """`image` (3, S, S) float32 in [-1, 1] and `semantic` (S, S) int64 of wide scene i.
 
     An object has 1/ratio of its share of an ordinary scene's side: at size 256 and ratio 4 as
-    many pixels as at 64. Raises ValueError if ratio does not divide size, or i or seed is negative.
+    many pixels as at 64.
     """
-    if ratio < 1 or size % ratio:
-        raise ValueError(f"size={size} must be a multiple of ratio={ratio}")
     rng = np.random.default_rng([seed, len(SPLITS), i])
-    image, semantic = painted(wide_layout(rng, ratio, range(len(STYLES))), rng, size)
-    return {"image": as_float(image), "semantic": semantic}
+    image, semantic = render(wide_layout(rng, ratio, range(len(STYLES))), rng, size)
+    return {"image": as_float(image), "semantic": semantic.long()}
 
 
 def wide_layout(rng: np.random.Generator, ratio: int, styles: Sequence[int]) -> Layout:
     """Up to 3 ratio^2 objects, as dense as an ordinary scene; those without room are left out."""
     frame, objects, wanted = draw_layout(rng, styles), [], 3 * ratio**2
     for _ in range(2 * wanted):
-        drawn = draw_kinds(rng, SKIES[frame.sky], GROUNDS[frame.ground])
+        drawn = draw_kinds(rng, frame)
         kind = drawn[rng.integers(len(drawn))]
-        if not KINDS[kind].many and kind in {placed.kind for placed in objects}:
-            continue
-        tries = (place(rng, kind, frame.style, frame.horizon) for _ in range(TRIES))
-        smaller = (shrunk(rng, placed, ratio, frame.horizon) for placed in tries)
-        found = next((placed for placed in smaller if fits(placed, objects)), None)
-        objects += [found] if found else []
+        if KINDS[kind].many or kind not in {placed.kind for placed in objects}:
+            objects += found_place(rng, kind, frame, objects, ratio)
         if len(objects) == wanted:
             break
     return frame._replace(objects=tuple(sorted(objects)))
 
 
-def shrunk(rng: np.random.Generator, placed: Placed, ratio: int, horizon: float) -> Placed:
-    """The object, ratio times smaller, at a random x; a foot keeps its height."""
-    w, h = placed.w / ratio, placed.h / ratio
-    x, y = rng.uniform(-0.1 * w, 1 - 0.9 * w), placed.y + placed.h - h
-    if KINDS[placed.kind].in_sky:
-        y = rng.uniform(0.02, horizon - h - 0.02)
-    return placed._replace(x=x, y=y, w=w, h=h)
+# Crops of scenes, for the classifier that says whether an object is in its box.
+
+
+def crop(x: Tensor, boxes: Tensor, side: int = 32, margin: float = 0.1) -> Tensor:
+    """The content of the boxes with a margin, resized: (K, 3, H, W), (K, 4) -> (K, 3, s, s).
+
+    boxes: xyxy in [0, 1], one for each image. margin: of a box's sides, on each side of it;
+    beyond its edge an image repeats the edge.
+    """
+    low, high = boxes[:, :2], boxes[:, 2:]
+    half = ((high - low) * (1 + 2 * margin)).to(x)  # half a side, where the image is [-1, 1]
+    centre = (low + high).to(x) - 1
+    theta = torch.cat([torch.diag_embed(half), centre[..., None]], dim=2)  # (K, 2, 3)
+    grid = F.affine_grid(theta, [len(x), x.shape[1], side, side], align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def empty_box(rng: np.random.Generator, boxes: Tensor) -> tuple[float, ...] | None:
+    """A place as large as an object, clear of all boxes (K, 4), xyxy; None if 30 tries fail."""
+    for _ in range(30):
+        w, h = rng.uniform(0.18, 0.42, 2)
+        x, y = rng.uniform(0, 1 - w), rng.uniform(0, 1 - h)
+        box = (x, y, x + w, y + h)
+        if not any(overlap(box, other) for other in boxes.tolist()):
+            return box
+    return None
+
+
+class CropsDataset(ImageDataset):
+    """Every object of some scenes, cut out by its box, and an empty place of each scene.
+
+    The classes are the objects and "nothing", the groups ground, sky and nothing, the style the
+    scene's, or "none" for nothing. `scene_ids` (N,) and `boxes` (N, 4) say where each crop is from.
+    """
+
+    def __init__(self, scenes: ScenesDataset) -> None:
+        boxes, labels = scenes.columns["boxes"].double(), scenes.columns["classes"]  # (N, 4, ...)
+        empty, nothing = torch.zeros_like(boxes[:, :1]), torch.full_like(labels[:, :1], -1)
+        for i in range(len(scenes)):
+            seed = [scenes.seed, SPLITS.index(scenes.split), i, 1]  # not the scene's own
+            if box := empty_box(np.random.default_rng(seed), boxes[i]):
+                empty[i], nothing[i] = boxes.new_tensor(box), len(OBJECTS)
+        boxes, labels = torch.cat([boxes, empty], dim=1), torch.cat([labels, nothing], dim=1)
+        self.scene_ids, slot = (labels >= 0).nonzero().unbind(1)
+        self.boxes, labels = boxes[self.scene_ids, slot], labels[self.scene_ids, slot]
+        images = []
+        for ids, own in zip(self.scene_ids.split(128), self.boxes.split(128), strict=True):
+            x = crop(as_float(scenes.images[ids]), own)
+            images.append(((x + 1) * 127.5).round().to(torch.uint8))
+        groups = torch.tensor([*(int(kind.in_sky) for kind in KINDS), 2])
+        styles = scenes.style_ids[self.scene_ids]
+        super().__init__(
+            torch.cat(images),
+            name=f"crops of {scenes.name}",
+            labels=labels,
+            classes=CROP_CLASSES,
+            groups=("ground", "sky", "nothing"),
+            styles=(*STYLES, "none"),
+            columns={
+                "group": groups[labels],
+                "style": torch.where(labels < len(OBJECTS), styles, len(STYLES)),
+            },
+        )

@@ -1,12 +1,18 @@
-"""What training makes of a batch: mirrored images, named styles, the input of a task."""
+"""What training makes of a batch: mirrored and degraded images, masks, named styles.
 
-from collections.abc import Sequence
+(B, 3, H, W) in [-1, 1] -> the same range; masks are (B, 1, H, W), 1 = known, 0 = hole.
+"""
 
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from minildm.data.dataset import as_float
-from minildm.data.degradations import degraded, draw_masks, shrink
 from minildm.layers import Batch, BatchRandom
 
 
@@ -17,25 +23,37 @@ def random_flips(x: Tensor, rng: BatchRandom) -> Tensor:
 
 
 def mirrored(batch: Batch, chosen: Tensor) -> Batch:
-    """Mirror the boxes and images of the chosen (B,) bool samples.
-
-    boxes (B, K, 4), image (B, 3, H, W) and semantic (B, H, W), where they are present.
-    """
+    """Mirror image (B, 3, H, W), semantic (B, H, W) and boxes of the chosen (B,) bool samples."""
     batch = mirrored_boxes(batch, chosen)
     for key in {"image", "semantic"} & set(batch):
         x = batch[key]
-        batch = {**batch, key: torch.where(chosen.view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)}
+        batch[key] = torch.where(chosen.view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
     return batch
 
 
 def mirrored_boxes(batch: Batch, chosen: Tensor) -> Batch:
     """Mirror the boxes (B, K, 4) of the chosen (B,) bool samples; padding stays zero."""
     if "boxes" not in batch:
-        return batch
+        return dict(batch)
     boxes, there = batch["boxes"], batch["classes"] >= 0
     left, top, right, bottom = boxes.unbind(-1)
     turned = torch.stack([1 - right, top, 1 - left, bottom], dim=-1)
     return {**batch, "boxes": torch.where((chosen[:, None] & there)[..., None], turned, boxes)}
+
+
+def style_caption(caption: str, style: str) -> str:
+    """Append the style to a caption, as prompts do: "a red apple, blob style"."""
+    return f"{caption}, {style} style"
+
+
+def with_styles(batch: Batch, styles: Sequence[str], share: float, rng: BatchRandom) -> Batch:
+    """Name the style in a random share of the captions."""
+    if not share:
+        return batch
+    captions, named = list(batch["caption"]), rng.rand(len(batch["caption"])) < share
+    for i in named.nonzero()[:, 0].tolist():
+        captions[i] = style_caption(captions[i], styles[batch["style"][i]])
+    return {**batch, "caption": captions}
 
 
 def degrade_for_task(
@@ -47,31 +65,144 @@ def degrade_for_task(
     "inpaint": `image` in [-1, 1] and `mask` (B, 1, H, W); "semantic": `semantic` as int64. Other
     kinds need nothing.
     """
+    batch = dict(batch)
     if kind == "semantic":
-        return {**batch, "semantic": batch["semantic"].long()}
-    if kind not in ("low_res", "inpaint"):
-        return batch
-    x = as_float(batch["image"])
-    if kind == "low_res":
-        small = degraded(x, f, rng) if degradation == "degraded" else shrink(x, f)
-        return {**{key: v for key, v in batch.items() if key != "image"}, "low_res": small}
-    return {**batch, "image": x, "mask": draw_masks(masks, len(x), x.shape[2:], rng).to(x)}
+        batch["semantic"] = batch["semantic"].long()
+    elif kind == "low_res":
+        x = as_float(batch.pop("image"))
+        batch["low_res"] = degraded(x, f, rng) if degradation == "degraded" else shrink(x, f)
+    elif kind == "inpaint":
+        x = as_float(batch["image"])
+        batch |= {"image": x, "mask": draw_masks(masks, len(x), x.shape[2:], rng).to(x)}
+    return batch
 
 
-def style_caption(caption: str, style: str) -> str:
-    """Append the style to a caption, as prompts do: "a red apple, blob style"."""
-    return f"{caption}, {style} style"
+def shrink(x: Tensor, factor: int) -> Tensor:
+    """Bicubic, antialiased: (B, 3, H, W) -> (B, 3, H/factor, W/factor)."""
+    size = (x.shape[-2] // factor, x.shape[-1] // factor)
+    return F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-def with_styles(batch: Batch, styles: Sequence[str], share: float, rng: BatchRandom) -> Batch:
-    """Name the style in a random share of the captions."""
-    if not share or "caption" not in batch:
-        return batch
-    named = (rng.rand(len(batch["caption"])) < share).tolist()
-    captions = [
-        style_caption(caption, styles[style]) if name else caption
-        for caption, style, name in zip(
-            batch["caption"], batch["style"].tolist(), named, strict=True
-        )
-    ]
-    return {**batch, "caption": captions}
+def enlarge(x: Tensor, factor: int) -> Tensor:
+    """Bicubic: (B, 3, h, w) -> (B, 3, factor h, factor w); the baseline of super-resolution."""
+    return F.interpolate(x, scale_factor=factor, mode="bicubic").clamp(-1, 1)
+
+
+def degraded(x: Tensor, factor: int, rng: BatchRandom) -> Tensor:
+    """Blur, shrink, add noise, compress as JPEG: (B, 3, H, W) -> (B, 3, H/factor, W/factor).
+
+    Each image draws its strengths: a Gaussian blur of 0 to `factor` / 2 pixels, noise of standard
+    deviation 0 to 0.12 of [-1, 1], JPEG quality 30 to 95. A simplified version of the degradations
+    of blind super-resolution (LDM Sec. 4.4; Zhang et al. 2021). JPEG runs on the CPU.
+    """
+    sigma, strength, quality = rng.rand(len(x), 3, device=x.device).unbind(1)
+    small = shrink(blur(x, sigma * factor / 2, widest=factor / 2), factor)
+    small = small + 0.12 * strength[:, None, None, None] * rng.randn_like(small)
+    return jpeg(small.clamp(-1, 1), (30 + 65 * quality).round().int().tolist())
+
+
+def blur(x: Tensor, sigma: Tensor, widest: float) -> Tensor:
+    """Gaussian blur, one sigma an image: (B, 3, H, W), sigma (B,) in 0..widest pixels.
+
+    The kernels end at three times `widest`, so the result does not depend on the batch.
+    """
+    reach = min(int(3 * widest + 1), min(x.shape[-2:]) - 1)
+    away = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+    weights = torch.exp(-(away**2) / (2 * sigma.clamp(min=1e-3)[:, None] ** 2))  # (B, 2 reach + 1)
+    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(3, 0)[:, None]
+    flat = F.pad(x.flatten(0, 1)[None], (reach,) * 4, mode="reflect")  # (1, 3B, ...)
+    across = F.conv2d(flat, weights[:, :, None], groups=len(weights))
+    return F.conv2d(across, weights[..., None], groups=len(weights))[0].unflatten(0, (-1, 3))
+
+
+def jpeg(x: Tensor, quality: Sequence[int]) -> Tensor:
+    """Write and read each image (B, 3, H, W) as a JPEG of its own quality."""
+    pixels = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    read = []
+    for image, q in zip(pixels, quality, strict=True):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=q)
+        read.append(np.asarray(Image.open(file)))
+    return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).to(x) / 127.5 - 1
+
+
+def pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:
+    """x and y of each pixel's centre in [0, 1]: (H, W, 2)."""
+    y, x = ((torch.arange(side, device=device) + 0.5) / side for side in size)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+
+
+def strokes(n: int, size: tuple[int, int], rng: BatchRandom) -> Tensor:
+    """Free-form holes: one to three broad strokes, each a chain of two to five segments.
+
+    Width: 0.08 to 0.22 of the image's side, as the wide masks of LaMa (Suvorov et al. 2022).
+    """
+    most, corners = 3, 6
+    draw = rng.rand(n, most, corners, 2)
+    start, turns = draw[:, :, :1], (draw[:, :, 1:] - 0.5) * 0.9
+    path = torch.cat([start, turns], dim=2).cumsum(dim=2).clamp(-0.1, 1.1)  # (n, most, corners, 2)
+    width, segments, count = rng.rand(n, 3, most).unbind(1)  # (n, most) each
+    far = to_segments(path[:, :, :-1], path[:, :, 1:], size)  # (n, most, segments, H, W)
+    used = torch.arange(corners - 1, device=draw.device) < 2 + (4 * segments[..., None]).floor()
+    wanted = torch.arange(most, device=draw.device) < 1 + (most * count[:, :1]).floor()
+    there = (used & wanted[..., None])[..., None, None]
+    half = (0.04 + 0.07 * width)[..., None, None, None]
+    return 1 - ((far < half) & there).any(dim=2).any(dim=1)[:, None].float()
+
+
+def to_segments(a: Tensor, b: Tensor, size: tuple[int, int]) -> Tensor:
+    """Distance of each pixel's centre to segments a-b (..., 2), x and y in [0, 1]: (..., H, W)."""
+    pixels = pixel_centres(size, a.device)
+    a, way = a[..., None, None, :], (b - a)[..., None, None, :]
+    along = ((pixels - a) * way).sum(-1) / way.square().sum(-1).clamp(min=1e-9)
+    return (pixels - a - along.clamp(0, 1)[..., None] * way).square().sum(-1).sqrt()
+
+
+def boxes(n: int, size: tuple[int, int], rng: BatchRandom) -> Tensor:
+    """One to three rectangular holes of any aspect: each side 0.15 to 0.5 of the image's."""
+    draw = rng.rand(n, 3, 5)
+    sides = (0.15 + 0.35 * draw[..., 2:4])[:, :, None, None]  # (n, 3, 1, 1, 2)
+    low = draw[:, :, None, None, :2] * (1 - sides)
+    wanted = torch.arange(3, device=draw.device) < 1 + (3 * draw[:, :1, 4]).floor()  # (n, 3)
+    pixels = pixel_centres(size, draw.device)
+    hole = ((pixels >= low) & (pixels < low + sides)).all(-1)  # (n, 3, H, W)
+    return 1 - (hole & wanted[..., None, None]).any(dim=1)[:, None].float()
+
+
+def halves(n: int, size: tuple[int, int], rng: BatchRandom) -> Tensor:
+    """One half of the image is a hole: left, right, top or bottom."""
+    which = rng.randint(4, n)
+    x, y = pixel_centres(size, which.device).unbind(-1)
+    return torch.stack([x >= 0.5, x <= 0.5, y >= 0.5, y <= 0.5]).float()[which, None]
+
+
+def lama(n: int, size: tuple[int, int], rng: BatchRandom) -> Tensor:
+    """Strokes or boxes, each for half of the images: LaMa's recipe, as in LDM Sec. 4.5."""
+    box = rng.rand(n, 1, 1, 1) < 0.5
+    return torch.where(box, boxes(n, size, rng), strokes(n, size, rng))
+
+
+MASKS: dict[str, Callable[[int, tuple[int, int], BatchRandom], Tensor]] = {
+    "lama": lama,
+    "strokes": strokes,
+    "boxes": boxes,
+    "halves": halves,
+}
+
+
+def draw_masks(kinds: Sequence[str], n: int, size: tuple[int, int], rng: BatchRandom) -> Tensor:
+    """Draw a mask (n, 1, H, W) of one of the kinds, keys of MASKS, for each of n images.
+
+    Every mask has known pixels and a hole: one that would not is a square in the centre.
+    """
+    drawn = torch.stack([MASKS[kind](n, size, rng) for kind in kinds])
+    chosen = drawn[rng.randint(len(kinds), n), torch.arange(n, device=drawn.device)]
+    share = chosen.mean((1, 2, 3), keepdim=True)
+    centre = ((pixel_centres(size, drawn.device) - 0.5).abs() > 0.25).any(-1).float()
+    return torch.where((share > 0) & (share < 1), chosen, centre)
+
+
+def mean_fill(x: Tensor, mask: Tensor) -> Tensor:
+    """Fill the hole with the mean colour of the known pixels; the baseline of inpainting."""
+    known = (x * mask).sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True).clamp(min=1)
+    return torch.where(mask > 0.5, x, known)

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from minildm.conditioning.base import look_up
-from minildm.data.crops import CROP_CLASSES, CropsDataset, crop, empty_box
 from minildm.data.dataset import ImageDataset, as_float
 from minildm.data.emoji import EmojiDataset
-from minildm.data.scenes import ScenesDataset
+from minildm.data.scenes import CROP_CLASSES, CropsDataset, ScenesDataset, crop, empty_box
 from minildm.data.transforms import style_caption
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.evaluation.intervals import (
@@ -100,7 +99,7 @@ def evaluate_classifier(classifier: Classifier, scenes: int = 1000) -> Evaluatio
         val: ImageDataset = CropsDataset(ScenesDataset("val", 64, n=scenes))
     else:
         val = EmojiDataset("val", 64, subgroups=classifier.config.labels)
-    truths = {question: val.column(question) for question in QUESTIONS}
+    truths = {question: val.columns[question] for question in QUESTIONS}
     return Evaluation({q: accuracy(classifier, val.images, t, q) for q, t in truths.items()}, {})
 
 
@@ -336,7 +335,7 @@ def overlaps(a: Tensor, b: Tensor) -> Tensor:
 
 def scene_layouts(scenes: ScenesDataset, n: int) -> Batch:
     """The layouts of the first n scenes: `boxes` (n, K, 4) and `classes` (n, K)."""
-    return {name: scenes.column(name)[:n] for name in ("boxes", "classes")}
+    return {name: scenes.columns[name][:n] for name in ("boxes", "classes")}
 
 
 def evaluate_layout(

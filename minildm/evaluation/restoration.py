@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from minildm.compression.autoencoder import Autoencoder
 from minildm.compression.perceptual import perceptual_distance
 from minildm.data.dataset import as_float
-from minildm.data.degradations import degraded, draw_masks, enlarge, mean_fill, shrink
 from minildm.data.scenes import ScenesDataset
+from minildm.data.transforms import degraded, draw_masks, enlarge, mean_fill, shrink
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.evaluation.distribution import evaluate_images
 from minildm.evaluation.features import frechet_features
@@ -140,7 +140,7 @@ def evaluate_semantic(
     if model.config.conditioner.labels != segmenter.config.labels:
         raise ValueError("model and segmenter must know the same labels")
     scenes = ScenesDataset("val", model.config.image_size, n=n)
-    maps, real = scenes.column("semantic").long(), as_float(scenes.images)
+    maps, real = scenes.maps.long(), as_float(scenes.images)
     x = model.sample({"semantic": maps}, seed=seed, **sampling).cpu()
     found = controlled(lambda x, y: _agreement(segmenter, x, y), x, maps, real, seed)
     found.settings |= {"seed": seed, **sampling}
@@ -150,7 +150,7 @@ def evaluate_semantic(
 def evaluate_segmenter(segmenter: Segmenter, n: int, size: int = 64) -> Evaluation:
     """How accurate the segmenter itself is, on n held-out scenes: `pixels` and `iou`."""
     scenes = ScenesDataset("val", size, n=n)
-    maps = scenes.column("semantic").long()
+    maps = scenes.maps.long()
     return Evaluation(_agreement(segmenter, as_float(scenes.images), maps), {})
 
 

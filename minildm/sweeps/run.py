@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.data.crops import crop
 from minildm.data.dataset import ImageDataset, as_float
-from minildm.data.degradations import enlarge, shrink
-from minildm.data.scenes import ScenesDataset
+from minildm.data.scenes import ScenesDataset, crop
+from minildm.data.transforms import enlarge, shrink
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.evaluation.distribution import frechet_distance, kernel_distance, precision_recall
 from minildm.evaluation.features import OfflineFeatures, extract_features
@@ -93,7 +92,7 @@ def conditions_of(
     if kind in ("layout", "semantic"):
         scenes = ScenesDataset("val", model.config.image_size, n=n)
         layouts = scene_layouts(scenes, n)
-        y = layouts if kind == "layout" else {"semantic": scenes.column("semantic").long()}
+        y = layouts if kind == "layout" else {"semantic": scenes.maps.long()}
         return Conditions(y, "objects", layouts)
     restores = kind in ("low_res", "inpaint")
     data = data_of(model, config, "val" if restores else "train")

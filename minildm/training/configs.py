@@ -14,13 +14,12 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from minildm.compression.autoencoder import AutoencoderConfig
 from minildm.compression.loss import AdversarialConfig
 from minildm.conditioning import ConditionerConfig, look_up
-from minildm.data.crops import CropsDataset
 from minildm.data.dataset import ImageDataset
-from minildm.data.degradations import MASKS
 from minildm.data.emoji import EmojiDataset
 from minildm.data.folder import ImageFolder
 from minildm.data.photos import PhotoDataset
-from minildm.data.scenes import ScenesDataset
+from minildm.data.scenes import CropsDataset, ScenesDataset
+from minildm.data.transforms import MASKS
 from minildm.diffusion.latent_diffusion import LatentDiffusionConfig, SamplingConfig
 from minildm.diffusion.objective import ObjectiveConfig
 from minildm.diffusion.schedule import ScheduleConfig

@@ -9,12 +9,12 @@ from helpers import TinyImages, randn
 
 from minildm.data import emoji, photos
 from minildm.data.dataset import ImageDataset
-from minildm.data.degradations import draw_masks
 from minildm.data.emoji import EmojiDataset, load_rgba
 from minildm.data.folder import ImageFolder, torchvision_set
 from minildm.data.latents import LatentDataset
 from minildm.data.photos import PhotoDataset, load_photo, photo_table
 from minildm.data.scenes import ScenesDataset, wide_scene
+from minildm.data.transforms import draw_masks
 from minildm.layers import BatchRandom
 
 BYTES = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)

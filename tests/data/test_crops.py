@@ -5,9 +5,8 @@ import pytest
 import torch
 from helpers import randn
 
-from minildm.data.crops import CropsDataset, crop, empty_box
 from minildm.data.scene_rendering import KINDS, OBJECTS
-from minildm.data.scenes import ScenesDataset, overlap
+from minildm.data.scenes import CropsDataset, ScenesDataset, crop, empty_box, overlap
 
 
 @pytest.fixture(scope="module")

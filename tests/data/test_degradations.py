@@ -9,7 +9,8 @@ from helpers import randn
 from PIL import Image
 from torch import Tensor
 
-from minildm.data.degradations import (
+from minildm.data.scenes import ScenesDataset
+from minildm.data.transforms import (
     MASKS,
     blur,
     centre_mask,
@@ -20,7 +21,6 @@ from minildm.data.degradations import (
     shrink,
     to_segments,
 )
-from minildm.data.scenes import ScenesDataset
 from minildm.layers import BatchRandom
 
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from helpers import randn
 
-from minildm.data.degradations import shrink
 from minildm.data.scenes import ScenesDataset
 from minildm.data.transforms import (
     degrade_for_task,
     mirrored,
     mirrored_boxes,
     random_flips,
+    shrink,
     style_caption,
     with_styles,
 )

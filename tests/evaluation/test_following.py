@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from helpers import TinyImages
 from torch import Tensor, nn
 
-from minildm.data.crops import CROP_CLASSES
 from minildm.data.emoji import EmojiDataset
-from minildm.data.scenes import OBJECTS
+from minildm.data.scenes import CROP_CLASSES, OBJECTS
 from minildm.evaluation.following import (
     Prompt,
     accuracy,

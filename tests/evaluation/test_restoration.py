@@ -11,8 +11,8 @@ from torch import Tensor
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
 from minildm.conditioning import ConditionerConfig
 from minildm.data.dataset import as_float
-from minildm.data.degradations import enlarge, mean_fill, shrink
 from minildm.data.emoji import EmojiDataset
+from minildm.data.transforms import enlarge, mean_fill, shrink
 from minildm.diffusion.guidance import image_guided
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.evaluation.image_metrics import psnr

@@ -10,8 +10,7 @@ import torch
 from training.trainings import Training
 
 from minildm import PRESETS, Autoencoder, ImageDataset, override, save_model
-from minildm.data.crops import CropsDataset
-from minildm.data.scenes import ScenesDataset
+from minildm.data.scenes import CropsDataset, ScenesDataset
 from minildm.layers import BatchRandom
 from minildm.training import loop
 from minildm.training.presets import PIXELS
