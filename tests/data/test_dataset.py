@@ -14,8 +14,7 @@ IMAGES = torch.arange(3 * 3 * 4 * 4, dtype=torch.uint8).view(3, 3, 4, 4)
 
 def test_bytes_become_floats_and_floats_stay() -> None:
     x = as_float(torch.tensor([0, 255], dtype=torch.uint8))
-    assert x.tolist() == [-1, 1] and x.dtype == torch.float32
-    assert as_float(x) is x
+    assert x.tolist() == [-1, 1] and x.dtype == torch.float32 and as_float(x) is x
 
 
 def test_an_item_has_every_column() -> None:
@@ -31,7 +30,6 @@ def test_an_item_has_every_column() -> None:
     assert (int(item["label"]), int(item["group"]), int(item["style"])) == (1, 1, 0)
     assert (item["caption"], item["code"], float(item["size"])) == ("dog", "c", 5.0)
     assert data.captions == ["dog", "big cat", "dog"] and data.groups == data.classes
-    assert "image" not in data.without_image(0) and torch.equal(data.column("image"), IMAGES)
     with pytest.raises(IndexError):
         data[3]
     batch = next(iter(DataLoader(data, batch_size=3)))
@@ -50,26 +48,23 @@ def test_the_fingerprint_is_the_contents() -> None:
     def fingerprint(images: torch.Tensor = IMAGES, **options: object) -> str:
         return ImageDataset(images, **{"name": "a", **options}).fingerprint
 
-    assert fingerprint() == fingerprint(name="b")
     others = [
         fingerprint(IMAGES + 1),
-        fingerprint(captions=["x", "y", "z"]),
-        fingerprint(columns={"code": ["a", "b", "c"]}),
-        fingerprint(style_ids=torch.tensor([0, 1, 0]), styles=("a", "b")),
+        fingerprint(columns={"caption": ["x", "y", "z"]}),
+        fingerprint(columns={"code": ["x", "y", "z"]}),
+        fingerprint(columns={"style": torch.tensor([0, 1, 0])}),
         fingerprint(classes=("thing",)),
     ]
-    assert len({fingerprint(), *others}) == 6
-    assert fingerprint(fingerprint="given") == "given"
+    assert fingerprint() == fingerprint(name="b") and len({fingerprint(), *others}) == 6
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x08", b"not a tensor" * 9, None])
+@pytest.mark.parametrize("damage", [b"", b"not a tensor" * 9, None])
 def test_a_damaged_cache_file_is_made_again(
     damage: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MINILDM_CACHE", str(tmp_path / "cache"))
     assert torch.equal(cached("a", lambda: IMAGES), IMAGES)
     assert torch.equal(cached("a", lambda: IMAGES + 1), IMAGES)  # from the file
-    assert torch.equal(cached("b", lambda: IMAGES + 1), IMAGES + 1)
     file = cache_dir() / "a.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] if damage is None else damage)

@@ -1,33 +1,27 @@
-"""The embedded emoji: the file and its card, the split, the items."""
+"""The embedded emoji: the split, the selections, the pixels."""
 
 import hashlib
 
 import numpy as np
 import pytest
 
-from minildm.data.emoji import (
-    STYLES,
-    EmojiDataset,
-    EmojiFile,
-    load_rgba,
-    read_emoji,
-    validation_families,
-)
+from minildm.data.emoji import STYLES, EmojiDataset, load_rgba, read_emoji, validation_families
+from minildm.files import data_dir
 
 
 @pytest.fixture(scope="module")
-def file() -> EmojiFile:
-    return read_emoji()
+def splits() -> dict[str, EmojiDataset]:
+    return {split: EmojiDataset(split, 32) for split in ("train", "val", "all")}
 
 
 @pytest.fixture(scope="module")
-def train() -> EmojiDataset:
-    return EmojiDataset("train", 32)
+def family() -> dict[str, str]:
+    """The family of each code point."""
+    return {d.emoji["hexcode"]: d.emoji["family"] for d in read_emoji(data_dir())}
 
 
-@pytest.fixture(scope="module")
-def val() -> EmojiDataset:
-    return EmojiDataset("val", 32)
+def pairs(data: EmojiDataset) -> set[tuple[str, int]]:
+    return set(zip(data.hexcodes, data.style_ids.tolist(), strict=True))
 
 
 def test_images_are_the_drawings_over_white() -> None:
@@ -44,53 +38,38 @@ def test_images_are_the_drawings_over_white() -> None:
 
 
 def test_the_split_is_disjoint_by_family(
-    file: EmojiFile, train: EmojiDataset, val: EmojiDataset
+    splits: dict[str, EmojiDataset], family: dict[str, str]
 ) -> None:
-    family = {row["hexcode"]: row["family"] for row in file.rows}
+    train, val, both = splits.values()
     assert not {family[code] for code in train.hexcodes} & {family[code] for code in val.hexcodes}
-    both = EmojiDataset("all", 32)
     assert sorted(train.hexcodes + val.hexcodes) == sorted(both.hexcodes)
     assert 0.10 <= len(val) / len(both) <= 0.12
     hearts = [EmojiDataset(split, 32, subgroups=["heart"]).images for split in ("train", "val")]
     assert all((hearts[0] != image).flatten(1).any(1).all() for image in hearts[1])
 
 
-def test_the_split_does_not_change(file: EmojiFile) -> None:
+def test_the_split_does_not_change(family: dict[str, str]) -> None:
     """The shipped models were trained without these families."""
-    families = validation_families(file)
-    family = {row["hexcode"]: row["family"] for row in file.rows}
+    families = validation_families(read_emoji(data_dir()))
     roles = ("1F9D1-200D-1F680", "1F468-200D-1F680", "1F469-200D-1F680")  # astronauts
     assert len({family[code] for code in roles}) == 1
     digest = hashlib.sha256(" ".join(sorted(families)).encode()).hexdigest()
     assert len(families) == 166 and digest.startswith("987231c675f9d208")
 
 
-def test_subgroups_and_styles_are_selected(train: EmojiDataset) -> None:
+def test_subgroups_and_styles_are_selected(splits: dict[str, EmojiDataset]) -> None:
     fruit = EmojiDataset("all", 32, subgroups=["food-sweet", "food-fruit"], styles=["blob", "noto"])
     assert fruit.classes == ("food-sweet", "food-fruit")  # in the given order
-    assert fruit.label_of("food-fruit") == 1
     assert set(fruit.style_ids.tolist()) == {STYLES.index("noto"), STYLES.index("blob")}
     assert {fruit.groups[i] for i in fruit.group_ids.tolist()} == {"food-drink"}
-    assert EmojiDataset("val", 32, styles=["blob"]).classes == train.classes
-    symbols = EmojiDataset("all", 32, subgroups=["geometric"])
+    train, symbols = splits["train"], EmojiDataset("all", 32, subgroups=["geometric"])
     assert {symbols.groups[i] for i in symbols.group_ids.tolist()} == {"symbols"}
     assert len(train.classes) == 47 and train.groups.index("symbols") not in train.group_ids
-    assert fruit.fingerprint != symbols.fingerprint
+    assert EmojiDataset("val", 32, styles=["blob"]).classes == train.classes
 
 
-def test_unpaired_styles_are_held_out_in_their_own_split(train: EmojiDataset) -> None:
+def test_unpaired_styles_are_held_out_in_their_own_split(splits: dict[str, EmojiDataset]) -> None:
     rest, apart = (EmojiDataset(split, 32, unpaired=8) for split in ("train", "unpaired"))
-
-    def pairs(data: EmojiDataset) -> set[tuple[str, int]]:
-        return set(zip(data.hexcodes, data.style_ids.tolist(), strict=True))
-
-    assert not pairs(rest) & pairs(apart) and pairs(rest) | pairs(apart) == pairs(train)
+    assert not pairs(rest) & pairs(apart) and pairs(rest) | pairs(apart) == pairs(splits["train"])
     assert len(set(apart.hexcodes)) == len(apart) > 100  # one style of each
     assert len(set(apart.hexcodes) & set(rest.hexcodes)) > 0.9 * len(apart)  # known in others
-
-
-def test_a_drawing_is_found_by_its_code_point() -> None:
-    apple = load_rgba("1f34e", "twemoji")
-    assert apple.size == (128, 128) and apple.mode == "RGBA"
-    assert apple.getpixel((0, 0))[3] == 0 and apple.getpixel((64, 80))[3] == 255
-    assert load_rgba("2602").tobytes() == load_rgba("2602-fe0f").tobytes()

@@ -1,4 +1,4 @@
-"""Scenes: what an item says of its image is true of the pixels."""
+"""Scenes and their crops: what an item says of its image is true of the pixels."""
 
 from collections import Counter
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import randn
 from PIL import Image
 
 from minildm.data.scene_rendering import (
@@ -24,8 +25,11 @@ from minildm.data.scene_rendering import (
 from minildm.data.scenes import (
     MAX_HIDDEN,
     MIN_HEIGHT,
+    CropsDataset,
     ScenesDataset,
+    crop,
     draw_layout,
+    empty_box,
     listed,
     overlap,
     wide_layout,
@@ -53,7 +57,7 @@ def objects(item: dict[str, Any]) -> list[tuple[int, list[float]]]:
 
 def alpha_of(placed: Placed, style: int, size: int) -> np.ndarray:
     """(S, S) bool: where the object alone would be drawn."""
-    canvas, semantic = np.zeros((size, size, 3), np.float32), np.zeros((size, size), np.int64)
+    canvas, semantic = np.zeros((size, size, 3), np.float32), np.zeros((size, size), np.uint8)
     paint_object(canvas, semantic, placed, sprites(STYLES[style])[placed.kind], np.ones(3))
     return semantic > 0
 
@@ -93,17 +97,6 @@ def test_at_least_a_quarter_of_each_object_is_visible(layouts: list[Layout]) -> 
             assert (mask & ~hidden).sum() >= 0.25 * mask.sum()
 
 
-def test_an_item_depends_on_its_seed_split_index_and_size_alone() -> None:
-    first = ScenesDataset(size=32, n=9)[4]
-    torch.manual_seed(1)
-    again = ScenesDataset(size=32, n=99)[-95]
-    assert all(torch.equal(first[key], again[key]) for key in first if key != "caption")
-    changes = ({"seed": 1}, {"split": "val"}, {"styles": ["blob"]})
-    for options in changes:
-        other = ScenesDataset(**{"size": 32, "n": 9, **options})[4]
-        assert not torch.equal(first["image"], other["image"])
-
-
 def test_captions_name_every_object_the_ground_and_the_sky(scenes: list[dict[str, Any]]) -> None:
     for item in scenes:
         sky, ground = divmod(int(item["label"]), len(GROUNDS))
@@ -140,7 +133,7 @@ def test_drawings_have_no_dark_fringe_and_are_mirrored() -> None:
     drawing[20:70, 10:70] = (255, 0, 0, 255)  # around it, transparent black
     sprite, canvases = Image.fromarray(drawing).convert("RGBa"), []
     for flip in (False, True):
-        canvas, semantic = np.ones((32, 32, 3), np.float32), np.zeros((32, 32), np.int64)
+        canvas, semantic = np.ones((32, 32, 3), np.float32), np.zeros((32, 32), np.uint8)
         placed = Placed(near=0, kind=3, x=0.125, y=0.125, w=0.75, h=0.75, flip=flip)
         paint_object(canvas, semantic, placed, sprite, np.ones(3))
         assert canvas[..., 0] == pytest.approx(1, abs=0.01)  # red and white contain all the red
@@ -149,15 +142,12 @@ def test_drawings_have_no_dark_fringe_and_are_mirrored() -> None:
     assert (canvases[0] == canvases[1][:, ::-1]).all() and (canvases[0] != canvases[1]).any()
 
 
-def test_columns_and_images_are_those_of_the_items() -> None:
+def test_columns_images_and_maps_are_those_of_the_items() -> None:
     data = ScenesDataset("val", size=16, n=4, styles=("noto", "blob"))
-    maps = data.column("semantic")
-    assert data.images.dtype == maps.dtype == torch.uint8 and len(data) == len(data.labels) == 4
+    assert data.images.dtype == data.maps.dtype == torch.uint8
     for i, item in enumerate(data):
         assert torch.equal(data.images[i].float() / 127.5 - 1, item["image"])
-        assert torch.equal(maps[i].long(), item["semantic"])
-        assert torch.equal(data.columns["boxes"][i], item["boxes"])
-        assert data.captions[i] == item["caption"] and data.labels[i] == item["label"]
+        assert torch.equal(data.maps[i].long(), item["semantic"])
         assert data.styles[item["style"]] in ("noto", "blob")
         assert data.classes[item["label"]].startswith(data.groups[item["group"]])
 
@@ -171,14 +161,17 @@ def test_a_plain_background_leaves_the_objects_alone() -> None:
         assert torch.equal(item["boxes"], whole["boxes"]) and item["caption"] == whole["caption"]
 
 
-def test_the_fingerprint_follows_the_arguments() -> None:
-    def fingerprint(**options: Any) -> str:
-        return ScenesDataset(**{"size": 16, "n": 3} | options).fingerprint
+def test_an_item_depends_on_its_arguments_alone_and_the_fingerprint_follows_them() -> None:
+    def made(**options: Any) -> ScenesDataset:
+        return ScenesDataset(**{"size": 16, "n": 5} | options)
 
-    assert fingerprint() == fingerprint() == fingerprint(styles=tuple(reversed(STYLES)))
-    changed = ({"size": 17}, {"n": 4}, {"seed": 1}, {"split": "val"}, {"styles": ["noto"]})
-    changed += ({"background": "plain"},)
-    assert len({fingerprint(), *(fingerprint(**options) for options in changed)}) == 7
+    first, again = made(), made(n=99, styles=tuple(reversed(STYLES)))
+    assert all(torch.equal(first[4][k], again[-95][k]) for k in first[4] if k != "caption")
+    assert first.fingerprint == made().fingerprint
+    changed = [made(**c) for c in ({"seed": 1}, {"split": "val"}, {"styles": ["blob"]})]
+    assert not any(torch.equal(first[4]["image"], other[4]["image"]) for other in changed)
+    changed += [made(size=17), made(n=4), made(background="plain")]
+    assert len({first.fingerprint, *(other.fingerprint for other in changed)}) == 7
 
 
 def test_wide_scenes_follow_the_rules_of_ordinary_ones() -> None:
@@ -197,3 +190,33 @@ def test_wide_scenes_follow_the_rules_of_ordinary_ones() -> None:
     assert item["image"].shape == (3, 256, 256) and item["semantic"].shape == (256, 256)
     assert torch.equal(item["image"], same["image"])
     assert not torch.equal(item["semantic"], other["semantic"])
+
+
+def test_a_crop_is_the_content_of_its_box_with_a_margin() -> None:
+    x = randn(2, 3, 16, 8)
+    boxes = torch.tensor([[0.5, 0.25, 1.0, 0.5], [0.0, 0.0, 0.5, 0.25]])
+    cut = crop(x, boxes, side=4, margin=0.0)
+    assert torch.allclose(cut[0], x[0, :, 4:8, 4:8], atol=1e-5)
+    assert torch.allclose(cut[1], x[1, :, 0:4, 0:4], atol=1e-5)
+    ramp = torch.linspace(-1, 1, 8).expand(1, 3, 8, 8)
+    cut = crop(ramp, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), 16, margin=0.5)  # edges are repeated
+    assert torch.equal(cut[..., 0], torch.full((1, 3, 16), -1.0)) and cut.max() == 1
+
+
+def test_every_object_is_cut_once_and_empty_places_are_empty() -> None:
+    scenes = ScenesDataset("val", 64, n=40)
+    crops, classes = CropsDataset(scenes), scenes.columns["classes"]
+    named = crops.labels < len(OBJECTS)
+    assert torch.equal(crops.labels[named], classes[classes >= 0])
+    assert 0.8 * len(scenes) < int((~named).sum()) <= len(scenes)
+    for item, box, i in zip(crops, crops.boxes, crops.scene_ids.tolist(), strict=True):
+        own = crop(scenes[i]["image"][None], box[None])[0]
+        assert torch.allclose(item["image"], own, atol=1 / 127)
+        if item["caption"] == "nothing":
+            expected = ("nothing", "none")
+            assert not any(overlap(box, other) for other in scenes.columns["boxes"][i].tolist())
+        else:
+            ground = "sky" if KINDS[item["label"]].in_sky else "ground"
+            expected = (ground, scenes.styles[scenes.style_ids[i]])
+        assert (crops.groups[item["group"]], crops.styles[item["style"]]) == expected
+    assert empty_box(np.random.default_rng(0), torch.tensor([[0.0, 0, 1, 1]])) is None

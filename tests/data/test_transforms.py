@@ -1,24 +1,41 @@
-"""What training makes of a batch: mirrored boxes, named styles, a task's input."""
+"""Flips, styles, degradations and masks against plain formulas, Pillow and counts."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from helpers import randn
+from PIL import Image
+from torch import Tensor
 
 from minildm.data.scenes import ScenesDataset
 from minildm.data.transforms import (
+    MASKS,
+    blur,
     degrade_for_task,
+    degraded,
+    draw_masks,
+    enlarge,
+    mean_fill,
     mirrored,
     mirrored_boxes,
     random_flips,
     shrink,
     style_caption,
+    to_segments,
     with_styles,
 )
 from minildm.layers import BatchRandom
 
 
-def rng(seed: int = 0) -> BatchRandom:
-    return BatchRandom(torch.Generator().manual_seed(seed))
+def rng(seed: int = 0, rank: int = 0, world: int = 1) -> BatchRandom:
+    return BatchRandom(torch.Generator().manual_seed(seed), rank, world)
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    return torch.stack([item["image"] for item in ScenesDataset("val", 64, n=6)])
 
 
 def test_mirrored_boxes_are_where_the_mirrored_image_has_its_objects() -> None:
@@ -41,36 +58,13 @@ def test_mirrored_boxes_are_where_the_mirrored_image_has_its_objects() -> None:
 
 def test_only_the_chosen_and_only_real_boxes_move() -> None:
     boxes = torch.tensor([[[0.1, 0.2, 0.4, 0.9], [0.0, 0.0, 0.0, 0.0]]]).repeat(2, 1, 1)
-    batch = {"boxes": boxes, "classes": torch.tensor([[3, -1]] * 2), "label": torch.arange(2)}
-    chosen = torch.tensor([False, True])
-    out = mirrored_boxes(batch, chosen)
+    batch = {"boxes": boxes, "classes": torch.tensor([[3, -1]] * 2)}
+    moved = mirrored_boxes(batch, torch.tensor([False, True]))["boxes"]
+    assert torch.equal(moved[0], boxes[0]) and not moved[1, 1].any()
+    assert torch.allclose(moved[1, 0], torch.tensor([0.6, 0.2, 0.9, 0.9]))
     x = randn(400, 1, 1, 2)
     flipped = (random_flips(x, rng()) == x.flip(-1)).flatten(1).all(1)
     assert 160 < int(flipped.sum()) < 240
-    assert torch.equal(out["boxes"][0], boxes[0]) and not out["boxes"][1, 1].any()
-    assert torch.allclose(out["boxes"][1, 0], torch.tensor([0.6, 0.2, 0.9, 0.9]))
-    assert torch.allclose(mirrored_boxes(out, chosen)["boxes"], boxes)
-    assert mirrored_boxes({"label": 1}, chosen) == {"label": 1}
-
-
-@pytest.mark.parametrize("as_bytes", [True, False])
-def test_a_task_gets_its_input(as_bytes: bool) -> None:
-    pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    x = pixels.float() / 127.5 - 1
-    batch = {"image": pixels if as_bytes else x, "label": torch.arange(4)}
-
-    def made(kind: str, degradation: str = "bicubic") -> dict[str, torch.Tensor]:
-        return degrade_for_task(batch, kind, 2, degradation, ("boxes",), rng())
-
-    assert set(made("low_res")) == {"label", "low_res"}
-    assert torch.equal(made("low_res")["low_res"], shrink(x, 2))
-    assert not torch.equal(made("low_res", "degraded")["low_res"], shrink(x, 2))
-    inpaint = made("inpaint")
-    assert torch.equal(inpaint["image"], x) and inpaint["mask"].shape == (4, 1, 8, 8)
-    assert made("class") is batch
-    maps = {"semantic": torch.ones(2, 4, 4, dtype=torch.uint8)}
-    out = degrade_for_task(maps, "semantic", 2, "bicubic", (), rng())
-    assert out["semantic"].dtype == torch.int64
 
 
 def test_styles_are_named_in_their_share_of_the_captions() -> None:
@@ -81,4 +75,95 @@ def test_styles_are_named_in_their_share_of_the_captions() -> None:
     assert set(captions[1::2]) == {"a dog", style_caption("a dog", "round")}
     named = sum(caption != "a dog" for caption in captions) / n
     assert abs(named - share) < 4 * (share * (1 - share) / n) ** 0.5
-    assert with_styles(batch, ("flat", "round"), 0.0, rng()) is batch
+
+
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_a_task_gets_its_input(as_bytes: bool) -> None:
+    pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    x = pixels.float() / 127.5 - 1
+    batch = {"image": pixels if as_bytes else x, "semantic": pixels[:, 0]}
+
+    def made(kind: str, degradation: str = "bicubic") -> dict[str, Tensor]:
+        return degrade_for_task(batch, kind, 2, degradation, ("boxes",), rng())
+
+    assert set(made("low_res")) == {"semantic", "low_res"}
+    assert torch.equal(made("low_res")["low_res"], shrink(x, 2))
+    assert torch.equal(made("low_res", "degraded")["low_res"], degraded(x, 2, rng()))
+    assert torch.equal(made("inpaint")["image"], x)
+    assert torch.equal(made("inpaint")["mask"], draw_masks(("boxes",), 4, (8, 8), rng()))
+    assert made("semantic")["semantic"].dtype == torch.int64 and made("class") == batch
+
+
+def test_shrinking_is_pillows_bicubic(x: Tensor) -> None:
+    """On floats Pillow rounds nothing."""
+    for image, small in zip(x.flatten(0, 1), shrink(x, 4).flatten(0, 1), strict=True):
+        theirs = Image.fromarray(image.numpy()).resize((16, 16), Image.Resampling.BICUBIC)
+        assert np.abs(small.numpy() - np.asarray(theirs).clip(-1, 1)).max() < 1e-5
+    flat = torch.full((1, 3, 8, 8), 0.3)
+    assert torch.allclose(enlarge(shrink(flat, 4), 4), flat, atol=1e-6)
+
+
+def test_a_blur_has_its_sigma() -> None:
+    """A point becomes a Gaussian: its variance is sigma^2, in x and in y."""
+    x, sigma = torch.zeros(3, 3, 33, 33).double(), torch.tensor([0.0, 1.0, 2.5]).double()
+    x[:, :, 16, 16] = 1
+    out = blur(x, sigma, widest=2.5)
+    off = torch.arange(33, dtype=torch.float64) - 16
+    assert torch.allclose(out.sum((2, 3)), torch.ones(3, 3, dtype=torch.float64))
+    for axis in (2, 3):
+        spread = (out.sum(axis) * off**2).sum(-1)
+        assert torch.allclose(spread, (sigma**2)[:, None].expand(3, 3), rtol=0.05)
+    assert torch.equal(out[0], x[0])
+
+
+def test_degraded_images_are_further_off_and_follow_the_generator(x: Tensor) -> None:
+    clean, one = shrink(x, 4), degraded(x, 4, rng())
+    assert one.abs().max() <= 1 and not torch.equal(one, degraded(x, 4, rng(1)))
+    assert ((one - clean).square().mean((1, 2, 3)) > 1e-4).all()
+    parts = [degraded(part, 4, rng(0, rank, 2)) for rank, part in enumerate(x.chunk(2))]
+    assert torch.equal(torch.cat(parts), one)  # two processes
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 80)])
+@pytest.mark.parametrize(
+    ("kind", "low", "high"),
+    [("lama", 0.1, 0.5), ("strokes", 0.1, 0.5), ("boxes", 0.1, 0.4), ("halves", 0.5, 0.5)],
+)
+def test_masks_are_binary_of_their_size_and_follow_the_generator(
+    kind: str, low: float, high: float, size: tuple[int, int]
+) -> None:
+    masks = MASKS[kind](100, size, rng())
+    assert masks.shape == (100, 1, *size) and ((masks == 0) | (masks == 1)).all()
+    parts = [MASKS[kind](50, size, rng(0, rank, 2)) for rank in range(2)]
+    assert torch.equal(torch.cat(parts), masks)  # two processes
+    assert len(masks.flatten(1).unique(dim=0)) >= (4 if kind == "halves" else 90)
+    hole = 1 - masks.mean((1, 2, 3))
+    assert low <= float(hole.mean()) <= high and hole.amax() < 0.95
+
+
+def test_every_mask_has_known_pixels_and_a_hole(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = draw_masks(("lama", "halves"), 1000, (32, 32), rng()).mean((1, 2, 3))
+    assert share.amin() > 0 and share.amax() < 1
+    assert 0.45 < (share == 0.5).float().mean() < 0.56  # halves, and a few others by chance
+
+    def nothing(n: int, size: tuple[int, int], rng: Any) -> Tensor:
+        return torch.ones(n, 1, *size)
+
+    monkeypatch.setitem(MASKS, "nothing", nothing)
+    masks = draw_masks(("nothing",), 3, (8, 8), rng())
+    assert masks.sum() == 3 * (64 - 16) and not masks[:, :, 2:6, 2:6].any()
+
+
+def test_distances_to_segments_are_those_of_the_formula() -> None:
+    a, b = torch.tensor([[0.2, 0.3]]), torch.tensor([[0.8, 0.3]])
+    y, x = (torch.arange(10) + 0.5) / 10, (torch.arange(20) + 0.5) / 20
+    beyond = (x[None] - x[None].clamp(0.2, 0.8)) ** 2
+    exact = ((y[:, None] - 0.3) ** 2 + beyond).sqrt()
+    assert torch.allclose(to_segments(a, b, (10, 20))[0], exact, atol=1e-6)
+
+
+def test_the_mean_fills_holes_alone() -> None:
+    x, mask = randn(1, 3, 2, 2), torch.tensor([[[[1.0, 1.0], [1.0, 0.0]]]])
+    filled = mean_fill(x, mask)
+    assert torch.allclose(filled[..., 1, 1], x.flatten(2)[..., :3].mean(-1))
+    assert torch.equal(filled * mask, x * mask)
