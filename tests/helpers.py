@@ -1,6 +1,8 @@
 """Tiny configs, models and images that many tests share."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,3 +93,20 @@ def tiny_ldm_config(
         autoencoder=tiny_autoencoder_config(), unet=unet, conditioner=conditioner, image_size=16
     )
     return replace(config, **changes)
+
+
+def tiny_clip(folder: Path) -> Path:
+    """Write a CLIP's text encoder of width 16 that reads ten tokens, and its vocabulary."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = [*"abdeorp", *(f"{letter}</w>" for letter in "abdegorp")]
+    words = [*letters, "re", "red</w>", "do", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\nd o\n")
+    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2, "vocab_size": len(words), "max_position_embeddings": 10}
+    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
+    model = shaken(CLIPTextModel(CLIPTextConfig(**shape, **ends)), seed=4)
+    model.save_pretrained(folder)
+    return folder

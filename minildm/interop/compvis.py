@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minildm import conditioning as tau
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
-from minildm.conditioning.text_encoders import clip_to_fill, minilm_files
+from minildm.conditioning.text_encoders import text_folders
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.diffusion.unet import UNet, UNetConfig
 from minildm.files import atomic_write
@@ -65,7 +65,8 @@ def load_compvis(
     text = getattr(model, "conditioner", model)
     text = getattr(text, "tokens", text)
     if isinstance(text, tau.TextConditioner):
-        text.set_tokenizer(tau.CaptionTokenizer.word_pieces(minilm_files() / "vocab.txt"))
+        word_pieces = text_folders("minilm")[1] / "vocab.txt"  # BERT's
+        text.set_tokenizer(tau.CaptionTokenizer.load(word_pieces))
     return model.eval()
 
 
@@ -106,9 +107,10 @@ def _load_whole(
 def _conditioner(config: Any, clip: Tensors) -> tau.Conditioner:
     """On the meta device; a frozen encoder with its weights in the checkpoint, or its folder's."""
     if config.kind == "frozen_text" and clip:
-        network = clip_to_fill(config.path)
-        fill(network, _clip_places(network), clip, r".*position_ids")
-        return tau.FrozenTextConditioner(config, network)
+        conditioner = tau.FrozenTextConditioner(config, empty=True)
+        places = _clip_places(conditioner.network)
+        fill(conditioner.network, places, clip, r".*position_ids")
+        return conditioner
     frozen = getattr(config, "tokens", config).kind == "frozen_text"
     return config.build() if frozen else on_meta(config.build)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.conditioning.text_encoders import frozen_network
+from minildm.conditioning.text_encoders import frozen_parts
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.files import new_folder
 from minildm.interop.compvis import load_compvis, save_compvis
@@ -68,6 +68,6 @@ def _save_ours(model: Any, target: Path) -> None:
             return
         text = getattr(model.config.conditioner, "tokens", model.config.conditioner)
         if text.kind == "frozen_text":  # our folders do not hold it: its own must be complete
-            frozen_network(text.encoder, text.path)
+            frozen_parts(text.encoder, text.path)
         save_model(model.autoencoder, folder / "first_stage")
         save_model(model, folder, first_stage="first_stage")

@@ -16,8 +16,7 @@ import torch
 
 from minildm import conditioning as tau
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
-from minildm.conditioning.text_encoders import text_folders
-from minildm.conditioning.tokenizer import END, PAD, START, UNKNOWN
+from minildm.conditioning.text_encoders import END, PAD, START, UNKNOWN, text_folders
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.diffusion.unet import UNet, UNetConfig
 from minildm.files import new_folder, write_json
@@ -147,10 +146,10 @@ def _load_conditioner(folder: Path, kind: str) -> tau.Conditioner:
     fill(model, _BERT.places(model), _weights(folder / "bert", "model"), r"to_logits\..*")
     words = folder / "tokenizer"
     with configs.reading(words):
-        if (words / "tokenizer.json").is_file():
-            model.set_tokenizer(tau.CaptionTokenizer.load(words / "tokenizer.json"))
-        else:
-            model.set_tokenizer(tau.CaptionTokenizer.word_pieces(words / "vocab.txt"))
+        own = (words / "tokenizer.json").is_file()
+        model.set_tokenizer(
+            tau.CaptionTokenizer.load(words / ("tokenizer.json" if own else "vocab.txt"))
+        )
     return model.eval()
 
 
@@ -245,7 +244,7 @@ def _save_bert(model: Any, folder: Path) -> dict[str, list[str]]:
     path = folder / "tokenizer/tokenizer.json"
     words.save(path)
     content = json.loads(path.read_text(encoding="utf-8"))
-    ends = {"sep": [END, words.number(END)], "cls": [START, words.number(START)]}
+    ends = {"sep": [END, words.end], "cls": [START, words.start]}
     write_json(path, content | {"post_processor": {"type": "BertProcessing", **ends}})
     special = {"pad_token": PAD, "unk_token": UNKNOWN, "cls_token": START, "sep_token": END}
     card = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.length}

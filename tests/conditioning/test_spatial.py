@@ -1,7 +1,4 @@
-"""Images concatenated with z_t: what the UNet receives, and which input is refused."""
-
-import re
-from typing import Any
+"""Images concatenated with z_t: what the UNet receives, alone and next to tokens."""
 
 import pytest
 import torch
@@ -15,15 +12,14 @@ from minildm.conditioning import (
     InpaintConfig,
     LowResConfig,
     SemanticConfig,
-    masked,
 )
+from minildm.conditioning.spatial import masked
 
 CONFIGS = {
     "low_res": LowResConfig(),
     "inpaint": InpaintConfig(),
     "semantic": SemanticConfig(labels=("sky", "grass", "dog", "cat"), channels=5),
 }
-X, MASK = torch.zeros(2, 3, 8, 8), torch.ones(2, 1, 8, 8)
 INPUT = {
     "low_res": {"low_res": randn(2, 3, 4, 6).clamp(-1, 1)},
     "inpaint": {"image": randn(2, 3, 8, 12).clamp(-1, 1), "mask": (randn(2, 1, 8, 12) > 0).float()},
@@ -53,11 +49,9 @@ def test_a_single_image_is_repeated_and_may_stand_alone(kind: str) -> None:
     tau = CONFIGS[kind].build()
     single = {key: x[0] for key, x in INPUT[kind].items()}
     batch = tau.batch_from(single, 3)
-    for key, x in single.items():
-        assert torch.equal(batch[key], torch.stack([x] * 3))
+    assert all(torch.equal(batch[key], torch.stack([x] * 3)) for key, x in single.items())
     if len(single) == 1:
-        (alone,) = single.values()
-        assert torch.equal(tau.batch_from(alone, 3)[kind], batch[kind])
+        assert torch.equal(tau.batch_from(single[kind], 3)[kind], batch[kind])
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -80,18 +74,13 @@ def test_inpainting_sees_the_latent_of_the_known_part_and_1_in_the_hole() -> Non
     x = INPUT["inpaint"]["image"]
     coarse = (torch.rand(2, 1, 4, 6) < 0.5).float()
     mask = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    concat = InpaintConfig().build()({"image": x, "mask": mask}, encode).concat
     black = x * mask - (1 - mask)  # -1 is black
     assert torch.equal(masked(x, mask), black)
-    assert torch.equal(concat[:, :-1], encode(black))
-    assert torch.equal(concat[:, -1:], 1 - 2 * coarse)  # 1 = hole, as in the official code
-
-
-def test_the_image_in_the_hole_changes_nothing() -> None:
-    tau, y = InpaintConfig().build(), INPUT["inpaint"]
-    other = y | {"image": torch.where(y["mask"] > 0.5, y["image"], torch.rand(2, 3, 8, 12))}
-    assert not torch.equal(other["image"], y["image"])
-    assert torch.equal(tau(y, encode).concat, tau(other, encode).concat)
+    inside = torch.where(mask > 0.5, x, torch.rand(2, 3, 8, 12))  # has no effect
+    for image in (x, inside):
+        concat = InpaintConfig().build()({"image": image, "mask": mask}, encode).concat
+        assert torch.equal(concat[:, :-1], encode(black))
+        assert torch.equal(concat[:, -1:], 1 - 2 * coarse)  # 1 = hole, as in the official code
 
 
 @pytest.mark.parametrize("stages", [0, 1, 2])
@@ -104,25 +93,3 @@ def test_a_semantic_map_is_averaged_over_pixels_and_mixed(stages: int) -> None:
     shares = shares.view(2, 4, 8 // f, f, 12 // f, f).mean((3, 5))
     expected = torch.einsum("cl,blhw->bchw", tau.mapper.weight[:, :, 0, 0], shares)
     assert torch.allclose(tau({"semantic": maps}).concat, expected, atol=1e-12)
-
-
-IMAGE = "must be (B, 3, H, W) of floats in [-1, 1]"
-MAP = "semantic must be (B, H, W) int64 in 0..3 with sides divisible by 4"
-WRONG: dict[str, tuple[str, Any, str]] = {
-    "NaN": ("low_res", X / 0, IMAGE),
-    "bytes": ("low_res", X.byte(), IMAGE),
-    "no tensor": ("low_res", {"low_res": [0.0]}, "y must be a dict of tensors ('low_res',)"),
-    "another key": ("inpaint", {"image": X}, "y must be a dict of tensors ('image', 'mask')"),
-    "wrong image": ("inpaint", {"image": X + 2, "mask": MASK}, f"image {IMAGE}"),
-    "grey mask": ("inpaint", {"image": X, "mask": MASK / 2}, "mask must be (2, 1, 8, 8), 1 where"),
-    "small mask": ("inpaint", {"image": X, "mask": MASK[..., :4]}, "mask must be (2, 1, 8, 8)"),
-    "label": ("semantic", torch.full((1, 8, 8), 4), MAP),
-    "float map": ("semantic", torch.zeros(1, 8, 8), f"{MAP}, got (1, 8, 8) torch.float32"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_user_input_is_refused(case: str) -> None:
-    kind, y, said = WRONG[case]
-    with pytest.raises(ValueError, match=re.escape(said)):
-        CONFIGS[kind].build().batch_from(y, 2)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import randn, shaken
+from helpers import randn, shaken, tiny_clip
 from pytest import MonkeyPatch
 from torch import Tensor, nn
-from transformers import BertTokenizerFast, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import BertTokenizerFast, CLIPTextModel, CLIPTokenizer
 
 with warnings.catch_warnings():  # deprecations inside diffusers
     warnings.simplefilter("ignore")
@@ -85,21 +85,6 @@ def scheduler(**changes: Any) -> Any:
     shape = {"beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear"}
     shape |= {"clip_sample": False, "steps_offset": 1, "set_alpha_to_one": False}
     return diffusers.DDIMScheduler(**shape | changes)
-
-
-def tiny_clip(folder: Path) -> Path:
-    """A folder with a CLIP's text encoder of width 16 that reads ten tokens."""
-    letters = [*"abdeorp", *(f"{letter}</w>" for letter in "abdegorp")]
-    words = [*letters, "re", "red</w>", "do", "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\nd o\n")
-    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    shape |= {"num_attention_heads": 2, "vocab_size": len(words), "max_position_embeddings": 10}
-    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
-    model = shaken(CLIPTextModel(CLIPTextConfig(**shape, **ends)), seed=4)
-    model.save_pretrained(folder)
-    return folder
 
 
 def bert(folder: Path) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import shaken
-from interop.diffusers_models import tiny_clip
+from helpers import shaken, tiny_clip
 
 from minildm import interop
 from minildm.compression.autoencoder import AutoencoderConfig

@@ -180,7 +180,7 @@ PARTS: list[tuple[str, Callable[[Path], object], str]] = [
     (LDM, lambda f: tiny.unet(in_channels=4).save_pretrained(f / "unet"), "unet.in_channels=4"),
     (TEXT, lambda f: change_json(f / "vqvae/config.json", shift_factor=0.1), "shift_factor=0.1"),
     (TEXT, lambda f: change_json(f / "bert/config.json", activation_function="relu"), "'relu' "),
-    (TEXT, lambda f: [p.unlink() for p in (f / "tokenizer").iterdir()], "is not a vocabulary"),
+    (TEXT, lambda f: [p.unlink() for p in (f / "tokenizer").iterdir()], "is not a tokenizer"),
     (STABLE, lambda f: (f / "text_encoder/model.safetensors").unlink(), "must (hold|have)|lacks"),
 ]  # fmt: skip
 

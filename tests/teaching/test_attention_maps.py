@@ -8,8 +8,7 @@ from einops import rearrange
 from helpers import randn, shaken, tiny_ldm_config
 from torch import Tensor
 
-from minildm.conditioning import ConditionerConfig, TextConfig
-from minildm.conditioning.tokenizer import CaptionTokenizer
+from minildm.conditioning import CaptionTokenizer, ConditionerConfig, TextConfig
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.layers import CrossAttention
 from minildm.teaching.attention_maps import attention_maps, attention_weights, of_words

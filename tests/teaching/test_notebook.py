@@ -14,8 +14,7 @@ from helpers import shaken, tiny_ldm_config
 from nbformat.v4 import new_code_cell, new_notebook
 from torch import Tensor
 
-from minildm.conditioning import TextConfig
-from minildm.conditioning.tokenizer import CaptionTokenizer
+from minildm.conditioning import CaptionTokenizer, TextConfig
 from minildm.data.transforms import style_caption
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.evaluation.intervals import proportion_interval

@@ -1,0 +1,100 @@
+"""What is refused: user input, configs, models without their data's names."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from conditioning.test_spatial import CONFIGS as SPATIAL
+from conditioning.test_tokens import BOX, CLASSES, CONFIGS, build
+
+from minildm.conditioning import (
+    CaptionTokenizer,
+    ClassConfig,
+    Conditioner,
+    ConditionerConfig,
+    Conditioning,
+    HybridConfig,
+    IdsConfig,
+    LayoutConfig,
+    SemanticConfig,
+    TextConfig,
+)
+
+X, MASK = torch.zeros(2, 3, 8, 8), torch.ones(2, 1, 8, 8)
+LAYOUT, IDS = "must be layouts of at most 4", "must be ids (B, 4), integers in 0..8"
+TENSORS = "must be a dict of image (B, 3, H, W) in -1..1, mask (B, 1, H, W) in 0..1"
+WRONG: list[tuple[str, Any, str]] = [
+    ("class", None, "y=None must be class names or labels; known: ('ant', "),
+    ("class", ["ant", "bumble"], "class='bumble' is not known; did you mean 'bumblebee'"),
+    ("class", [3], "class=3 is not known"),
+    ("text", None, "y=None must be a caption or a list of captions"),
+    ("text", [1, 2], "must be a caption or a list of captions"),
+    ("text", "a red apple and a green dog", "has 7 tokens, at most 6"),
+    ("layout", [("dog", (0.5, 0.1, 0.5, 0.2))], LAYOUT),
+    ("layout", [("dog", (-0.2, 0.1, 0.5, 0.2))], LAYOUT),
+    ("layout", [("dog", (float("nan"), 0.1, 0.5, 0.2))], LAYOUT),
+    ("layout", [("dog", (0.1, 0.2, 0.3))], LAYOUT),
+    ("layout", [("dog", BOX)] * 5, LAYOUT),
+    ("layout", "dog", LAYOUT),
+    ("layout", None, LAYOUT),
+    ("layout", [("dgo", BOX)], "class='dgo' is not known; did you mean 'dog'"),
+    ("ids", [[0, 1, 2, 9]], IDS),
+    ("ids", [[0, 1, 2]], IDS),
+    ("ids", [[0.5, 1, 2, 3]], IDS),
+    ("ids", "dog", f"y='dog' {IDS}"),
+    ("hybrid", ["ant"], "must be a dict of ('low_res', 'y')"),
+    ("low_res", X / 0, "must be a dict of low_res (B, 3, h, w) in -1..1"),
+    ("low_res", {"low_res": [0.0]}, "must be a dict of low_res (B, 3, h, w) in -1..1"),
+    ("inpaint", {"image": X}, TENSORS),
+    ("inpaint", {"image": X + 2, "mask": MASK}, TENSORS),
+    ("inpaint", {"image": X, "mask": MASK[:, 0]}, TENSORS),
+    ("semantic", torch.full((1, 8, 8), 4), "must be a dict of semantic (B, H, W) in 0..3"),
+]
+
+
+@pytest.mark.parametrize(("kind", "y", "said"), WRONG)
+def test_wrong_user_input_is_refused(kind: str, y: object, said: str) -> None:
+    tau = SPATIAL[kind].build() if kind in SPATIAL else build(kind)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        tau.batch_from(y, 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "said"),
+    [
+        (TextConfig, {"p_uncond": 1.0}, "p_uncond=1.0 must lie in 0..0.99"),
+        (ClassConfig, {"null_class": False}, "p_uncond=0.1 must be 0 without a null condition"),
+        (IdsConfig, {"vocab_size": 5, "p_uncond": 0.1}, "must be 0 without a null condition"),
+        (TextConfig, {"d_cond": 10**9}, "d_cond=1000000000 must lie in 1..10000"),
+        (TextConfig, {"vocab_size": 10**9}, "vocab_size=1000000000 must"),
+        (LayoutConfig, {"max_boxes": 10**9}, "max_boxes=1000000000 must"),
+        (LayoutConfig, {"grid": 0}, "grid=0 must lie in 1..1000"),
+        (SemanticConfig, {"stages": -1}, "stages=-1 must"),
+        (HybridConfig, {"tokens": CLASSES, "concat": ConditionerConfig()}, "must be a kind with"),
+    ],
+)
+def test_impossible_configs_are_refused(config: type, options: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        config(**options)
+
+
+@pytest.mark.parametrize("config", [ClassConfig, TextConfig, SemanticConfig])
+def test_a_config_that_lacks_the_datas_names_cannot_be_built(config: Any) -> None:
+    with pytest.raises(ValueError, match=r"(classes|labels|vocab_size) must not be empty to build"):
+        config().build()
+
+
+def test_an_unconditional_model_accepts_no_condition() -> None:
+    tau = ConditionerConfig().build()
+    assert tau({"label": torch.tensor([1])}, drop=torch.tensor([True])) == Conditioning(None, None)
+    assert type(tau) is Conditioner and not tau.state_dict() and tau.batch_from(None, 3) == {}
+    with pytest.raises(ValueError, match="y='cat' must be None: this model is unconditional"):
+        tau.batch_from("cat", 1)
+
+
+def test_a_text_model_needs_its_own_tokenizer() -> None:
+    with pytest.raises(ValueError, match=r"tokenizer has 5 tokens, must have vocab_size="):
+        build("text").set_tokenizer(CaptionTokenizer.trained_on(["one"]))
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        CONFIGS["text"].build().null(1)
