@@ -12,13 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minildm.conditioning.base import (
-    Conditioner,
-    ConditionerConfig,
-    Conditioning,
-    Encode,
-    expecting,
-)
+from minildm.conditioning.base import Conditioner, ConditionerConfig, Encode, expecting
 from minildm.layers import Batch
 
 
@@ -123,14 +117,14 @@ class HybridConditioner(Conditioner):
         super().__init__(config)
         self.tokens, self.concat = config.tokens.build(), config.concat.build()
 
-    def forward(
-        self, batch: Batch, encode: Encode | None = None, drop: Tensor | None = None
-    ) -> Conditioning:
-        tokens = self.tokens(batch, drop=drop).tokens
-        return Conditioning(tokens, self.concat(batch, encode).concat)
+    def tokens_of(self, batch: Batch) -> Tensor:
+        return self.tokens.tokens_of(batch)
 
-    def null(self, n: int) -> Conditioning:
-        return self.tokens.null(n)
+    def concat_of(self, batch: Batch, encode: Encode | None) -> Tensor:
+        return self.concat.concat_of(batch, encode)
+
+    def null_batch(self) -> Batch:
+        return self.tokens.null_batch()
 
     def batch_from(self, y: Any, n: int) -> Batch:
         """A dict of the image's tensors, and of the tokens' condition under "y"."""
@@ -153,12 +147,6 @@ class HybridConfig(ConditionerConfig):
     kind: Literal["hybrid"] = "hybrid"
     tokens: ConditionerConfig
     concat: ConditionerConfig
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.d_cond or self.concat.d_cond or not self.concat_channels(1):
-            kinds = f"tokens={self.tokens.kind!r}, concat={self.concat.kind!r}"
-            raise ValueError(f"{kinds} must be a kind with tokens and one that is concatenated")
 
     def concat_channels(self, z_channels: int) -> int:
         return self.concat.concat_channels(z_channels)

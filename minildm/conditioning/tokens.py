@@ -113,9 +113,8 @@ class IdsConditioner(Conditioner):
         with expecting(y, f"ids (B, {length}), integers in 0..{size - 1}"):
             ids = torch.as_tensor(y)
             ids = ids.expand(n, -1) if ids.ndim == 1 else ids
-            assert ids.dtype == torch.int64 and ids.shape[1:] == (length,)
-            assert ((ids >= 0) & (ids < size)).all()
-        return {"ids": ids}
+            assert ids.shape[1:] == (length,) and ((ids >= 0) & (ids < size)).all()
+            return {"ids": ids}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,17 +177,15 @@ class LayoutConditioner(IdsConditioner):
         box = "(class, (left, top, right, bottom)) with left < right and top < bottom in [0, 1]"
         with expecting(y, f"layouts of at most {most} {box}; classes: {names}"):
             layouts = [y] * n if y and y[0] and isinstance(y[0][0], str) else y
-            boxes, classes = [], []
-            for layout in layouts:
-                sides = [[1.0 * side for side in box[1]] for box in layout]
-                boxes.append(torch.tensor(sides).view(len(layout), 4))
-                labels = [look_up(box[0], names, "class") for box in layout]
-                classes.append(torch.tensor(labels, dtype=torch.int64))
-            x = torch.cat(boxes)  # (number of boxes, 4)
-            assert ((x >= 0) & (x <= 1)).all() and (x[:, :2] < x[:, 2:]).all()
-            assert max(map(len, layouts)) <= most
-        classes = pad_sequence(classes, batch_first=True, padding_value=-1)
-        return {"boxes": pad_sequence(boxes, batch_first=True), "classes": classes}
+            rows = [
+                [[*box[1], look_up(box[0], names, "class")] for box in layout] for layout in layouts
+            ]
+            tables = [torch.tensor(row, dtype=torch.float32).view(len(row), 5) for row in rows]
+            x = torch.cat(tables)  # (number of boxes, 5)
+            assert ((x[:, :4] >= 0) & (x[:, :4] <= 1)).all() and (x[:, :2] < x[:, 2:4]).all()
+            assert max(map(len, rows)) <= most
+        table = pad_sequence(tables, batch_first=True, padding_value=-1)  # (B, K, 5)
+        return {"boxes": table[..., :4], "classes": table[..., 4].long()}
 
 
 @dataclass(frozen=True, kw_only=True)

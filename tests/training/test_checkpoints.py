@@ -100,7 +100,7 @@ CONDITIONERS = {
     "class": ClassConfig(classes=CLASSES, d_cond=8),
     "text": TextConfig(vocab_size=8, length=8, d_cond=8, depth=1, heads=1, d_head=8),
     "layout": LayoutConfig(classes=CLASSES, grid=4, d_cond=8, depth=1, heads=1, d_head=8),
-    "ids": IdsConfig(vocab_size=9, null_id=0, d_cond=8, depth=1, heads=1, d_head=8),
+    "ids": IdsConfig(vocab_size=9, d_cond=8, depth=1, heads=1, d_head=8),
     "inpaint": InpaintConfig(),
     "semantic": SemanticConfig(labels=CLASSES, stages=1),
     "hybrid": HybridConfig(
