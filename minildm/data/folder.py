@@ -31,12 +31,7 @@ class ImageFolder(ImageDataset):
     """
 
     def __init__(
-        self,
-        root: str | os.PathLike[str],
-        size: int,
-        *,
-        split: str = "train",
-        val_fraction: float = 0.1,
+        self, root: str | Path, size: int, *, split: str = "train", val_fraction: float = 0.1
     ) -> None:
         look_up(split, ("train", "val", "all"), "split")
         self.size, self.val_fraction = size, val_fraction
@@ -106,12 +101,7 @@ def read_square(file: Path, size: int) -> Image.Image:
 
 
 def torchvision_set(
-    name: str,
-    root: str | os.PathLike[str],
-    size: int,
-    split: str = "train",
-    *,
-    download: bool = False,
+    name: str, root: str | Path, size: int, split: str = "train", *, download: bool = False
 ) -> ImageDataset:
     """CIFAR10, CelebA, Flowers102 or ImageNet below `root`, in torchvision's layout.
 

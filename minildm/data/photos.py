@@ -1,8 +1,7 @@
 """The embedded photographs, whole or as square crops; `data/photos` holds the files."""
 
-import csv
 import hashlib
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,35 +19,19 @@ EDGE, MIN_DETAIL = 14, 0.05  # grey values; share of edges: below, a bare sky, a
 TRIES = 12  # at a crop with detail; then the best of them is taken
 
 
-class Photo(NamedTuple):
-    """A row of photos.csv."""
+def photo_table(split: str = "all") -> list[Any]:
+    """The photographs of a split, "train", "val" or "all", in the order of their names.
 
-    file: str
-    title: str  # the caption of its crops
-    author: str
-    source: str  # the package it comes from, and its version
-    licence: str
-    split: str  # "train" or "val"
-    width: int
-    height: int
-    url: str  # of the original, where the package names it
-
-    @property
-    def name(self) -> str:
-        """The file's name without its ending."""
-        return self.file.removesuffix(".webp")
-
-
-def photo_table(split: str = "all") -> list[Photo]:
-    """The photographs of a split, "train", "val" or "all", by name; no image is opened.
-
-    Raises ValueError for another split.
+    Rows of photos.csv: `name`, `title`, `author`, `source`, `licence`, `split`, `width`, `height`
+    and `url`. Raises ValueError for another split.
     """
+    import pandas as pd  # here: it takes long to import
+
     look_up(split, list(CROPS), "split")
-    with (data_dir() / "photos/photos.csv").open(newline="", encoding="utf-8") as file:
-        rows = [Photo(**row) for row in csv.DictReader(file)]
-    rows = [row._replace(width=int(row.width), height=int(row.height)) for row in rows]
-    return [row for row in rows if split in ("all", row.split)]
+    table = pd.read_csv(data_dir() / "photos/photos.csv", keep_default_na=False)
+    table["name"] = table["file"].str.removesuffix(".webp")
+    kept = table if split == "all" else table[table["split"] == split]
+    return list(kept.itertuples(index=False))
 
 
 def open_photo(name: str) -> Image.Image:

@@ -71,7 +71,7 @@ class ScenesDataset(ImageDataset):
         look_up(split, SPLITS, "split")
         look_up(background, ("scene", "plain"), "background")
         check_fields(self, 1, 4096, "size")
-        check_fields(self, 1, 2**62, "n")
+        check_fields(self, 1, 10**6, "n")
         check_fields(self, 0, 2**62, "seed")
         self._style_ids = sorted({look_up(style, STYLES, "styles") for style in styles or STYLES})
         layouts = [draw_layout(self._rng(i), self._style_ids) for i in range(n)]
@@ -187,8 +187,7 @@ def found_place(
     There is room where no object would be hidden by more than MAX_HIDDEN of its box.
     """
     for _ in range(TRIES):
-        new = place(rng, kind, frame)
-        new = shrunk(rng, new, ratio, frame.horizon) if ratio > 1 else new
+        new = place(rng, kind, frame, ratio)
         boxes = [placed.box for placed in sorted((*objects, new))]
         if all(
             sum(overlap(box, nearer) for nearer in boxes[i + 1 :]) <= MAX_HIDDEN * overlap(box, box)
@@ -198,8 +197,11 @@ def found_place(
     return []
 
 
-def place(rng: np.random.Generator, kind: int, frame: Layout) -> Placed:
-    """A random position; on the ground: the lower its foot, the nearer and the larger."""
+def place(rng: np.random.Generator, kind: int, frame: Layout, ratio: int = 1) -> Placed:
+    """A random position; on the ground: the lower its foot, the nearer and the larger.
+
+    On a wide scene it is ratio times smaller, at another x; a foot keeps its height.
+    """
     name, drawing, horizon = OBJECTS[kind], sprites(STYLES[frame.style])[kind], frame.horizon
     h, flip = KINDS[kind].height * rng.uniform(1.0, 1.12), bool(rng.random() < 0.5)
     if KINDS[kind].in_sky:
@@ -212,16 +214,13 @@ def place(rng: np.random.Generator, kind: int, frame: Layout) -> Placed:
         near = horizon + depth * (0.97 - horizon)  # its foot
         y = near - h
     w = h * (drawing.width / drawing.height)
-    return Placed(near, kind, rng.uniform(-0.1 * w, 1 - 0.9 * w), y, w, h, flip)
-
-
-def shrunk(rng: np.random.Generator, placed: Placed, ratio: int, horizon: float) -> Placed:
-    """The object, ratio times smaller, at a random x; a foot keeps its height."""
-    w, h = placed.w / ratio, placed.h / ratio
-    x, y = rng.uniform(-0.1 * w, 1 - 0.9 * w), placed.y + placed.h - h
-    if KINDS[placed.kind].in_sky:
-        y = rng.uniform(0.02, horizon - h - 0.02)
-    return placed._replace(x=x, y=y, w=w, h=h)
+    x = rng.uniform(-0.1 * w, 1 - 0.9 * w)
+    if ratio > 1:
+        y, w, h = y + h - h / ratio, w / ratio, h / ratio
+        x = rng.uniform(-0.1 * w, 1 - 0.9 * w)
+        if KINDS[kind].in_sky:
+            y = rng.uniform(0.02, horizon - h - 0.02)
+    return Placed(near, kind, x, y, w, h, flip)
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:

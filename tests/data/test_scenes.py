@@ -62,9 +62,7 @@ def alpha_of(placed: Placed, style: int, size: int) -> np.ndarray:
     return semantic > 0
 
 
-def test_the_semantic_map_shows_the_named_objects_in_their_boxes(
-    scenes: list[dict[str, Any]],
-) -> None:
+def test_maps_show_the_named_objects_in_their_boxes(scenes: list[dict[str, Any]]) -> None:
     for item in scenes:
         sky, ground = divmod(int(item["label"]), len(GROUNDS))
         named = {sky, len(SKIES) + ground} | {len(BACKGROUNDS) + k for k, _ in objects(item)}
