@@ -2,7 +2,7 @@
 
 with attention_maps(model) as maps:
     x = model.sample(["a red apple"], steps=25, guidance_scale=3.0, seed=0)
-words, shown = of_words(model, "a red apple", torch.stack(maps).mean(0)[0])  # (K, h, w)
+shown = torch.stack(maps).mean(0)  # (B, M, h, w); token 0 is the start, then come the words
 
 Hooks recompute the weights from the module's input, since the fused attention does not keep them
 (after Tang et al. 2023, "What the DAAM").
@@ -35,37 +35,6 @@ def attention_weights(attn: CrossAttention, x: Tensor, cond: Tensor | None = Non
     return scores.softmax(dim=-1)
 
 
-class _Hooks:
-    """What the hooks remember: the maps of the UNet's current call and of all calls before."""
-
-    def __init__(self) -> None:
-        self.maps: list[Tensor] = []  # (B, M, h, w) of each finished call
-        self.parts: list[Tensor] = []  # (B, M, h, w) of each block of the current call
-        self.conditions = 0  # B
-        self.rows = slice(None)  # of the call: those with the condition
-        self.size = (0, 0)  # h, w of the latent
-
-    def condition(self, _conditioner: nn.Module, _args: Any, c: Any) -> None:
-        self.conditions = len(c.tokens)
-
-    def begin(self, _unet: nn.Module, args: Any) -> None:
-        # Guidance doubles the batch: the null condition first, then the condition.
-        doubled = len(args[0]) == 2 * self.conditions
-        self.rows = slice(self.conditions if doubled else 0, None)
-        self.size, self.parts = tuple(args[0].shape[-2:]), []
-
-    @torch.no_grad()
-    def block(self, attn: CrossAttention, args: Any, _out: Any) -> None:
-        x, cond = (part[self.rows] for part in args)
-        weights = reduce(attention_weights(attn, x, cond), "b head n m -> b n m", "mean")
-        shrunk = round((self.size[0] * self.size[1] / x.shape[1]) ** 0.5)  # at the block's level
-        maps = rearrange(weights, "b (h w) m -> b m h w", h=self.size[0] // shrunk)
-        self.parts.append(F.interpolate(maps, self.size, mode="bilinear"))
-
-    def end(self, _unet: nn.Module, _args: Any, _out: Any) -> None:
-        self.maps.append(torch.stack(self.parts).mean(0).cpu())
-
-
 @contextmanager
 def attention_maps(model: LatentDiffusion) -> Iterator[list[Tensor]]:
     """Within the block each call of the UNet adds its maps (B, M, h, w), on the CPU, to the list.
@@ -76,27 +45,39 @@ def attention_maps(model: LatentDiffusion) -> Iterator[list[Tensor]]:
     """
     if model.config.unet.d_cond is None:
         raise ValueError("this model has no cross-attention: its UNet receives no tokens")
-    hooks = _Hooks()
-    handles = [
-        model.conditioner.register_forward_hook(hooks.condition),
-        model.unet.register_forward_pre_hook(hooks.begin),
-        model.unet.register_forward_hook(hooks.end),
+    maps, blocks = [], []  # blocks: (B, N, M) of each block of the current call
+    n = 0  # conditions; guidance puts as many null conditions before them
+
+    def count(_conditioner: nn.Module, _args: Any, c: Any) -> None:
+        nonlocal n
+        n = len(c.tokens)
+
+    @torch.no_grad()
+    def keep_block(attn: CrossAttention, args: Any, _out: Any) -> None:
+        weights = attention_weights(attn, *(part[-n:] for part in args))
+        blocks.append(reduce(weights, "b head n m -> b n m", "mean"))
+
+    def keep_call(_unet: nn.Module, args: Any, _out: Any) -> None:
+        h, w = args[0].shape[-2:]
+        shrunk = [round((h * w / block.shape[1]) ** 0.5) for block in blocks]  # at its level
+        found = [
+            F.interpolate(
+                rearrange(block, "b (h w) m -> b m h w", h=h // f), (h, w), mode="bilinear"
+            )
+            for block, f in zip(blocks, shrunk, strict=True)
+        ]
+        maps.append(torch.stack(found).mean(0).cpu())
+        blocks.clear()
+
+    handles = [model.conditioner.register_forward_hook(count)]
+    handles += [
+        block.cross_attn.register_forward_hook(keep_block)
+        for block in model.unet.modules()
+        if isinstance(block, TransformerBlock)
     ]
-    blocks = (m for m in model.unet.modules() if isinstance(m, TransformerBlock))
-    handles += [block.cross_attn.register_forward_hook(hooks.block) for block in blocks]
+    handles.append(model.unet.register_forward_hook(keep_call))
     try:
-        yield hooks.maps
+        yield maps
     finally:
         for handle in handles:
             handle.remove()
-
-
-def of_words(model: LatentDiffusion, caption: str, maps: Tensor) -> tuple[list[str], Tensor]:
-    """The words of a caption and their maps, without start, end and padding.
-
-    (M, h, w) -> K words, (K, h, w). Raises ValueError for a model that is not trained on text.
-    """
-    if model.config.conditioner.kind != "text":
-        raise ValueError(f"a model of kind {model.config.conditioner.kind!r} reads no words")
-    words = model.conditioner.tokenizer.words(caption)
-    return words, maps[1 : 1 + len(words)]  # token 0 is the start

@@ -19,7 +19,6 @@ from einops import rearrange, repeat
 from matplotlib import ticker
 from torch import Tensor
 
-from minildm.diffusion.schedule import NoiseSchedule
 from minildm.files import atomic_write
 from minildm.training.loop import Record
 
@@ -70,7 +69,12 @@ def image_grid(
     pixel stays a sharp square; only larger ones are reduced. rows, heads: names of the rows, at
     the left, and of the columns.
     """
-    cells = _cells(x, scale)
+    x, factor = _bytes(x), scale * DPI / x.shape[-1]
+    if factor < 0.75:
+        size = [max(1, round(side * factor)) for side in x.shape[-2:]]
+        x = F.interpolate(x.float(), size, mode="area").round().byte()
+    x = x.repeat_interleave(k := max(1, round(factor)), -1).repeat_interleave(k, -2)
+    cells = F.pad(x, (1, 1, 1, 1), value=214)  # a grey frame
     h, w = cells.shape[-2:]
     notes = [fill(t, max(5, int(w / 7.4)), max_lines=3, placeholder=" …") for t in titles]
     room = LINE * max((note.count("\n") + 1 for note in notes), default=0)
@@ -78,11 +82,11 @@ def image_grid(
     down, right = cells.shape[-2:]
     columns = min(columns, len(cells))
     filled = F.pad(cells, (0, 0) * 3 + (0, -len(cells) % columns), value=255)
-    grid = rearrange(filled, "(n k) c h w -> c (n h) (k w)", k=columns)
-    height, width = grid.shape[1:]
+    grid = rearrange(filled, "(n k) c h w -> (n h) (k w) c", k=columns).numpy()
+    height, width = grid.shape[:2]
     fig = NotebookFigure((width / DPI, height / DPI), dpi=DPI)
     ax, extent = fig.add_axes((0, 0, 1, 1), frameon=False), (0, width, height, 0)
-    ax.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto", extent=extent)
+    ax.imshow(grid, interpolation="nearest", aspect="auto", extent=extent)
     ax.set_yticks([i * down + h / 2 for i in range(len(rows))], [fill(row, 18) for row in rows])
     ax.set_xticks([i * right + w / 2 for i in range(len(heads))], [fill(t, 18) for t in heads])
     ax.tick_params(length=0, labeltop=True, labelbottom=False)
@@ -103,22 +107,12 @@ def _bytes(x: Tensor) -> Tensor:
     return x if x.dtype == torch.uint8 else ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
-def _cells(x: Tensor, scale: float) -> Tensor:
-    """(N, 3, H, W) uint8 or in [-1, 1] -> uint8, about `scale` inches wide, in a grey frame."""
-    x, factor = _bytes(x), scale * DPI / x.shape[-1]
-    if factor < 0.75:
-        size = [max(1, round(side * factor)) for side in x.shape[-2:]]
-        x = F.interpolate(x.float(), size, mode="area").round().byte()
-    k = max(1, round(factor))
-    return F.pad(repeat(x, "n c h w -> n c (h i) (w j)", i=k, j=k), (1, 1, 1, 1), value=214)
-
-
 def class_grid(
     x: Tensor, rows: Names, *, heads: Names = (), scale: float = 1.0, title: str = ""
 ) -> NotebookFigure:
     """A row of K images for each name: x (R K, 3, H, W); heads: a name for each column."""
-    options = {"scale": scale, "title": title, "rows": rows, "heads": heads}
-    return image_grid(x, columns=len(x) // len(rows), **options)
+    columns = len(x) // len(rows)
+    return image_grid(x, columns=columns, scale=scale, title=title, rows=rows, heads=heads)
 
 
 def pairs(
@@ -169,18 +163,6 @@ def word_maps(x: Tensor, words: Names, maps: Tensor, *, title: str = "") -> Note
     return image_grid(torch.cat([x, overlays]), notes, columns=7, title=title)
 
 
-def label_images(maps: Tensor, muted: int = 0) -> Tensor:
-    """Maps of labels (N, H, W) int64 as images (N, 3, H, W) uint8, one colour for each label.
-
-    The first `muted` labels, meant for backgrounds, are pale.
-    """
-    label = np.arange(int(maps.max()) + 1)[:, None]
-    colors = plt.cm.hsv(label[:, 0] * 0.618034 % 1)[:, :3]  # the golden ratio: neighbours differ
-    dark = (0.55 + 0.4 * (label // 3 % 2)) * colors
-    colors = torch.from_numpy(255 * np.where(label < muted, 0.8 + 0.2 * colors, dark)).byte()
-    return rearrange(colors[maps.cpu()], "n h w rgb -> n rgb h w")
-
-
 def boxed(x: Tensor, layouts: Mapping[str, Tensor], names: Names = (), *, zoom: int = 2) -> Tensor:
     """Images (N, 3, H, W) with their boxes, and the class names if `names` lists them.
 
@@ -189,16 +171,16 @@ def boxed(x: Tensor, layouts: Mapping[str, Tensor], names: Names = (), *, zoom: 
     """
     from torchvision.utils import draw_bounding_boxes  # here: it takes seconds to import
 
-    large = repeat(_bytes(x), "n c h w -> n c (h i) (w j)", i=zoom, j=zoom).clone()
+    large = _bytes(x).repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
     size = torch.tensor(large.shape[:1:-1]).repeat(2)  # W, H, W, H
+    style, drawn = {"width": 2, "fill_labels": True}, []
     for image, boxes, classes in zip(large, layouts["boxes"], layouts["classes"], strict=True):
         shown = (classes >= 0).nonzero().flatten().tolist()
         labels = [names[int(classes[k])] for k in shown] if names else None
         colors = [PALETTE[k % len(PALETTE)] for k in shown]
-        if shown:  # the last row and column of a box that ends at the edge are still inside
-            xyxy = (boxes[shown].cpu() * size).long().clamp(max=size - 1)
-            image.copy_(draw_bounding_boxes(image, xyxy, labels, colors, width=2, fill_labels=True))
-    return large
+        xyxy = (boxes[shown].cpu() * size).long().clamp(max=size - 1)  # at the edge: still inside
+        drawn.append(draw_bounding_boxes(image, xyxy, labels, colors, **style) if shown else image)
+    return torch.stack(drawn)
 
 
 def curves(
@@ -217,12 +199,12 @@ def curves(
     x): one for all panels, or one a panel. log: "x", "y" or "xy". spans: named, shaded ranges of x.
     """
     fig = _panels(panels, 2, (6.4, 3.2) if len(panels) == 1 else (4.6, 3.2))
-    below, beside = ([s] * len(panels) if isinstance(s, str) else s for s in (xlabel, ylabel))
+    xlabels, ylabels = ([s] * len(panels) if isinstance(s, str) else s for s in (xlabel, ylabel))
     marked = ticks if ticks is not None and np.ndim(ticks[0]) else [ticks] * len(panels)
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     for i, (ax, lines) in enumerate(zip(fig.axes, panels.values(), strict=True)):
-        ax.set(xlabel=below[i], ylabel=beside[i])
-        fig.alt += f" {beside[i]} against {below[i]}:"
+        ax.set(xlabel=xlabels[i], ylabel=ylabels[i])
+        fig.alt += f" {ylabels[i]} against {xlabels[i]}:"
         for name, line in lines.items():
             x, y, *ends = (np.asarray(part, dtype=float) for part in line)
             reach = np.nan_to_num([y - ends[0], ends[1] - y]).clip(min=0) if ends else None
@@ -255,35 +237,15 @@ def loss_curves(
         shown = terms or (["loss"] if "loss" in records[0].terms else records[0].terms)
         title = f"{name} ({records[-1].images:,} images, {records[-1].seconds:.0f} s)"
         k, steps = max(1, round(smooth * len(records))), [r.step for r in records]
-        terms_of = {key: [r.terms[key] for r in records] for key in shown}
-        means = {key: np.convolve(y, [1 / k] * k, "valid") for key, y in terms_of.items()}
-        panels[title] = {key: (steps[k - 1 :], y) for key, y in means.items()}
+        for key in shown:
+            means = np.convolve([r.terms[key] for r in records], [1 / k] * k, "valid")
+            panels.setdefault(title, {})[key] = (steps[k - 1 :], means)
     low = min(np.min(y) for lines in panels.values() for _, y in lines.values())
     return curves(panels, xlabel="step", ylabel="loss", log="y" if low > 0 else "")
 
 
-def schedule_curves(schedule: NoiseSchedule) -> NotebookFigure:
-    """The weights of signal and noise in z_t against t, and where they are equal."""
-    t = torch.arange(schedule.T, device=schedule.alphas_cumprod.device)
-    signal, noise = (s.flatten().cpu() for s in schedule.scales(t))
-    equal = int((noise < signal).sum())
-    lines = {"signal, √ᾱ": (t.cpu(), signal), "noise, √(1−ᾱ)": (t.cpu(), noise)}
-    lines |= {f"equal at t = {equal}*": ([equal], [0.5**0.5])} if equal < len(t) else {}
-    return curves({"": lines}, xlabel="t", ylabel="weight in $z_t$")
-
-
-def loss_against_t(t: Tensor, per_sample: Tensor, T: int, *, bins: int = 20) -> NotebookFigure:
-    """The loss by time: t (N,) in 0..T-1, per_sample (N,) -> mean and quartiles of each bin."""
-    which, loss = t.cpu() * bins // T, per_sample.detach().float().cpu()
-    parts = {(int(b) + 0.5) * T / bins: loss[which == b] for b in which.unique()}
-    rows = [(float(part.mean()), *np.quantile(part, (0.25, 0.75))) for part in parts.values()]
-    lines = {f"loss against t (N={len(t):,})": {"mean": (list(parts), *np.array(rows).T)}}
-    return curves(lines, xlabel="t", ylabel="loss", log="y" if loss.min() > 0 else "")
-
-
 def bars(
     values: Mapping[str, Any],
-    low_high: Mapping[str, Any] | None = None,
     *,
     xlabel: str = "accuracy",
     chance: float | None = None,
@@ -291,17 +253,16 @@ def bars(
 ) -> NotebookFigure:
     """Horizontal bars, one a name; or groups of bars: {"samples": {name: value}, "real": {...}}.
 
-    A value is a number, or a Measured with its interval and N; or `low_high`, of the same shape
-    as `values`, holds the intervals (low, high). chance: a dotted line for comparison.
+    A value is a number, or a Measured with its interval, and N unless that is 0. chance: a dotted
+    line for comparison.
     """
     grouped = isinstance(next(iter(values.values())), Mapping)
-    series, given = (values, low_high or {}) if grouped else ({"": values}, {"": low_high or {}})
+    series = values if grouped else {"": values}
     names = list(dict.fromkeys(name for content in series.values() for name in content))
     fig = _panels([title], 1, (6.8, 1.0 + len(names) * (0.16 + 0.17 * len(series))))
     ax, thick = fig.axes[0], 0.8 / len(series)
     for i, (kind, content) in enumerate(series.items()):
-        ends = {name: (v, v) for name, v in content.items()} | dict(given.get(kind, {}))
-        found = [v if isinstance(v, tuple) else (v, *ends[k], 0) for k, v in content.items()]
+        found = [v if isinstance(v, tuple) else (v, v, v, 0) for v in content.values()]
         value, low, high, count = np.array(found, dtype=float).T
         texts = [f"{v:.3g}" if abs(v) < 1000 else f"{v:,.0f}" for v in value]
         texts = [t + (f"  (N={n:,.0f})" if n else "") for t, n in zip(texts, count, strict=True)]
@@ -354,47 +315,27 @@ def _legend_below(fig: NotebookFigure) -> None:
 
 
 def clouds(
-    panels: Mapping[str, Tensor], *, groups: Tensor | None = None, **plane: Any
+    panels: Mapping[str, Any],
+    *,
+    groups: Tensor | None = None,
+    columns: int = 4,
+    reach: float = 3.0,
+    backdrop: Any = (),
 ) -> NotebookFigure:
-    """A panel for each cloud of points (N, 2[, 1, 1]); groups: (N,) int, a colour each.
+    """A panel for each cloud of points (N, 2[, 1, 1]), or of arrows, a tuple (starts, ends).
 
-    plane: `columns` (4), `reach` (3, half the plane's side), `backdrop` (points drawn in grey).
+    groups: (N,) int, a colour each. reach: half the plane's side. backdrop: points in grey.
     """
-    fig = _plane(panels, **plane)
-    color = BLUE if groups is None else [PALETTE[int(g) % len(PALETTE)] for g in groups]
-    for ax, cloud in zip(fig.axes, panels.values(), strict=True):
-        ax.scatter(*cloud.reshape(-1, 2).T, s=3, c=color, linewidths=0)
-    return fig
-
-
-def arrows(panels: Mapping[str, tuple[Tensor, Tensor]], **plane: Any) -> NotebookFigure:
-    """A panel for each field: where arrows start and where they end, (N, 2[, 1, 1]) each."""
-    fig = _plane(panels, **plane)
-    for ax, (start, end) in zip(fig.axes, panels.values(), strict=True):
-        start, step = start.reshape(-1, 2), (end - start).reshape(-1, 2)
-        ax.quiver(*start.T, *step.T, color=RED, angles="xy", scale_units="xy", scale=1)
-    return fig
-
-
-def paths(panels: Mapping[str, Tensor], **plane: Any) -> NotebookFigure:
-    """A panel for each set of N paths of S points, (S, N, 2[, 1, 1]), from circles to dots."""
-    fig = _plane(panels, **plane)
-    for ax, states in zip(fig.axes, panels.values(), strict=True):
-        for n, path in enumerate(states.reshape(len(states), -1, 2).unbind(1)):
-            color = PALETTE[n % 7]  # the eighth, yellow, is too light for a line
-            ax.plot(*path.T, "o-", color=color, lw=0.8, ms=4, markevery=[-1])
-            ax.plot(*path[0], "o", color=color, ms=4, mfc="white")
-    return fig
-
-
-def _plane(
-    panels: Mapping[str, Any], columns: int = 4, reach: float = 3.0, backdrop: Any = ()
-) -> NotebookFigure:
-    """Square panels of the plane, from -reach to reach, with the backdrop drawn."""
     side = 9.2 / max(3, min(columns, len(panels)))
     fig = _panels(list(panels), columns, (side, side + 0.1))
     fig.alt = f"Points in the plane: {', '.join(panels)}."
-    for ax in fig.axes:
+    color = BLUE if groups is None else [PALETTE[int(g) % len(PALETTE)] for g in groups]
+    for ax, cloud in zip(fig.axes, panels.values(), strict=True):
         ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
         ax.scatter(*torch.as_tensor(backdrop).reshape(-1, 2).T, s=3, c="#9a9a9a", linewidths=0)
+        if isinstance(cloud, tuple):
+            start, end = (points.reshape(-1, 2).T for points in cloud)
+            ax.quiver(*start, *(end - start), color=RED, angles="xy", scale_units="xy", scale=1)
+        else:
+            ax.scatter(*cloud.reshape(-1, 2).T, s=3, c=color, linewidths=0)
     return fig

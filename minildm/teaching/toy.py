@@ -10,12 +10,7 @@ from minildm.diffusion.schedule import NoiseSchedule
 
 def gaussian_eps(schedule: NoiseSchedule, mu: float, s: float) -> Denoise:
     """E[eps | z_t] for z_0 ~ N(mu, s^2 I); s = 0 is a single point."""
-
-    def denoise(z: Tensor, t: Tensor) -> Tensor:
-        signal_scale, noise_scale = schedule.scales(t)
-        return noise_scale * (z - signal_scale * mu) / ((signal_scale * s) ** 2 + noise_scale**2)
-
-    return denoise
+    return mixture_eps(schedule, torch.full((1, 1, 1, 1), float(mu)), s)
 
 
 def mixture_eps(schedule: NoiseSchedule, points: Tensor, s: float = 0.0) -> Denoise:
@@ -29,7 +24,7 @@ def mixture_eps(schedule: NoiseSchedule, points: Tensor, s: float = 0.0) -> Deno
     def denoise(z: Tensor, t: Tensor) -> Tensor:
         signal_scale, noise_scale = schedule.scales(t)
         spread = (signal_scale * s) ** 2 + noise_scale**2  # variance of z_t around one point
-        gaps = z[:, None] - signal_scale[:, None] * points[None]  # (B, K, c, h, w)
+        gaps = z[:, None] - signal_scale[:, None] * points.to(z)  # (B, K, c, h, w)
         logits = -0.5 * (gaps**2).sum(dim=(2, 3, 4)) / spread.view(-1, 1)
         gap = torch.einsum("bk,bkchw->bchw", logits.softmax(dim=1), gaps)
         return noise_scale * gap / spread

@@ -11,7 +11,7 @@ from torch import Tensor
 from minildm.conditioning import CaptionTokenizer, ConditionerConfig, TextConfig
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.layers import CrossAttention
-from minildm.teaching.attention_maps import attention_maps, attention_weights, of_words
+from minildm.teaching.attention_maps import attention_maps, attention_weights
 
 CAPTIONS = ["a red apple", "a dog"]
 
@@ -87,15 +87,6 @@ def test_the_maps_are_means_over_heads_and_blocks(model: LatentDiffusion) -> Non
     small = rearrange(each, "b (h w) m -> b m h w", h=4)
     whole = torch.nn.functional.interpolate(small, (8, 16), mode="bilinear")
     assert torch.allclose(maps, whole, atol=1e-6)
-
-
-def test_the_words_have_their_own_maps(model: LatentDiffusion) -> None:
-    maps = torch.arange(6.0)[:, None, None].expand(6, 2, 2)
-    words, found = of_words(model, "a red apple", maps)
-    assert words == ["a", "red", "apple"]
-    assert found[:, 0, 0].tolist() == [1, 2, 3]  # 0 is the start
-    with pytest.raises(ValueError, match="a model of kind 'class' reads no words"):
-        of_words(LatentDiffusion(tiny_ldm_config()), "a", maps)
 
 
 def test_hooks_are_removed_after_an_error(model: LatentDiffusion) -> None:

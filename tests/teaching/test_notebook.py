@@ -1,62 +1,33 @@
-"""Set-up, interactive cells, running and publishing notebooks, on tiny ones made here."""
+"""Set-up, the study with human votes, running and publishing notebooks, on tiny ones made here."""
 
 import base64
-import sys
-from collections.abc import Callable
+import runpy
 from pathlib import Path
 from typing import Any
 
-import ipywidgets
 import nbformat
 import pytest
 import torch
-from helpers import shaken, tiny_ldm_config
 from nbformat.v4 import new_code_cell, new_notebook
 from torch import Tensor
 
-from minildm.conditioning import CaptionTokenizer, TextConfig
-from minildm.data.transforms import style_caption
-from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.evaluation.intervals import proportion_interval
-from minildm.teaching.notebook import (
-    WIDGET,
-    preference_study,
-    publish_notebook,
-    run_notebook,
-    setup,
-    text_panel,
-)
+from minildm.teaching.notebook import preference_study, run_notebook, setup
 
-
-class Screen(list):
-    """Stands for a notebook's display: what was shown; figures are replaced by updates."""
-
-    def display(self, shown: Any, **_options: Any) -> "Screen":
-        self.append(shown)
-        return self
-
-    def update(self, figure: Any) -> None:
-        self[0] = figure
-
-
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
-    screen = Screen()
-    monkeypatch.setattr("IPython.display.display", screen.display)
-    return screen
+PUBLISH = Path(__file__).parents[2] / "notebooks/publish.py"
 
 
 @pytest.mark.parametrize(
     ("scale", "seed", "said"),
     [
-        ("large", 0, "scale='large' is not known; known: smoke, cpu"),
+        ("large", 0, "scale='large' is not known; known: smoke, cpu, gpu"),
         ("cpu", -1, "seed=-1 must be an integer"),
         ("cpu", True, "seed=True"),
     ],
 )
 def test_invalid_parameters_are_named(scale: str, seed: int, said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
-        setup(scale, seed, tmp_path / "run", known=("smoke", "cpu"))
+        setup(scale, seed, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -66,43 +37,6 @@ def test_setup_seeds_torch_and_each_scale_and_seed_has_its_folder(tmp_path: Path
     (first, x), (second, y), (third, z), again = found
     assert len({first, second, third}) == 3 and x == y != z and again == (first, x)
     assert all(folder.is_dir() for folder in (first, second, third))
-
-
-@pytest.fixture
-def model() -> LatentDiffusion:
-    words = CaptionTokenizer.trained_on(["a dog", style_caption("a dog", "noto")])
-    config = TextConfig(vocab_size=len(words), length=12, d_cond=8, depth=1, heads=2, d_head=4)
-    model = shaken(LatentDiffusion(tiny_ldm_config(config)))
-    model.conditioner.set_tokenizer(words)
-    return model.eval()
-
-
-def pixels(figure: Any) -> Tensor:
-    return torch.from_numpy(figure.axes[0].images[0].get_array().copy())
-
-
-def test_the_panel_shows_samples_of_the_chosen_settings(
-    model: LatentDiffusion, screen: Screen, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[Any] = []
-
-    def interact(function: Callable, **controls: Any) -> None:
-        made.append(ipywidgets.interactive(function, {"manual": True}, **controls))
-
-    monkeypatch.setattr(ipywidgets, "interact_manual", interact)
-    text_panel(model, "a dog", style="noto", guidance_scale=2.0, steps=3, seed=5)
-    first, controls = pixels(screen[0]), {c.description: c for c in made[0].kwargs_widgets}
-    assert screen[0].alt.endswith("a dog, noto style.")
-    assert (controls["style"].value, controls["guidance_scale"].value) == ("noto", 2.0)
-    assert (controls["prompt"].value, controls["seed"].value) == ("a dog", 5)
-    controls["style"].value, controls["steps"].value = None, 2
-    made[0].update()
-    changed = pixels(screen[0])
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)  # not installed: the image alone
-    screen.clear()
-    text_panel(model, "a dog", guidance_scale=2.0, steps=2, seed=5)
-    assert torch.equal(pixels(screen[0]), changed) and not torch.equal(changed, first)
-    assert len(screen) == len(made) == 1
 
 
 N, NAMES = 12, ("model", "bicubic")
@@ -124,12 +58,24 @@ def test_a_choice_counts_for_the_image_on_that_side(tmp_path: Path) -> None:
     assert abs(counted - 20 * N) < 4 * (40 * N * 0.25) ** 0.5
 
 
-def test_buttons_vote_and_a_study_resumes(tmp_path: Path, screen: Screen) -> None:
+def test_buttons_vote_and_a_study_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(list):
+        """Stands for a notebook's display: what was shown; figures are replaced by updates."""
+
+        def display(self, shown: Any, **_options: Any) -> "Screen":
+            self.append(shown)
+            return self
+
+        def update(self, figure: Any) -> None:
+            self[0] = figure
+
+    monkeypatch.setattr("IPython.display.display", (screen := Screen()).display)
     options = {"names": NAMES, "question": "Which?"}
     assert preference_study(*TONES, tmp_path, **options) is None
     assert screen[0].alt == "Which?: 2 images, 2 in a row: left, right."  # no name is shown
     for _ in range(5):
-        left, right = pixels(screen[0])[120].float().mean(-1).chunk(2)
+        drawn = torch.from_numpy(screen[0].axes[0].images[0].get_array().copy())
+        left, right = drawn[120].float().mean(-1).chunk(2)
         screen[1].children[int(left.mean() > right.mean())].click()
     before, asked = (tmp_path / "votes.csv").read_text(), []
     found = preference_study(
@@ -171,29 +117,23 @@ from IPython.display import Image, display
 display(ipywidgets.IntSlider())
 noise = numpy.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype="uint8")
 PIL.Image.fromarray(noise).save(file := io.BytesIO(), "png")
-shown = display("replaced", display_id=True)
-shown.update(Image(file.getvalue(), metadata={"alt": "Sixty-four by sixty-four of noise"}))
+display(Image(file.getvalue(), metadata={"alt": "Sixty-four by sixty-four of noise"}))
 """
 
 
 def test_a_published_notebook_is_executed_in_place_and_light(tmp_path: Path) -> None:
+    publish = runpy.run_path(str(PUBLISH))["publish"]
     where = "import os; print(os.environ['MINILDM_SCALE'], len(os.listdir()))"
     path = write(tmp_path / "a.ipynb", where, FIGURE, widgets={"state": {}})
-    publish_notebook(path, "smoke")
+    publish(path, "smoke")
     nb = nbformat.read(path, as_version=4)
     assert [cell.execution_count for cell in nb.cells] == [1, 2]
-    assert nb.cells[0].outputs[0].text == "smoke 0\n"  # in an empty folder, not beside the file
-    (figure,) = nb.cells[1].outputs
-    assert WIDGET not in figure.data and figure.metadata["image/png"]["alt"].endswith("noise")
+    assert nb.cells[0].outputs[0].text == "smoke 0\n"  # in an empty folder, not next to the file
+    (figure,) = nb.cells[1].outputs  # without the widget
+    assert figure.metadata["image/png"]["alt"].endswith("noise")
     assert len(base64.b64decode(figure.data["image/png"])) < 64 * 64 * 3 * 0.6
     assert nb.metadata.language_info == {"name": "python"} and "widgets" not in nb.metadata
-    assert not any("execution" in cell.metadata for cell in nb.cells)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.ipynb"]
-
-
-def test_a_notebook_that_fails_is_not_published(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.ipynb", "1 / 0")
-    before = path.read_bytes()
+    before = write(path, "1 / 0").read_bytes()
     with pytest.raises(Exception, match="ZeroDivisionError"):
-        publish_notebook(path)
+        publish(path)
     assert path.read_bytes() == before

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from helpers import randn
-from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from minildm.diffusion.flow import between
@@ -15,16 +14,6 @@ SCHEDULE = NoiseSchedule.scaled_linear(dtype=F64)
 TIMES = torch.tensor([0, 10, 300, 999])  # one for each sample
 
 
-def densities(points: Tensor, s: float) -> list[MixtureSameFamily]:
-    """p(z_t) at each of TIMES, for z_0 from the points (K, c, h, w) plus s N(0, I)."""
-    found = []
-    for signal_scale, noise_scale in zip(*SCHEDULE.scales(TIMES), strict=True):
-        std = ((signal_scale * s) ** 2 + noise_scale**2).sqrt()
-        each = Independent(Normal(signal_scale * points, std.expand_as(points)), 3)
-        found.append(MixtureSameFamily(Categorical(torch.ones(len(points), dtype=F64)), each))
-    return found
-
-
 @pytest.mark.parametrize("k", [1, 5])
 @pytest.mark.parametrize("s", [0.0, 0.5, 3.0])
 def test_the_best_eps_is_the_score(k: int, s: float) -> None:
@@ -33,15 +22,20 @@ def test_the_best_eps_is_the_score(k: int, s: float) -> None:
         randn(k, 2, 1, 3, seed=1, dtype=F64) if k > 1 else torch.full((1, 2, 1, 3), 2.0).double()
     )
     z = (points[0] + randn(4, 2, 1, 3, dtype=F64)).requires_grad_(True)
-    log_p = sum(p.log_prob(z_t) for p, z_t in zip(densities(points, s), z, strict=True))
-    expected = -SCHEDULE.scales(TIMES)[1] * torch.autograd.grad(log_p, z)[0]
+    signal_scale, noise_scale = SCHEDULE.scales(TIMES)
+    log_p = 0
+    for z_t, a, b in zip(z, signal_scale, noise_scale, strict=True):
+        std = ((a * s) ** 2 + b**2).sqrt()
+        around = Independent(Normal(a * points, std.expand_as(points)), 3)
+        log_p += MixtureSameFamily(Categorical(torch.ones(k, dtype=F64)), around).log_prob(z_t)
+    expected = -noise_scale * torch.autograd.grad(log_p, z)[0]
     assert torch.allclose(mixture_eps(SCHEDULE, points, s)(z, TIMES), expected, rtol=1e-8)
     if k == 1:
         assert torch.allclose(gaussian_eps(SCHEDULE, 2.0, s)(z, TIMES), expected, rtol=1e-8)
 
 
 @pytest.mark.parametrize("reflowed", [False, True])
-@pytest.mark.parametrize("tau", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("tau", [0.1, 0.9])
 def test_gaussian_velocity_is_the_regression_of_the_slope(tau: float, reflowed: bool) -> None:
     """Least squares of eps - z0 on z_tau and 1: for Gaussians the conditional mean is linear."""
     mu, s, eps = 2.0, 0.6, randn(200_000, 1, 1, 1, dtype=F64)

@@ -1,0 +1,122 @@
+"""An exercise: a solution, inputs, typical mistakes; and what can be said of any wrong answer."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-4  # relative to the largest value: float32 arithmetic in any order
+UNWRITTEN = "nothing is written yet; put your line in place of the dots."
+
+Fn = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The verdict on an answer: `ok`, and a sentence that helps. A notebook cell shows both."""
+
+    ok: bool
+    message: str
+
+    def __repr__(self) -> str:
+        return f"{'✓ Right' if self.ok else '✗ Not yet'}: {self.message}"
+
+
+class Exercise(NamedTuple):
+    """`solution`, `cases` (tuples of arguments), `mistakes` (hint: a function that makes it).
+
+    gradients: the gradients in all arguments, which are tensors, are compared as well.
+    """
+
+    solution: Fn
+    cases: Sequence[tuple[Any, ...]]
+    mistakes: Mapping[str, Fn] = {}
+    gradients: bool = False
+
+    def outcome(self, fn: Fn, args: Sequence[Any]) -> Any:
+        """What fn returns; with `gradients` one vector of it and the gradients."""
+        if not self.gradients:
+            return fn(*args)
+        leaves = [arg.clone().requires_grad_() for arg in args]
+        out = fn(*leaves)
+        if not isinstance(out, Tensor):
+            return out
+        weighted = (out * draw(out.shape)[0]).sum() + sum(0 * leaf.sum() for leaf in leaves)
+        return torch.cat([x.flatten() for x in (out, *torch.autograd.grad(weighted, leaves))])
+
+    def check(self, fn: Any) -> Result:
+        """Compare a function with the solution in each case."""
+        for case in self.cases:
+            if problem := problem_of(fn, self, case):
+                return Result(False, problem)
+        return Result(True, f"equal to the solution on {len(self.cases)} inputs.")
+
+
+def draw(*shapes: tuple[int, ...], seed: int = 0) -> tuple[Tensor, ...]:
+    """Normal numbers of each shape, the same at every call."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+def problem_of(fn: Fn, exercise: Exercise, case: tuple[Any, ...]) -> str:
+    """Say what is wrong with the answer to one case; empty if it is right."""
+    args = [arg.clone() if isinstance(arg, Tensor) else arg for arg in case]
+    try:
+        answer = exercise.outcome(fn, args)
+    except Exception as error:  # whatever a student's function raises, in words
+        return UNWRITTEN if "ellipsis" in str(error) else f"it stopped with {error!r:.160}."
+    if answer is Ellipsis:
+        return UNWRITTEN
+    if not isinstance(answer, Tensor):
+        return f"it must `return` a Tensor, and returns a {type(answer).__name__}."
+    expected = exercise.outcome(exercise.solution, case)
+    if answer.shape != expected.shape:
+        return f"its shape is {tuple(answer.shape)}, expected {tuple(expected.shape)}."
+    answer, expected = answer.detach().cpu().double(), expected.detach().double()
+    if not answer.isfinite().all():
+        return "some of its values are not finite: is there 0 / 0, log 0, or a root below 0?"
+    if _alike(answer, expected):
+        return ""
+    wrong = _wrong_answers(exercise, case, expected, answer)
+    hint = next((hint for hint, values in wrong if _alike(answer, values.detach().double())), "")
+    index = tuple(_differs(answer, expected).nonzero()[0].tolist())
+    place = f"at {list(index)} " if index else ""
+    found, right = answer[index].item(), expected[index].item()
+    return f"{hint} ({place}it is {found:.4g}, expected {right:.4g})".strip()
+
+
+def _differs(answer: Tensor, expected: Tensor) -> Tensor:
+    """Where two answers differ by more than the rounding of float32."""
+    return (answer - expected).abs() > TOLERANCE * max(1.0, expected.abs().max().item())
+
+
+def _alike(answer: Tensor, expected: Tensor) -> bool:
+    same = answer.shape == expected.shape and expected.isfinite().all()
+    return bool(same and not _differs(answer, expected).any())
+
+
+def _wrong_answers(
+    exercise: Exercise, case: tuple[Any, ...], expected: Tensor, answer: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """Hints, and the values that earn them: the exercise's own, then those that fit any."""
+    for hint, mistake in exercise.mistakes.items():
+        yield hint, exercise.outcome(mistake, case)
+    names = list(inspect.signature(exercise.solution).parameters)
+    tensors = [i for i, arg in enumerate(case) if isinstance(arg, Tensor)]
+    for i, j in combinations(tensors, 2):
+        if case[i].shape == case[j].shape:
+            other = list(case)
+            other[i], other[j] = case[j], case[i]
+            swapped = exercise.outcome(exercise.solution, other)
+            yield f"{names[i]} and {names[j]} are swapped.", swapped
+    for i in tensors:
+        yield f"it returns {names[i]} unchanged.", case[i]
+    factor = (answer * expected).sum() / expected.square().sum().clamp(min=1e-12)
+    if factor.abs() > 1e-6:
+        yield f"all values are {factor.item():.4g} times the right ones.", factor * expected
+    for what in ("square", "sqrt", "log", "exp", "reciprocal"):
+        yield f"those are the right values after `{what}`.", getattr(expected, what)()
