@@ -121,8 +121,6 @@ def run_notebook(
     import papermill  # takes a second: not for notebooks that only want `setup`
 
     path, out, parameters = Path(path).resolve(), Path(out).resolve(), dict(parameters or {})
-    if not path.is_file():
-        raise FileNotFoundError(f"no notebook at {path}")
     known = list(papermill.inspect_notebook(str(path)))
     unknown = ", ".join(sorted(set(parameters) - set(known)))
     if unknown:

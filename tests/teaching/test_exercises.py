@@ -1,7 +1,6 @@
 """The checks accept the solutions, name typical mistakes, and never raise because of an answer."""
 
 import pytest
-import torch
 
 from minildm.teaching.exercises import EXERCISES, check
 
@@ -43,13 +42,6 @@ def test_any_wrong_answer_is_described(wrong: object, said: str) -> None:
     found = check("guidance", wrong)
     assert not found.ok
     assert said in found.message
-
-
-def test_an_answer_cannot_change_the_inputs() -> None:
-    def in_place(n: torch.Tensor, c: torch.Tensor, s: float) -> torch.Tensor:
-        return n.add_(s * (c - n))
-
-    assert check("guidance", in_place).ok and check("guidance", EXERCISES["guidance"].solution).ok
 
 
 def test_an_unknown_exercise_is_refused() -> None:

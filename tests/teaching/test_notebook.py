@@ -3,6 +3,7 @@
 import base64
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -17,16 +18,9 @@ from minildm.teaching.notebook import preference_study, run_notebook, setup
 PUBLISH = Path(__file__).parents[2] / "notebooks/publish.py"
 
 
-@pytest.mark.parametrize(
-    ("scale", "seed", "said"),
-    [
-        ("large", 0, "scale='large' is not known; known: smoke, cpu, gpu"),
-        ("cpu", -1, "seed=-1 must be an integer"),
-        ("cpu", True, "seed=True"),
-    ],
-)
-def test_invalid_parameters_are_named(scale: str, seed: int, said: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("scale", "seed"), [("large", 0), ("cpu", -1), ("cpu", True)])
+def test_invalid_parameters_are_refused(scale: str, seed: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"scale='large' is not known|seed=.* must be an integer"):
         setup(scale, seed, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -43,33 +37,26 @@ N, NAMES = 12, ("model", "bicubic")
 TONES = torch.linspace(-1, 1, 2 * N).view(2, N, 1, 1, 1).expand(2, N, 3, 8, 8)
 
 
-def darker(_pair: int, left: Tensor, right: Tensor) -> str:
-    """Always the model's image."""
-    return "left" if left.mean() < right.mean() else "right"
-
-
-def test_a_choice_counts_for_the_image_on_that_side(tmp_path: Path) -> None:
-    found = preference_study(*TONES, tmp_path, names=NAMES, choose=darker)
-    assert found == proportion_interval(N, N)
+def test_who_always_chooses_the_left_image_prefers_neither(tmp_path: Path) -> None:
     counted = 0
-    for seed in range(40):  # who always chooses the left image prefers neither
+    for seed in range(40):
         options = {"seed": seed, "choose": lambda *_: "left"}
         counted += round(N * preference_study(*TONES, tmp_path / str(seed), **options).value)
     assert abs(counted - 20 * N) < 4 * (40 * N * 0.25) ** 0.5
 
 
 def test_buttons_vote_and_a_study_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Screen(list):
-        """Stands for a notebook's display: what was shown; figures are replaced by updates."""
+    def darker(pair: int, left: Tensor, right: Tensor) -> str:  # always the model's image
+        asked.append(pair)
+        return "left" if left.mean() < right.mean() else "right"
 
-        def display(self, shown: Any, **_options: Any) -> "Screen":
-            self.append(shown)
-            return self
+    def display(shown: Any, **_options: Any) -> SimpleNamespace:
+        screen.append(shown)
+        return SimpleNamespace(update=lambda figure: screen.__setitem__(0, figure))
 
-        def update(self, figure: Any) -> None:
-            self[0] = figure
-
-    monkeypatch.setattr("IPython.display.display", (screen := Screen()).display)
+    screen: list[Any] = []
+    asked: list[int] = []
+    monkeypatch.setattr("IPython.display.display", display)
     options = {"names": NAMES, "question": "Which?"}
     assert preference_study(*TONES, tmp_path, **options) is None
     assert screen[0].alt == "Which?: 2 images, 2 in a row: left, right."  # no name is shown
@@ -77,10 +64,8 @@ def test_buttons_vote_and_a_study_resumes(tmp_path: Path, monkeypatch: pytest.Mo
         drawn = torch.from_numpy(screen[0].axes[0].images[0].get_array().copy())
         left, right = drawn[120].float().mean(-1).chunk(2)
         screen[1].children[int(left.mean() > right.mean())].click()
-    before, asked = (tmp_path / "votes.csv").read_text(), []
-    found = preference_study(
-        *TONES, tmp_path, **options, choose=lambda *a: asked.append(a[0]) or darker(*a)
-    )
+    before = (tmp_path / "votes.csv").read_text()
+    found = preference_study(*TONES, tmp_path, **options, choose=darker)
     assert found == proportion_interval(N, N) and len(set(asked)) == N - 5
     assert (tmp_path / "votes.csv").read_text().startswith(before)
     for other in ({"names": ("model", "regression")}, {"names": NAMES, "seed": 1}):

