@@ -27,19 +27,15 @@ def timed(network: Denoise) -> Velocity:
     return lambda z, tau: network(z, T * tau)
 
 
-def between(z0: Tensor, tau: Tensor, eps: Tensor) -> Tensor:
-    """z_tau: (B, c, h, w), tau (B,) in [0, 1], (B, c, h, w) -> (B, c, h, w)."""
-    tau = tau.view(-1, 1, 1, 1)
-    return (1 - tau) * z0 + tau * eps
-
-
 def flow_loss(velocity: Velocity, z0: Tensor, tau: Tensor, eps: Tensor) -> Tensor:
     """|| velocity(z_tau, tau) - (eps - z0) ||^2, Liu et al. 2023, Eq. 1: a mean a sample, (B,).
 
-    The caller draws tau and eps. Independent eps make the first flow; both ends of a trained
-    flow's paths make the next, straighter one (their "reflow").
+    The caller draws tau (B,) in [0, 1] and eps. Independent eps make the first flow; both ends of
+    a trained flow's paths make the next, straighter one ("reflow").
     """
-    error = at_least_float32(velocity(between(z0, tau, eps), tau)) - (eps - z0)
+    part = tau.view(-1, 1, 1, 1)
+    z_tau = (1 - part) * z0 + part * eps
+    error = at_least_float32(velocity(z_tau, tau)) - (eps - z0)
     return reduce(error**2, "b c h w -> b", "mean")
 
 
@@ -47,10 +43,8 @@ def flow_loss(velocity: Velocity, z0: Tensor, tau: Tensor, eps: Tensor) -> Tenso
 def flow_euler(velocity: Velocity, z_1: Tensor, steps: int = 20) -> Iterator[Step]:
     """From noise z_1 to data z_0 in equal steps of tau, one call each; a Step's t is in 1 / T.
 
-    Exact for any number of steps where paths are straight. Raises ValueError for steps < 1.
+    Exact for any number of steps where paths are straight.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1")
     z, taus = z_1, torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
     for tau, following in pairwise(taus):
         v = velocity(z, torch.full((len(z),), tau, dtype=z.dtype, device=z.device))
@@ -65,9 +59,9 @@ def bend(velocity: Velocity, z_1: Tensor, steps: int = 50) -> Tensor:
     The mean of || (z_1 - z_0) - v ||^2 along a sample's path, divided by || z_1 - z_0 ||^2.
     """
     states = [z_1, *(step.z for step in flow_euler(velocity, z_1, steps))]
-    pieces = torch.stack([a - b for a, b in pairwise(states)]) * steps  # v
+    v = torch.stack([a - b for a, b in pairwise(states)]) * steps  # (steps, B, c, h, w)
     way = z_1 - states[-1]
-    off = reduce((pieces - way) ** 2, "s b c h w -> b", "sum") / steps
+    off = reduce((v - way) ** 2, "s b c h w -> b", "sum") / steps
     return off / reduce(way**2, "b c h w -> b", "sum")
 
 

@@ -2,34 +2,42 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
-from minildm.conditioning import Conditioner, ConditionerConfig, Conditioning
+from minildm.conditioning import Conditioner, ConditionerConfig, Conditioning, look_up
 from minildm.diffusion.guidance import guided
 from minildm.diffusion.objective import ObjectiveConfig, draw_t, ldm_loss, time_weights
-from minildm.diffusion.samplers import SAMPLERS, Denoise, EditFn, Spacing, Step
+from minildm.diffusion.samplers import SAMPLERS, Denoise, EditFn, Step
 from minildm.diffusion.schedule import Prediction, ScheduleConfig
 from minildm.diffusion.unet import UNet, UNetConfig
-from minildm.layers import Batch, BatchRandom, Noise, seed_of
+from minildm.layers import Batch, BatchRandom, Noise, check_fields, seed_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """How a model is sampled from, unless `sample` is given other values."""
 
-    sampler: str = "ddim"
+    sampler: str = "ddim"  # of SAMPLERS
     steps: int = 50
-    guidance_scale: float = 1.0
+    guidance_scale: float = 1.0  # 1: the plain conditional
+    guidance_rescale: float = 0.0  # this and guidance_interval: see `guided`
+    guidance_interval: tuple[int, int] | None = None
+    eta: float = 0.0  # of ddim: how much of DDPM's noise
+    spacing: str | None = None  # of the times, see `timesteps`; None: the sampler's own
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler={self.sampler!r} is not known; known: {', '.join(SAMPLERS)}")
-        if not 1 <= self.steps <= 10_000:
-            raise ValueError(f"steps={self.steps} must lie in 1..10000")
+        look_up(self.sampler, list(SAMPLERS), "sampler")
+        check_fields(self, 1, 10_000, "steps")
+        check_fields(self, 0, 1, "guidance_rescale", "eta")
+        if self.eta and self.sampler != "ddim":
+            raise ValueError(f"eta={self.eta} must be 0 for {self.sampler!r}; 'ddim' has it")
+        first, last = self.guidance_interval or (0, 0)
+        if not 0 <= first <= last:
+            raise ValueError(f"guidance_interval={first, last} must be two times, first <= last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +54,8 @@ class LatentDiffusionConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        if not self.t_bias > 0:
-            raise ValueError(f"t_bias={self.t_bias} must be positive")
+        check_fields(self, 1e-12, 1e12, "t_bias")
+        check_fields(self, 1, 10_000, "image_size")
         if self.schedule.zero_terminal_snr and self.objective.predict == "eps":
             raise ValueError("objective.predict='eps' must be 'v' or 'z0' with zero_terminal_snr")
         c, f, unet = self.autoencoder.z_channels, self.autoencoder.f, self.unet
@@ -57,15 +65,12 @@ class LatentDiffusionConfig:
                 f"unet.in_channels={unet.in_channels}, out_channels={unet.out_channels}, d_cond="
                 f"{unet.d_cond} must be {wanted}, as autoencoder and conditioner have it"
             )
-        for part in (self.conditioner, getattr(self.conditioner, "concat", None)):
-            if 2 ** getattr(part, "stages", f.bit_length() - 1) != f:  # of a semantic map
-                raise ValueError(f"stages={part.stages} must be log2 of f={f}")
-        if not 1 <= self.image_size <= 10_000 or self.image_size % f:
-            raise ValueError(f"image_size={self.image_size} must be a multiple of f={f}, <= 10000")
+        if self.image_size % f:
+            raise ValueError(f"image_size={self.image_size} must be a multiple of f={f}")
 
 
 def seeded_noise(seed: int | None, first: int = 0) -> Noise:
-    """Like torch.randn_like; row i has a generator of its own, seeded by (seed, first + i).
+    """Like torch.randn_like; row i has its own generator, seeded by (seed, first + i).
 
     So image i of a seed does not depend on the batch that it is sampled in, nor on the device:
     a CUDA generator would give other numbers than the CPU's. None: other numbers at each call.
@@ -81,18 +86,6 @@ def seeded_noise(seed: int | None, first: int = 0) -> Noise:
         return torch.stack(drawn).to(like.device, like.dtype)
 
     return noise
-
-
-class Conditions(NamedTuple):
-    """What the conditioner read from the user's y, and how many samples it describes."""
-
-    batch: Batch
-    n: int
-
-    def rows(self, first: int, end: int) -> "Conditions":
-        """Those of samples first..end - 1."""
-        end = min(end, self.n)
-        return Conditions({key: rows[first:end] for key, rows in self.batch.items()}, end - first)
 
 
 class LatentDiffusion(nn.Module):
@@ -180,95 +173,9 @@ class LatentDiffusion(nn.Module):
         with torch.no_grad():
             return self.autoencoder.encode(x, sample=False)
 
-    def steps(
-        self,
-        y: object = None,
-        *,
-        n: int | None = None,
-        size: int | tuple[int, int] | None = None,
-        sampler: str | None = None,
-        steps: int | None = None,
-        eta: float = 0.0,
-        spacing: Spacing | None = None,
-        guidance_scale: float | None = None,
-        guidance_rescale: float = 0.0,
-        guidance_interval: tuple[int, int] | None = None,
-        guide: Callable[[Denoise], Denoise] | None = None,
-        edit: EditFn | None = None,
-        seed: int | None = None,
-        first: int = 0,
-        noise: Noise | None = None,
-    ) -> Iterator[Step]:
+    def steps(self, y: object = None, *, n: int | None = None, **options: Any) -> Iterator[Step]:
         """Sample in one batch, yielding every Step: latents (B, c, h, w); arguments: `sample`."""
-        if seed is not None and noise is not None:
-            raise ValueError("give seed or noise, not both: noise is all the randomness there is")
-        if guidance_scale is None and not self.config.conditioner.has_null:
-            guidance_scale = 1.0
-        given = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale}
-        given = {key: value for key, value in given.items() if value is not None}
-        how, (batch, n) = replace(self.config.sampling, **given), self._conditions(y, n)
-        options = self._sampler_options(how.sampler, eta, spacing)
-        noise = noise or seeded_noise(seed, first)
-        guidance = {"rescale": guidance_rescale, "interval": guidance_interval}
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                c = self.conditioner(batch, self._encode_condition)
-                denoise = self._denoise(c, n, how.guidance_scale, **guidance)
-            denoise = guide(denoise) if guide else denoise
-            shape = self._latent_shape(size, c.concat)
-            z_T = noise(self.schedule.alphas_cumprod.new_zeros(n, *shape))
-            options |= {"steps": how.steps, "noise": noise, "edit": edit}
-            yield from SAMPLERS[how.sampler](denoise, self.schedule, z_T, **options)
-        finally:
-            self.train(was_training)
-
-    def _conditions(self, y: object, n: int | None) -> Conditions:
-        """y as the conditioner's batch; its number of rows, or n if it has none."""
-        if isinstance(y, Conditions):
-            return y
-        if n is not None and n < 1:
-            raise ValueError(f"n={n} must be at least 1")
-        batch = self.conditioner.batch_from(y, n or 1)
-        count = len(next(iter(batch.values()))) if batch else (n or 1)
-        if not count or n not in (None, count):
-            raise ValueError(f"n={n} must be the number of samples that y describes, {count} >= 1")
-        return Conditions(batch, count)
-
-    def _sampler_options(self, sampler: str, eta: float, spacing: Spacing | None) -> dict[str, Any]:
-        if eta and sampler != "ddim":
-            raise ValueError(f"eta={eta} must be 0 for {sampler!r}; it is an option of 'ddim'")
-        if spacing is None and self.config.schedule.zero_terminal_snr:
-            spacing = "trailing"  # the only one that begins where the training ends
-        given = {"eta": eta, "spacing": spacing}
-        return {key: value for key, value in given.items() if value}  # else the sampler's own
-
-    def _denoise(self, c: Conditioning, n: int, guidance_scale: float, **guidance: Any) -> Denoise:
-        """The network with its condition and guidance: (z_t, t) -> eps_hat, or a Prediction."""
-        c_null = c
-        if guidance_scale != 1.0:
-            if not self.config.conditioner.has_null:
-                raise ValueError(f"{guidance_scale=} must be 1: the model has no null condition")
-            c_null = self.conditioner.null(n)._replace(concat=c.concat)
-        network = guided(self.network, c, c_null, guidance_scale, **guidance)
-        objective = self.config.objective.predict
-        if objective == "eps":
-            return network
-        return lambda z, t: self.schedule.prediction(objective, network(z, t), z, t)
-
-    def _latent_shape(
-        self, size: int | tuple[int, int] | None, concat: Tensor | None
-    ) -> tuple[int, int, int]:
-        """(c, h, w) of z_T, whose h and w are those of a concatenated condition."""
-        f, side = self.autoencoder.f, self.config.image_size
-        given = None if concat is None else tuple(f * s for s in concat.shape[2:])
-        height, width = (size, size) if isinstance(size, int) else size or given or (side, side)
-        if min(height, width) < 1 or height % f or width % f:
-            raise ValueError(f"size={size} must be positive multiples of f={f}")
-        if given not in (None, (height, width)):
-            raise ValueError(f"size={size} must be {given}, as the condition is")
-        return self.config.autoencoder.z_channels, height // f, width // f
+        return self._steps(*self._conditions(y, n), **options)
 
     @torch.no_grad()
     def sample(
@@ -286,20 +193,85 @@ class LatentDiffusion(nn.Module):
         reads; None for an unconditional model, which makes `n` images. batch_size: how many at
         once; with noise, edit or guide, all. seed: image i depends on (seed, first + i) alone.
 
-        Options (of `steps`): size: the image's side or (H, W), if not the trained one; a
-        concatenated condition decides it. sampler: "ddim" (eta: how much of DDPM's noise),
-        "ddpm", "plms", "dpm_solver_pp", "euler" or "heun", with `steps` at the times of
-        `spacing` (leading, trailing, linspace). guidance_scale: 1 is the plain conditional;
-        guidance_rescale, guidance_interval: see `guided`. None: what `config.sampling` says.
+        Options: the fields of SamplingConfig, where not given those of `config.sampling`. size:
+        the image's side or (H, W), if not the trained one; a concatenated condition decides it.
         guide: wraps the denoiser, as `image_guided` does. edit: changes z between steps, as
-        `keep_known` does. noise: a function like torch.randn_like, in place of seed.
-        Raises ValueError for values outside their range.
+        `keep_known` does. noise: a function like torch.randn_like, in place of seed. Raises
+        ValueError for values outside their range.
         """
-        conditions, images = self._conditions(y, n), []
-        whole = any(options.get(name) is not None for name in ("noise", "edit", "guide"))
-        batch_size = conditions.n if whole else batch_size
-        for i in range(0, conditions.n, batch_size):
-            part = conditions.rows(i, i + batch_size)
-            *_, last = self.steps(part, first=first + i, **options)
+        (batch, n), images = self._conditions(y, n), []
+        if any(options.get(name) is not None for name in ("noise", "edit", "guide")):
+            batch_size = n
+        for i in range(0, n, batch_size):
+            part = {key: rows[i : i + batch_size] for key, rows in batch.items()}
+            *_, last = self._steps(part, min(batch_size, n - i), first=first + i, **options)
             images.append(self.autoencoder.decode(last.z).clamp(-1.0, 1.0))
         return torch.cat(images)
+
+    def _conditions(self, y: object, n: int | None) -> tuple[Batch, int]:
+        """y as the conditioner's batch; its number of rows, or n if it has none."""
+        batch = self.conditioner.batch_from(y, n or 1)
+        count = len(next(iter(batch.values()))) if batch else (n or 1)
+        if count < 1 or n not in (None, count):
+            raise ValueError(f"n={n} must be the number of samples that y describes, {count} >= 1")
+        return batch, count
+
+    @torch.no_grad()
+    def _steps(
+        self,
+        batch: Batch,
+        n: int,
+        *,
+        size: int | tuple[int, int] | None = None,
+        seed: int | None = None,
+        first: int = 0,
+        noise: Noise | None = None,
+        guide: Callable[[Denoise], Denoise] | None = None,
+        edit: EditFn | None = None,
+        **sampling: Any,
+    ) -> Iterator[Step]:
+        """`steps`, for a batch of n conditions that the conditioner has read."""
+        how, noise = self._sampling(**sampling), noise or seeded_noise(seed, first)
+        was_training = self.training
+        self.eval()
+        try:
+            c = self.conditioner(batch, self._encode_condition)
+            denoise = self._denoise(c, n, how)
+            denoise = guide(denoise) if guide else denoise
+            h, w = self._latent_size(size) if c.concat is None else c.concat.shape[2:]
+            shape = n, self.config.autoencoder.z_channels, h, w
+            z_T = noise(self.schedule.alphas_cumprod.new_zeros(shape))
+            options = {"steps": how.steps, "eta": how.eta, "spacing": how.spacing}
+            options = {name: value for name, value in options.items() if value}  # else its own
+            sampler = SAMPLERS[how.sampler]
+            yield from sampler(denoise, self.schedule, z_T, noise=noise, edit=edit, **options)
+        finally:
+            self.train(was_training)
+
+    def _sampling(self, **given: Any) -> SamplingConfig:
+        """The model's own SamplingConfig with the given values; None: not given."""
+        own = {}
+        if not self.config.conditioner.has_null:
+            own["guidance_scale"] = 1.0
+        if self.config.schedule.zero_terminal_snr and not self.config.sampling.spacing:
+            own["spacing"] = "trailing"  # begins where the training ends, at T - 1
+        own |= {name: value for name, value in given.items() if value is not None}
+        return replace(self.config.sampling, **own)
+
+    def _denoise(self, c: Conditioning, n: int, how: SamplingConfig) -> Denoise:
+        """The network with its condition and guidance: (z_t, t) -> Prediction."""
+        c_null = c
+        if how.guidance_scale != 1.0:
+            c_null = self.conditioner.null(n)._replace(concat=c.concat)
+        guidance = {"rescale": how.guidance_rescale, "interval": how.guidance_interval}
+        network = guided(self.network, c, c_null, how.guidance_scale, **guidance)
+        objective = self.config.objective.predict
+        return lambda z, t: self.schedule.prediction(objective, network(z, t), z, t)
+
+    def _latent_size(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
+        """(h, w) of the latent of an image with this side, or (H, W)."""
+        size, f = size or self.config.image_size, self.autoencoder.f
+        height, width = (size, size) if isinstance(size, int) else size
+        if min(height, width) < 1 or height % f or width % f:
+            raise ValueError(f"size={size} must be positive multiples of f={f}")
+        return height // f, width // f

@@ -2,16 +2,16 @@
 
     *_, last = ddim(denoise, schedule, z_T, steps=50)
 
-All are one loop (`_sampler`) around a rule that moves z along one step. `noise` is a sampler's only
+Each is the same loop (`_sampler`) around a rule that moves z along one step. `noise` is the only
 randomness, so a recorded sequence can be replayed; `edit(z, t) -> z` changes z before each step, in
-`ddpm` after it. All but `ddpm` follow the same flow: where eps stays constant on a step, z moves to
-sqrt(abar') z0_hat + sqrt(1 - abar') eps_hat exactly. They differ in the eps or z0 that they take
-for constant, and so in how fast the error falls with the number of steps.
+`ddpm` after it. All but `ddpm` follow one flow: while eps is constant, z moves exactly to
+sqrt(abar') z0_hat + sqrt(1 - abar') eps_hat. They differ in what they take for constant on a step.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from minildm.diffusion.schedule import NoiseSchedule, Prediction, z0_at
 from minildm.layers import Noise
 
 Spacing = Literal["leading", "trailing", "linspace"]
-SPACINGS = ("leading", "trailing", "linspace")
+SPACINGS = get_args(Spacing)
 Denoise = Callable[[Tensor, Tensor], Tensor | Prediction]  # (z_t, t) -> eps_hat, condition bound
 EditFn = Callable[[Tensor, Tensor], Tensor]  # (z_t, t) -> z_t, between sampling steps
 
@@ -43,131 +43,107 @@ class Now(NamedTuple):
     z: Tensor
     eps: Tensor
     z0: Tensor
+    predict: Callable[[Tensor, int, Tensor], Prediction]  # (z, t, abar): one call of the network
+    noise: Noise
 
 
-Rule = Callable[..., Tensor]  # (now, past, denoise, noise, **options) -> z at the next level
+Rule = Callable[..., Tensor]  # (now, past, **options) -> z at abar_next; past: the latest first
 Sampler = Callable[..., Iterator[Step]]
 
 
 def timesteps(T: int, steps: int, spacing: Spacing = "leading") -> list[int]:
-    """The `steps` indices that a sampler visits, descending; 1 <= steps <= T.
+    """The `steps` indices that a sampler visits, descending.
 
-    leading: floor(i T / S) + 1, the official code's wherever S divides T (there S = T fails).
-    trailing: from T - 1 in equal strides. linspace: from T - 1 to 0, both included.
+    leading: floor(i T / S) + 1, the official code's wherever S divides T. trailing: from T - 1 in
+    equal strides. linspace: from T - 1 to 0. Raises ValueError unless 1 <= steps <= T.
     """
     if not 1 <= steps <= T:
         raise ValueError(f"steps={steps} must lie in 1..T={T}")
     if spacing == "leading":
-        times = [i * T // steps + (steps < T) for i in range(steps)][::-1]
-        return [min(t, T - 1) for t in times]
+        return [min(i * T // steps + (steps < T), T - 1) for i in reversed(range(steps))]
     if spacing == "trailing":
         return [round((steps - i) * T / steps) - 1 for i in range(steps)]
     if spacing == "linspace":
         return [round((T - 1) * (1 - i / max(steps - 1, 1))) for i in range(steps)]
-    raise ValueError(f"spacing={spacing!r} is not known; known: {', '.join(SPACINGS)}")
+    raise ValueError(f"spacing={spacing!r} must be one of {', '.join(SPACINGS)}")
 
 
 def _levels(
     schedule: NoiseSchedule, steps: int, spacing: Spacing, *, to_data: bool = False
-) -> list[tuple[int, Tensor, int | None, Tensor]]:
-    """(t, abar, t_next, abar_next) of each step.
+) -> list[tuple[int | None, Tensor]]:
+    """(t, abar) of each time visited; then (None, abar) of the end.
 
-    With leading the last step goes to alphas_cumprod[0] as in the official code; else, and with
-    to_data, to the data, abar = 1. Raises ValueError where z_T holds no signal and the spacing is
-    not trailing, which alone is sure to begin at T - 1.
+    The end is the data, abar = 1; or alphas_cumprod[0] with leading, as in the official code.
     """
     table = schedule.alphas_cumprod.cpu()
-    if table[-1] == 0 and spacing != "trailing":
-        raise ValueError(f"zero terminal SNR needs spacing='trailing', got {spacing!r}")
-    times = timesteps(schedule.T, steps, spacing)
     last = table[0] if spacing == "leading" and not to_data else table.new_ones(())
-    levels = [*((t, table[t]) for t in times), (None, last)]
-    return [(*now, *following) for now, following in pairwise(levels)]
+    return [*((t, table[t]) for t in timesteps(schedule.T, steps, spacing)), (None, last)]
 
 
 def predict(denoise: Denoise, z: Tensor, t: int, abar: Tensor) -> Prediction:
-    """Call the denoiser at one time for all samples; complete eps by the z0 that it implies.
-
-    Raises ValueError for eps alone at abar = 0, where it says nothing of z0.
-    """
+    """Call the denoiser at one time for all samples; add the z0 that eps implies to eps alone."""
     out = denoise(z, torch.full((len(z),), t, device=z.device))
-    if isinstance(out, Prediction):
-        return out
-    if abar == 0:
-        raise ValueError("at zero terminal SNR denoise must return a Prediction, got eps alone")
-    return Prediction(out, z0_at(abar, z, out))
+    return out if isinstance(out, Prediction) else Prediction(out, z0_at(abar, z, out))
 
 
 def _move(now: Now | Prediction, abar_next: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-    """Move along the flow to another noise level, with eps and z0 constant on the way.
-
-    sigma: the noise that the caller adds replaces as much of eps_hat.
-    """
+    """Follow the flow with constant eps and z0; noise that the caller adds replaces some eps."""
     noise_scale = (1 - abar_next - sigma**2).clamp(min=0).sqrt()
     return abar_next.sqrt() * now.z0 + noise_scale * now.eps
 
 
-def _edited(z: Tensor, t: int, edit: EditFn | None) -> Tensor:
-    return z if edit is None else edit(z, torch.full((len(z),), t, device=z.device))
-
-
 def _sampler(
-    default_steps: int | None, default_spacing: Spacing, *, ancestral: bool = False
-) -> Callable[[Rule], Sampler]:
+    default_steps: int | None, default_spacing: Spacing, rule: Rule, *, ancestral: bool = False
+) -> Sampler:
     """The sampler of a rule; ancestral: it ends at the data, and edits come after the step."""
 
-    def of_rule(rule: Rule) -> Sampler:
-        @torch.no_grad()  # on a generator: off inside, untouched in the caller's loop
-        def sampler(
-            denoise: Denoise,
-            schedule: NoiseSchedule,
-            z_T: Tensor,
-            steps: int | None = default_steps,
-            *,
-            spacing: Spacing = default_spacing,
-            noise: Noise = torch.randn_like,
-            edit: EditFn | None = None,
-            again: int = 1,  # see repaint
-            **options: float,
-        ) -> Iterator[Step]:
-            if again < 1:
-                raise ValueError(f"again={again} must be at least 1")
-            z, past, steps = z_T, [], schedule.T if steps is None else steps
-            for t, abar, t_next, abar_next in _levels(schedule, steps, spacing, to_data=ancestral):
-                for left in reversed(range(again)):
-                    z = z if ancestral else _edited(z, t, edit)
-                    now = Now(t, abar, t_next, abar_next, z, *predict(denoise, z, t, abar))
-                    z = rule(now, past, denoise, noise, **options)
-                    z = _edited(z, t, edit) if ancestral else z
-                    if left:  # back to t: q(z_t | z of the next time) knows nothing of the data
-                        part = abar / abar_next
-                        z = part.sqrt() * z + (1 - part).sqrt() * noise(z)
-                past = [now, *past][:3]  # the latest first
-                yield Step(t, z, now.z0)
+    @torch.no_grad()  # on a generator: off inside, untouched in the caller's loop
+    def sampler(
+        denoise: Denoise,
+        schedule: NoiseSchedule,
+        z_T: Tensor,
+        steps: int | None = default_steps,
+        *,
+        spacing: Spacing = default_spacing,
+        noise: Noise = torch.randn_like,
+        edit: EditFn | None = None,
+        again: int = 1,  # see repaint
+        **options: float,
+    ) -> Iterator[Step]:
+        z, past, ask = z_T, [], partial(predict, denoise)
+        steps = schedule.T if steps is None else steps
+        levels = _levels(schedule, steps, spacing, to_data=ancestral)
+        for (t, abar), (t_next, abar_next) in pairwise(levels):
+            times = torch.full((len(z),), t, device=z.device)
+            for left in reversed(range(again)):
+                z = edit(z, times) if edit and not ancestral else z
+                now = Now(t, abar, t_next, abar_next, z, *ask(z, t, abar), ask, noise)
+                z = rule(now, past, **options)
+                z = edit(z, times) if edit and ancestral else z
+                if left:  # back to t: q(z_t | z of the next time) does not depend on the data
+                    part = abar / abar_next
+                    z = part.sqrt() * z + (1 - part).sqrt() * noise(z)
+            past = [now, *past][:3]
+            yield Step(t, z, now.z0)
 
-        sampler.__name__, sampler.__doc__ = rule.__name__, rule.__doc__
-        return sampler
-
-    return of_rule
+    sampler.__name__, sampler.__doc__ = rule.__name__, rule.__doc__
+    return sampler
 
 
-@_sampler(50, "leading")
-def ddim(now: Now, past: list[Now], denoise: Denoise, noise: Noise, eta: float = 0.0) -> Tensor:
+@partial(_sampler, 50, "leading")
+def ddim(now: Now, past: list[Now], eta: float = 0.0) -> Tensor:
     """DDIM, Song et al. 2021, Eqs. 12 and 16 (their alpha is abar here): z_T -> z_0.
 
     eta = 0 is deterministic and draws no noise; eta = 1 with S = T has DDPM's variances.
-    Raises ValueError for eta < 0, and as all samplers do for steps or spacing out of range.
     """
-    if not eta >= 0:
-        raise ValueError(f"eta={eta} must not be negative")
     abar, abar_next = now.abar, now.abar_next
     sigma = eta * ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)).clamp(min=0).sqrt()
     z = _move(now, abar_next, sigma)
-    return z + sigma * noise(z) if eta > 0 else z
+    return z + sigma * now.noise(z) if eta > 0 else z
 
 
-@_sampler(None, "trailing", ancestral=True)
-def ddpm(now: Now, past: list[Now], denoise: Denoise, noise: Noise) -> Tensor:
+@partial(_sampler, None, "trailing", ancestral=True)
+def ddpm(now: Now, past: list[Now]) -> Tensor:
     """Ancestral sampling, DDPM (Ho et al. 2020) Eqs. 6-7, Algorithm 2: z_T -> z_0.
 
     The mean is the posterior's given z0_hat, the variance its beta-tilde. Fewer than T steps
@@ -179,7 +155,7 @@ def ddpm(now: Now, past: list[Now], denoise: Denoise, noise: Noise) -> Tensor:
     z = mean / (1 - abar)
     if abar_next == 1:
         return z
-    return z + ((1 - abar_next) / (1 - abar) * (1 - alpha)).sqrt() * noise(z)
+    return z + ((1 - abar_next) / (1 - abar) * (1 - alpha)).sqrt() * now.noise(z)
 
 
 ADAMS_BASHFORTH = {  # by the number of past steps; the present one's weight comes first
@@ -189,13 +165,12 @@ ADAMS_BASHFORTH = {  # by the number of past steps; the present one's weight com
 }
 
 
-@_sampler(50, "leading")
-def plms(now: Now, past: list[Now], denoise: Denoise, noise: Noise) -> Tensor:
+@partial(_sampler, 50, "leading")
+def plms(now: Now, past: list[Now]) -> Tensor:
     """Pseudo linear multistep, PNDM (Liu et al. 2022) Eq. 12: eps extrapolated from past steps.
 
-    As in the official code the first step averages eps at its start and, after a trial step, at
-    the next time (S + 1 calls); then Adams-Bashforth of order 2, 3, 4. At zero terminal SNR,
-    where an average of eps fixes no z0, the first step is DDIM's.
+    As in the official code the first step averages eps at its two ends (S + 1 calls); then
+    Adams-Bashforth of order 2, 3, 4. At zero terminal SNR the first step is DDIM's.
     """
     if past:
         weights, known = ADAMS_BASHFORTH[len(past)], [now.eps, *(seen.eps for seen in past)]
@@ -204,13 +179,13 @@ def plms(now: Now, past: list[Now], denoise: Denoise, noise: Noise) -> Tensor:
         return _move(now, now.abar_next)
     else:
         following = (now.t, now.abar) if now.t_next is None else (now.t_next, now.abar_next)
-        trial = predict(denoise, _move(now, now.abar_next), *following)
+        trial = now.predict(_move(now, now.abar_next), *following)
         eps_hat = (now.eps + trial.eps) / 2
     return _move(Prediction(eps_hat, z0_at(now.abar, now.z, eps_hat)), now.abar_next)
 
 
-@_sampler(20, "trailing")
-def dpm_solver_pp(now: Now, past: list[Now], denoise: Denoise, noise: Noise) -> Tensor:
+@partial(_sampler, 20, "trailing")
+def dpm_solver_pp(now: Now, past: list[Now]) -> Tensor:
     """DPM-Solver++(2M), Lu et al. 2022, Algorithm 2: z0 extrapolated from two steps.
 
     Second order in lambda = log(sqrt(abar) / sqrt(1 - abar)), one call a step. The first step,
@@ -235,27 +210,26 @@ def _straight(now: Now, slope: Tensor) -> Tensor:
     return now.abar_next.sqrt() * (now.z / now.abar.sqrt() + (sigma_next - sigma) * slope)
 
 
-@_sampler(50, "trailing")
-def euler(now: Now, past: list[Now], denoise: Denoise, noise: Noise) -> Tensor:
+@partial(_sampler, 50, "trailing")
+def euler(now: Now, past: list[Now]) -> Tensor:
     """Euler's method for dx / dsigma = eps, x = z / sqrt(abar), Karras et al. 2022, Eq. 4.
 
-    sigma = sqrt(1 - abar) / sqrt(abar). In exact arithmetic DDIM with eta = 0: a straight step
-    in x is a step of constant eps in z.
+    In exact arithmetic DDIM with eta = 0: a straight step in x has constant eps in z.
     """
     return _straight(now, now.eps)
 
 
-@_sampler(25, "trailing")
-def heun(now: Now, past: list[Now], denoise: Denoise, noise: Noise) -> Tensor:
+@partial(_sampler, 25, "trailing")
+def heun(now: Now, past: list[Now]) -> Tensor:
     """Heun's second-order method, Karras et al. 2022, Algorithm 1, on the times of `spacing`.
 
-    Euler's step, then the same step again with the mean slope of its two ends: two calls a
-    step, one where it ends at the data or begins without signal.
+    Euler's step, then again with the mean slope of its two ends: two calls a step, one where it
+    ends at the data or begins without signal.
     """
     trial = _straight(now, now.eps)
     if now.abar == 0 or now.abar_next == 1:
         return trial
-    there = predict(denoise, trial, now.t_next or 0, now.abar_next)  # leading ends at index 0
+    there = now.predict(trial, now.t_next or 0, now.abar_next)  # leading ends at index 0
     return _straight(now, (now.eps + there.eps) / 2)
 
 
@@ -283,17 +257,14 @@ def ddim_inversion(
 ) -> Iterator[Step]:
     """DDIM backwards, Song et al. 2021, Sec. 4.3: z_0 -> the z_T from which `ddim` returns to it.
 
-    The same noise levels in rising order; eps is predicted at the lower end of each step (below
-    the first time: at t = 0), so the way back is exact in the limit of many steps. Raises
-    ValueError at zero terminal SNR.
+    The same noise levels in rising order; eps is predicted at the lower end of each step, so the
+    way back is exact in the limit of many steps. At zero terminal SNR there is none.
     """
-    z, levels = z_0, _levels(schedule, steps, spacing)[::-1]
-    if levels[-1][1] == 0:
-        raise ValueError("at zero terminal SNR z_T does not hold z_0: there is no inversion")
-    for _, abar_up, t_low, abar_low in levels:
-        now = predict(denoise, z, t_low or 0, abar_low)
+    z = z_0
+    for (t, abar), (_, abar_up) in pairwise(_levels(schedule, steps, spacing)[::-1]):
+        now = predict(denoise, z, t or 0, abar)
         z = _move(now, abar_up)
-        yield Step(t_low or 0, z, now.z0)
+        yield Step(t or 0, z, now.z0)
 
 
 def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:

@@ -3,14 +3,14 @@
 import copy
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from minildm.layers import check_fields
+
 Objective = Literal["eps", "z0", "v"]  # what a network predicts
-OBJECTIVES = ("eps", "z0", "v")
-KINDS = ("scaled_linear", "linear", "cosine")
 
 
 class Prediction(NamedTuple):
@@ -36,8 +36,8 @@ class NoiseSchedule(nn.Module):
 
     def __init__(self, betas: Tensor, *, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas < 1)).all():
-            raise ValueError(f"betas must be a vector of values in (0, 1), got {betas}")
+        if not ((betas > 0) & (betas < 1)).all():
+            raise ValueError(f"betas must lie in (0, 1), got {betas}")
         self.T = len(betas)
         # A product of T factors near 1: in float32 its error would grow with T.
         abar = torch.cumprod(1 - betas.double(), 0).to(dtype or betas.dtype)
@@ -51,39 +51,32 @@ class NoiseSchedule(nn.Module):
         beta_end: float = 0.0195,
         *,
         dtype: torch.dtype = torch.float32,
-    ) -> "NoiseSchedule":
+    ) -> Self:
         """sqrt(beta_t) linear in t: what the official code calls "linear", the LDM default."""
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64)
         return cls(roots**2, dtype=dtype)
 
     @classmethod
-    def linear(
-        cls,
-        T: int = 1000,
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
-        *,
-        dtype: torch.dtype = torch.float32,
-    ) -> "NoiseSchedule":
+    def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Self:
         """beta_t linear in t: DDPM's; the official code calls it "sqrt_linear"."""
-        return cls(torch.linspace(beta_start, beta_end, T, dtype=torch.float64), dtype=dtype)
+        betas = torch.linspace(beta_start, beta_end, T, dtype=torch.float64)
+        return cls(betas, dtype=torch.float32)
 
     @classmethod
-    def cosine(cls, T: int = 1000, *, dtype: torch.dtype = torch.float32) -> "NoiseSchedule":
+    def cosine(cls, T: int = 1000) -> Self:
         """abar_t = cos^2 of an angle that grows evenly, Nichol & Dhariwal 2021, Eq. 17.
 
         Their s = 0.008 keeps the first steps from being too small; a beta is at most 0.999.
         """
         angles = (torch.linspace(0, 1, T + 1, dtype=torch.float64) + 0.008) / 1.008 * math.pi / 2
         abar = angles.cos() ** 2
-        return cls((1 - abar[1:] / abar[:-1]).clamp(max=0.999), dtype=dtype)
+        return cls((1 - abar[1:] / abar[:-1]).clamp(max=0.999), dtype=torch.float32)
 
-    def zero_terminal_snr(self) -> "NoiseSchedule":
-        """The same schedule, stretched until z_T holds no signal at all; T >= 2.
+    def zero_terminal_snr(self) -> Self:
+        """The same schedule, stretched until z_T holds no signal; T >= 2.
 
-        Lin et al. 2024, Algorithm 1: sqrt(abar) is shifted to end at 0 and scaled; the first
-        step stays. At T eps then says nothing of z0: predict z0 or v, sample with trailing
-        spacing.
+        Lin et al. 2024, Algorithm 1: sqrt(abar) is shifted to end at 0 and scaled; the first step
+        stays. At T eps says nothing of z0: predict z0 or v, sample with trailing spacing.
         """
         root = self.alphas_cumprod.double().sqrt()
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
@@ -110,33 +103,23 @@ class NoiseSchedule(nn.Module):
         """The z0 for which `q_sample(z0, t, eps)` is z_t; infinite where abar_t = 0."""
         return z0_at(self.alphas_cumprod[t].view(-1, 1, 1, 1), z_t, eps)
 
-    def eps_from_z0(self, z_t: Tensor, t: Tensor, z0: Tensor) -> Tensor:
-        """The eps for which `q_sample(z0, t, eps)` is z_t."""
-        signal_scale, noise_scale = self.scales(t)
-        return (z_t - signal_scale * z0) / noise_scale
-
-    def v_from(self, z0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """v = sqrt(abar) eps - sqrt(1 - abar) z0 (Salimans & Ho 2022, Sec. 4)."""
-        signal_scale, noise_scale = self.scales(t)
-        return signal_scale * eps - noise_scale * z0
-
-    def from_v(self, z_t: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """v at z_t -> (eps, z0): (z_t, v) is (z0, eps) turned by an angle."""
-        signal_scale, noise_scale = self.scales(t)
-        return noise_scale * z_t + signal_scale * v, signal_scale * z_t - noise_scale * v
-
     def target(self, objective: Objective, z0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """What a network with this objective learns to return at q_sample(z0, t, eps)."""
-        if objective == "v":
-            return self.v_from(z0, t, eps)
-        return eps if objective == "eps" else z0
+        """What a network with this objective learns to return at q_sample(z0, t, eps).
+
+        v = sqrt(abar) eps - sqrt(1 - abar) z0 (Salimans & Ho 2022, Sec. 4).
+        """
+        signal_scale, noise_scale = self.scales(t)
+        return {"eps": eps, "z0": z0, "v": signal_scale * eps - noise_scale * z0}[objective]
 
     def prediction(self, objective: Objective, out: Tensor, z_t: Tensor, t: Tensor) -> Prediction:
         """The output of a network with this objective at z_t, as eps and z0."""
-        if objective == "v":
-            return Prediction(*self.from_v(z_t, t, out))
+        signal_scale, noise_scale = self.scales(t)
+        if objective == "v":  # (z_t, v) is (z0, eps) rotated by an angle
+            return Prediction(
+                noise_scale * z_t + signal_scale * out, signal_scale * z_t - noise_scale * out
+            )
         if objective == "z0":
-            return Prediction(self.eps_from_z0(z_t, t, out), out)
+            return Prediction((z_t - signal_scale * out) / noise_scale, out)
         return Prediction(out, self.z0_from_eps(z_t, t, out))
 
 
@@ -151,20 +134,13 @@ class ScheduleConfig:
     zero_terminal_snr: bool = False  # see NoiseSchedule.zero_terminal_snr
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r} is not known; known: {', '.join(KINDS)}")
+        check_fields(self, 2 if self.zero_terminal_snr else 1, 10_000, "T")
         if not 0 < self.beta_start <= self.beta_end < 1:
             got = f"beta_start={self.beta_start}, beta_end={self.beta_end}"
             raise ValueError(f"{got} must satisfy 0 < beta_start <= beta_end < 1")
-        least = 2 if self.zero_terminal_snr else 1
-        if not least <= self.T <= 10_000:
-            raise ValueError(f"T={self.T} must lie in {least}..10000")
 
     def build(self) -> NoiseSchedule:
-        """The schedule, in float32.
-
-        A table has values even where a model's weights have none yet (the meta device).
-        """
+        """The schedule, in float32; on the CPU even where a model is built on the meta device."""
         with torch.device("cpu"):
             ends = () if self.kind == "cosine" else (self.beta_start, self.beta_end)
             schedule = getattr(NoiseSchedule, self.kind)(self.T, *ends)

@@ -30,10 +30,6 @@ class Sampling(SamplingConfig):
     """The options of `LatentDiffusion.sample` that a sweep can set, as "sampling.steps"."""
 
     steps: int = 20
-    eta: float = 0.0
-    spacing: str | None = None
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,8 @@ with warnings.catch_warnings():  # deprecations inside diffusers and what it imp
     import diffusers  # noqa: F401
 
 F64 = torch.float64
+SCHEDULE = NoiseSchedule.scaled_linear(dtype=F64)
+ZERO_SNR = SCHEDULE.zero_terminal_snr()
 
 
 def gaussian_eps(schedule: NoiseSchedule, mu: float, s: float) -> Denoise:
@@ -57,7 +59,7 @@ class Replay:
         return self
 
 
-def scheduler(kind: type, schedule: NoiseSchedule, **options: Any) -> Any:
+def scheduler(kind: type, schedule: NoiseSchedule = SCHEDULE, **options: Any) -> Any:
     """A scheduler of diffusers on our float64 table; its own is the same in float32."""
     theirs = kind(schedule.T, 0.0015, 0.0195, beta_schedule="scaled_linear", **options)
     assert error(theirs.alphas_cumprod.double(), schedule.alphas_cumprod) < 1e-5

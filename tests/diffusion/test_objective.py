@@ -6,47 +6,44 @@ from typing import Any
 import pytest
 import torch
 from diffusers.training_utils import compute_snr
-from diffusion.closed_forms import F64
+from diffusion.closed_forms import F64, SCHEDULE
 from helpers import randn
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 from minildm.conditioning import Conditioning
 from minildm.diffusion.objective import ObjectiveConfig, draw_t, ldm_loss, time_weights
-from minildm.diffusion.schedule import OBJECTIVES, NoiseSchedule
+from minildm.diffusion.schedule import NoiseSchedule
 
-EACH_OBJECTIVE = pytest.mark.parametrize("objective", OBJECTIVES)
+EACH_OBJECTIVE = pytest.mark.parametrize("objective", ["eps", "z0", "v"])
 
 
-@pytest.fixture
-def schedule() -> NoiseSchedule:
-    return NoiseSchedule.scaled_linear(dtype=F64)
+def outputs(z0: Tensor, eps: Tensor, abar: Tensor) -> dict[str, Tensor]:
+    """What a perfect network returns, by objective."""
+    return {"eps": eps, "z0": z0, "v": abar.sqrt() * eps - (1 - abar).sqrt() * z0}
 
 
 @EACH_OBJECTIVE
 @pytest.mark.parametrize("loss", ["l1", "l2"])
-def test_ldm_loss_measures_the_error_of_what_is_predicted(
-    loss: Any, objective: Any, schedule: NoiseSchedule
-) -> None:
+def test_ldm_loss_measures_the_error_of_what_is_predicted(loss: Any, objective: Any) -> None:
     t = torch.tensor([0, 500, 999])
     z0, eps, wrong = (randn(3, 2, 4, 5, seed=s, dtype=F64) for s in (0, 1, 2))
     config = ObjectiveConfig(predict=objective, loss=loss, loss_weighting="min_snr")
-    abar = schedule.alphas_cumprod[t].view(3, 1, 1, 1)
+    abar = SCHEDULE.alphas_cumprod[t].view(3, 1, 1, 1)
 
     def network(z_t: Tensor, t: Tensor, c: Conditioning) -> Tensor:
         assert torch.allclose(z_t, abar.sqrt() * z0 + (1 - abar).sqrt() * eps)
-        v = abar.sqrt() * eps - (1 - abar).sqrt() * z0
-        return {"eps": eps, "z0": z0, "v": v}[objective] + wrong
+        return outputs(z0, eps, abar)[objective] + wrong
 
-    losses = ldm_loss(network, schedule, z0, Conditioning(), t, eps, config)
+    losses = ldm_loss(network, SCHEDULE, z0, Conditioning(), t, eps, config)
     expected = wrong.abs() if loss == "l1" else wrong.square()
     assert torch.allclose(losses, expected.mean(dim=(1, 2, 3)), rtol=1e-9)
 
 
-def test_half_precision_stays_out_of_the_error(schedule: NoiseSchedule) -> None:
-    schedule, z0, eps = schedule.float(), randn(2, 1, 4, 4), randn(2, 1, 4, 4, seed=1)
-    half = eps.bfloat16()
-    losses = ldm_loss(lambda *_: half, schedule, z0, Conditioning(), torch.tensor([5, 9]), eps)
-    assert losses.dtype == torch.float32
+def test_half_precision_stays_out_of_the_error() -> None:
+    schedule, z0, eps = NoiseSchedule.scaled_linear(), randn(2, 1, 4, 4), randn(2, 1, 4, 4, seed=1)
+    half, t = eps.bfloat16(), torch.tensor([5, 9])
+    losses = ldm_loss(lambda *_: half, schedule, z0, Conditioning(), t, eps)
     assert torch.equal(losses, (eps - half.float()).square().mean(dim=(1, 2, 3)))
 
 
@@ -64,50 +61,39 @@ def test_times_stay_in_their_range() -> None:
     assert draw_t(u[1:], 2, 1e9).tolist() == [1, 1]  # regression: always the last time
 
 
-# --- weights ---
-
-
 @EACH_OBJECTIVE
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
-def test_min_snr_is_the_formula_of_diffusers(
-    gamma: float, objective: Any, schedule: NoiseSchedule
-) -> None:
-    table = SimpleNamespace(alphas_cumprod=schedule.alphas_cumprod.float())
+def test_min_snr_is_the_formula_of_diffusers(gamma: float, objective: Any) -> None:
+    table = SimpleNamespace(alphas_cumprod=SCHEDULE.alphas_cumprod.float())
     snr = compute_snr(table, torch.arange(1000)).double()
-    cut = torch.minimum(snr, torch.full_like(snr, gamma))
+    cut = snr.clamp(max=gamma)
     expected = {"eps": cut / snr, "v": cut / (snr + 1), "z0": cut}[objective]
     config = ObjectiveConfig(predict=objective, loss_weighting="min_snr", snr_gamma=gamma)
-    assert torch.allclose(time_weights(schedule, config), expected, rtol=1e-3)
-    simple = time_weights(schedule, ObjectiveConfig(predict=objective))
-    assert torch.equal(simple, torch.ones(1000, dtype=F64))
+    assert torch.allclose(time_weights(SCHEDULE, config), expected, rtol=1e-3)
+    assert (time_weights(SCHEDULE, ObjectiveConfig(predict=objective)) == 1).all()
 
 
 @EACH_OBJECTIVE
-def test_vlb_weights_are_those_of_the_kl(objective: Any, schedule: NoiseSchedule) -> None:
+def test_vlb_weights_are_those_of_the_kl(objective: Any) -> None:
     """q(z_{t-1} | z_t, z_0) against p with a network's z_0, DDPM Eqs. 5-7, for all t > 1."""
     t = torch.arange(1, 1000)
     z0, eps, wrong = (randn(999, 6, seed=s, dtype=F64) for s in (0, 1, 2))
-    abar, prev = (schedule.alphas_cumprod[i].view(-1, 1) for i in (t, t - 1))
+    abar, prev = (SCHEDULE.alphas_cumprod[i].view(-1, 1) for i in (t, t - 1))
     z_t, beta = abar.sqrt() * z0 + (1 - abar).sqrt() * eps, 1 - abar / prev
-    true = {"eps": eps, "z0": z0, "v": abar.sqrt() * eps - (1 - abar).sqrt() * z0}[objective]
-    out = true + 0.1 * wrong
+    out = outputs(z0, eps, abar)[objective] + 0.1 * wrong
     z0_hat = {
         "eps": (z_t - (1 - abar).sqrt() * out) / abar.sqrt(),
         "z0": out,
         "v": abar.sqrt() * z_t - (1 - abar).sqrt() * out,
     }[objective]
-    spread = ((1 - prev) / (1 - abar) * beta).sqrt()
 
-    def posterior(z0: Tensor) -> torch.distributions.Normal:
-        mean = prev.sqrt() * beta / (1 - abar) * z0
-        return torch.distributions.Normal(
-            mean + (1 - beta).sqrt() * (1 - prev) / (1 - abar) * z_t, spread
-        )
+    def posterior(z0: Tensor) -> Normal:
+        mean = prev.sqrt() * beta * z0 + (1 - beta).sqrt() * (1 - prev) * z_t
+        return Normal(mean / (1 - abar), ((1 - prev) / (1 - abar) * beta).sqrt())
 
-    bound = torch.distributions.kl_divergence(posterior(z0), posterior(z0_hat)).sum(dim=1)
-    config = ObjectiveConfig(predict=objective, loss_weighting="vlb")
-    weights = time_weights(schedule, config)
-    assert torch.allclose(weights[1:] * (out - true).square().sum(dim=1), bound, rtol=1e-6)
+    bound = kl_divergence(posterior(z0), posterior(z0_hat)).sum(dim=1)
+    weights = time_weights(SCHEDULE, ObjectiveConfig(predict=objective, loss_weighting="vlb"))
+    assert torch.allclose(weights[1:] * (0.1 * wrong).square().sum(dim=1), bound, rtol=1e-6)
     assert weights[0] == weights[1]  # no KL there; as the official code has it
 
 
@@ -117,27 +103,6 @@ def test_weights_are_finite_at_zero_terminal_snr(objective: Any, loss_weighting:
     schedule = NoiseSchedule.scaled_linear().zero_terminal_snr()
     config = ObjectiveConfig(predict=objective, loss_weighting=loss_weighting)
     weights = time_weights(schedule, config)
-    assert weights.isfinite().all()
-    assert (weights >= 0).all()
+    assert (weights.isfinite() & (weights >= 0)).all()
     # z_T says nothing of z_0: min-SNR does not count it, the bound still does.
     assert (weights[-1] == 0) == (loss_weighting == "min_snr")
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"predict": "x0"}, "predict='x0' is not known; known: eps, z0, v"),
-        ({"loss": "huber"}, "loss='huber' is not known; known: l2, l1"),
-        ({"loss_weighting": "p2"}, "loss_weighting='p2' is not known; known: simple, min_snr, vlb"),
-        ({"snr_gamma": 0.0}, "snr_gamma=0.0 must be positive"),
-        ({"snr_gamma": float("nan")}, "snr_gamma=nan must be positive"),
-    ],
-)
-def test_impossible_objectives_are_refused(wrong: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ObjectiveConfig(**wrong)
-
-
-def test_the_bound_needs_two_times() -> None:
-    with pytest.raises(ValueError, match="loss_weighting='vlb' needs T >= 2, got T=1"):
-        time_weights(NoiseSchedule.scaled_linear(1), ObjectiveConfig(loss_weighting="vlb"))

@@ -1,25 +1,33 @@
-"""Samplers: which times they visit, where they end, what they draw, and when they edit."""
+"""Samplers: their times, order of convergence, randomness, edits; RePaint, inversion, slerp."""
 
+import math
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from diffusion.closed_forms import F64, Replay, gaussian_eps
+from diffusion.closed_forms import F64, SCHEDULE, ZERO_SNR, Replay, gaussian_eps
 from helpers import randn
 from torch import Tensor
 
-from minildm.diffusion import NoiseSchedule, Prediction, Step
-from minildm.diffusion.samplers import SAMPLERS, SPACINGS, ddim, ddpm, repaint, timesteps
+from minildm.diffusion import NoiseSchedule, Prediction
+from minildm.diffusion.samplers import (
+    SAMPLERS,
+    SPACINGS,
+    ddim,
+    ddim_inversion,
+    ddpm,
+    repaint,
+    slerp,
+    timesteps,
+)
 
 EACH_SAMPLER = pytest.mark.parametrize("name", SAMPLERS)
+MU, SPREAD = 2.0, 0.6
+BEST = gaussian_eps(SCHEDULE, MU, SPREAD)
 
 
-def schedule_of(T: int = 1000) -> NoiseSchedule:
-    return NoiseSchedule.scaled_linear(T, dtype=F64)
-
-
-# --- which times are visited ---
+# --- times ---
 
 
 @pytest.mark.parametrize("T", [1, 7, 60])
@@ -28,10 +36,8 @@ def test_every_number_of_steps_visits_as_many_falling_times(spacing: Any, T: int
     for steps in range(1, T + 1):
         times = timesteps(T, steps, spacing)
         assert len(times) == steps
-        assert all(a > b for a, b in pairwise(times)), (steps, times)
-        assert 0 <= times[-1] <= times[0] < T
-        if spacing != "leading":
-            assert times[0] == T - 1
+        assert all(a > b for a, b in pairwise([T, *times, -1])), (steps, times)
+        assert spacing == "leading" or times[0] == T - 1
 
 
 def test_the_times_are_the_official_and_the_published_ones() -> None:
@@ -46,66 +52,79 @@ def test_the_times_are_the_official_and_the_published_ones() -> None:
 
 
 @EACH_SAMPLER
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"steps": 0}, "steps=0 must lie in 1..T=10"),
-        ({"steps": 11}, "steps=11"),
-        ({"steps": 5, "spacing": "karras"}, "spacing='karras' is not known; known: leading"),
-        ({"steps": 5, "again": 0}, "again=0 must be at least 1"),
-    ],
-)
-def test_impossible_steps_are_refused(name: str, options: dict, message: str) -> None:
-    schedule = schedule_of(10)
-    with pytest.raises(ValueError, match=message):
-        next(SAMPLERS[name](gaussian_eps(schedule, 0, 1), schedule, torch.zeros(1), **options))
-
-
-# --- where they end ---
-
-
-@pytest.mark.parametrize("sampler", [ddim, ddpm])
-@pytest.mark.parametrize("steps", [1, 7, 1000])
-def test_a_single_point_is_reached_exactly(steps: int, sampler: Any) -> None:
-    schedule, z_T = schedule_of(), randn(16, 1, 2, 2, dtype=F64)
-    denoise = gaussian_eps(schedule, 2.0, 0.0)
-    *_, last = sampler(denoise, schedule, z_T, steps, spacing="trailing", noise=Replay())
-    assert (last.z - 2.0).abs().max() < 1e-9
-
-
-@EACH_SAMPLER
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 10])
-def test_one_step_and_all_steps_work(name: str, spacing: str, steps: int) -> None:
-    schedule, z_T = schedule_of(10), randn(3, 2, 1, 4, dtype=F64)
+def test_one_step_and_all_steps_work(name: str, spacing: Any, steps: int) -> None:
+    schedule, z_T = NoiseSchedule.scaled_linear(10, dtype=F64), randn(3, 2, 1, 4, dtype=F64)
     denoise = gaussian_eps(schedule, 0.0, 1.0)
     path = list(SAMPLERS[name](denoise, schedule, z_T, steps, spacing=spacing, noise=Replay()))
     assert [step.t for step in path] == timesteps(10, steps, spacing)
-    assert all(isinstance(step, Step) and step.z.isfinite().all() for step in path)
-    assert all(step.z.shape == step.z0_hat.shape == z_T.shape for step in path)
+    assert all(x.shape == z_T.shape and x.isfinite().all() for _, *xs in path for x in xs)
+
+
+# --- the order ---
+
+
+def even_snr(T: int = 6400, top: float = 2.5) -> NoiseSchedule:
+    """log SNR falls evenly from 2 top to -2 top: steps of every sampler are alike.
+
+    The paper's table starts near the data; the steps there are always coarse, and hide the order.
+    """
+    abar = torch.sigmoid(2 * torch.linspace(top, -top, T, dtype=F64))
+    return NoiseSchedule(1 - abar / torch.cat([torch.ones(1, dtype=F64), abar[:-1]]))
+
+
+def flow_error(name: str, schedule: NoiseSchedule, steps: int) -> float:
+    """The largest distance from the exact flow: each z_t of N(MU, SPREAD^2) keeps its quantile."""
+    z_T, table = randn(256, 1, 2, 2, dtype=F64), schedule.alphas_cumprod
+    ends = table[[timesteps(schedule.T, steps)[0], 0]]  # from the first time visited to index 0
+    (mean, std), (mean_0, std_0) = ((a.sqrt() * MU, (a * SPREAD**2 + 1 - a).sqrt()) for a in ends)
+    exact = mean_0 + (z_T - mean) * std_0 / std
+    denoise = gaussian_eps(schedule, MU, SPREAD)
+    *_, last = SAMPLERS[name](denoise, schedule, z_T, steps, spacing="leading")
+    return (last.z - exact).abs().max().item()
+
+
+@pytest.mark.parametrize(
+    ("name", "order"), [("ddim", 1), ("euler", 1), ("plms", 2), ("heun", 2), ("dpm_solver_pp", 2)]
+)
+def test_the_error_falls_with_the_order_of_the_sampler(name: str, order: int) -> None:
+    errors = [flow_error(name, even_snr(), steps) for steps in (20, 40, 80)]
+    for coarse, fine in pairwise(errors):
+        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
+
+
+@EACH_SAMPLER
+@pytest.mark.parametrize("steps", [1, 5, 1000])
+def test_at_zero_terminal_snr_a_prediction_reaches_the_point(name: str, steps: int) -> None:
+    def denoise(z: Tensor, t: Tensor) -> Prediction:
+        return ZERO_SNR.prediction("z0", torch.full_like(z, 2.0), z, t)
+
+    z_T, options = randn(4, 1, 2, 2, dtype=F64), {"spacing": "trailing", "noise": Replay()}
+    *_, last = SAMPLERS[name](denoise, ZERO_SNR, z_T, steps, **options)
+    assert (last.z - 2.0).abs().max() < 1e-9
 
 
 # --- randomness ---
 
 
 def test_ddim_with_eta_one_and_all_steps_is_ddpm() -> None:
-    schedule, z_T, noise = schedule_of(200), randn(4, 1, 2, 2, dtype=F64), Replay()
-    denoise = gaussian_eps(schedule, 1.0, 0.5)
-    ancestral = list(ddpm(denoise, schedule, z_T, noise=noise))
+    schedule, z_T, noise = NoiseSchedule.scaled_linear(200, dtype=F64), randn(4, 1, 2, 2), Replay()
+    denoise = gaussian_eps(schedule, MU, SPREAD)
+    ancestral = list(ddpm(denoise, schedule, z_T.double(), noise=noise))
     options = {"eta": 1.0, "spacing": "trailing", "noise": noise.rewind()}
-    for one, other in zip(ancestral, ddim(denoise, schedule, z_T, 200, **options), strict=True):
+    implicit = ddim(denoise, schedule, z_T.double(), 200, **options)
+    for one, other in zip(ancestral, implicit, strict=True):
         assert torch.allclose(one.z, other.z, atol=1e-9)
 
 
 @EACH_SAMPLER
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_the_given_noise_is_all_the_randomness(name: str, eta: float) -> None:
-    schedule, z_T, noise = schedule_of(), randn(2, 1, 2, 2), Replay()
-    options = {"eta": eta} if name == "ddim" else {}
+    noise, options = Replay(), {"eta": eta} if name == "ddim" else {}
 
     def path(own: Replay) -> Tensor:
-        denoise = gaussian_eps(schedule, 1.0, 0.5)
-        steps = SAMPLERS[name](denoise, schedule, z_T, 8, noise=own, **options)
+        steps = SAMPLERS[name](BEST, SCHEDULE, randn(2, 1, 2, 2), 8, noise=own, **options)
         return torch.stack([step.z for step in steps])
 
     state, first = torch.get_rng_state(), path(noise)
@@ -121,50 +140,41 @@ def test_the_given_noise_is_all_the_randomness(name: str, eta: float) -> None:
 
 @EACH_SAMPLER
 def test_the_denoiser_is_called_at_int64_times_without_gradients(name: str) -> None:
-    schedule, z_T, seen = schedule_of(), randn(3, 1, 2, 2, dtype=F64), []
+    z_T, seen = randn(3, 1, 2, 2, dtype=F64), []
     start, weight = z_T.clone(), torch.ones((), dtype=F64, requires_grad=True)
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
-        assert t.dtype == torch.int64
-        assert t.shape == (3,)
+        assert t.dtype == torch.int64 and t.shape == (3,)
         seen.append(int(t[0]))
         return weight * z
 
-    times = []
-    for step in SAMPLERS[name](denoise, schedule, z_T, 6, spacing="trailing", noise=Replay()):
-        assert not step.z.requires_grad
-        assert torch.is_grad_enabled()
-        times.append(step.t)
-    several = {  # PLMS tries its first step; Heun calls again where each step but the last ends
-        "plms": [times[0], times[1], *times[1:]],
-        "heun": [times[0], *(t for t in times[1:] for _ in range(2))],
-    }
-    assert seen == several.get(name, times)
+    for spacing in ("trailing", "leading"):
+        times, seen[:] = [], []
+        for step in SAMPLERS[name](denoise, SCHEDULE, z_T, 6, spacing=spacing, noise=Replay()):
+            assert not step.z.requires_grad and torch.is_grad_enabled()
+            times.append(step.t)
+        end = [0] if spacing == "leading" else []  # where Heun calls too: leading ends at index 0
+        several = {  # PLMS tries its first step; Heun calls again where each step ends
+            "plms": [times[0], times[1], *times[1:]],
+            "heun": [times[0], *(t for t in times[1:] for _ in range(2)), *end],
+        }
+        assert seen == several.get(name, times)
     assert torch.equal(z_T, start)
-
-
-def test_heun_calls_at_index_0_where_leading_ends() -> None:
-    seen: list[int] = []
-    sampler, z_T = SAMPLERS["heun"], randn(1, 1, 1, 1)
-    list(
-        sampler(lambda z, t: seen.append(int(t[0])) or z, schedule_of(), z_T, 2, spacing="leading")
-    )
-    assert seen == [501, 1, 1, 0]
 
 
 @EACH_SAMPLER
 def test_all_but_ddpm_edit_before_each_step(name: str) -> None:
-    schedule, z_T, events = schedule_of(), randn(2, 1, 2, 2, dtype=F64), []
+    z_T, events = randn(2, 1, 2, 2, dtype=F64), []
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
         events.append(("denoise", int(t[0]), z))
-        return gaussian_eps(schedule, 1.0, 0.5)(z, t)
+        return BEST(z, t)
 
     def edit(z: Tensor, t: Tensor) -> Tensor:
         events.append(("edit", int(t[0]), z))
         return z + 10.0
 
-    path = list(SAMPLERS[name](denoise, schedule, z_T, 3, noise=Replay(), edit=edit))
+    path = list(SAMPLERS[name](denoise, SCHEDULE, z_T, 3, noise=Replay(), edit=edit))
     edits = [i for i, event in enumerate(events) if event[0] == "edit"]
     assert [events[i][1] for i in edits] == [step.t for step in path]
     for i, before, step in zip(edits, [z_T, path[0].z, path[1].z], path, strict=True):
@@ -176,54 +186,53 @@ def test_all_but_ddpm_edit_before_each_step(name: str) -> None:
     assert edits[0] == (name == "ddpm")
 
 
+# --- what is made of them ---
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_repaint_takes_each_step_again(eta: float) -> None:
-    schedule, z_T, seen = schedule_of(), randn(2, 1, 2, 2, dtype=F64), []
+    """Twice: a step of DDIM, noise back to the same time, and the step again."""
+    z_T, noise = randn(2, 1, 2, 2, dtype=F64), Replay()
+    step = next(repaint(BEST, SCHEDULE, z_T, 4, again=2, eta=eta, noise=noise))
+    options = {"eta": eta, "noise": noise.rewind()}
+    once = next(ddim(BEST, SCHEDULE, z_T, 4, **options)).z
+    part = SCHEDULE.alphas_cumprod[751] / SCHEDULE.alphas_cumprod[501]
+    back = part.sqrt() * once + (1 - part).sqrt() * noise(once)
+    assert step.t == 751
+    assert torch.equal(step.z, next(ddim(BEST, SCHEDULE, back, 4, **options)).z)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_inversion_ends_where_ddim_starts(steps: int, spacing: Any) -> None:
+    """With a constant eps both ways are exact, whatever the steps."""
+    z_0, eps = randn(4, 1, 2, 2, dtype=F64), randn(4, 1, 2, 2, seed=1, dtype=F64)
+    seen: list[int] = []
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
         seen.append(int(t[0]))
-        return z
+        return eps
 
-    steps = list(repaint(denoise, schedule, z_T, 4, again=3, eta=eta, noise=Replay()))
-    assert [step.t for step in steps] == [751, 501, 251, 1]
-    assert seen == [t for t in (751, 501, 251, 1) for _ in range(3)]
-    first, second, renoise = Replay(), Replay(2), randn(2, 1, 2, 2, seed=9, dtype=F64)
-    noises = iter([first, renoise, second] if eta else [renoise])
-    once = next(ddim(denoise, schedule, z_T, 4, eta=eta, noise=first)).z
-    part = schedule.alphas_cumprod[751] / schedule.alphas_cumprod[501]
-    back = part.sqrt() * once + (1 - part).sqrt() * renoise
-    twice = next(ddim(denoise, schedule, back, 4, eta=eta, noise=second)).z
-
-    def noise(like: Tensor) -> Tensor:
-        drawn = next(noises)
-        return drawn if isinstance(drawn, Tensor) else drawn.rewind()(like)
-
-    step = next(repaint(denoise, schedule, z_T, 4, again=2, eta=eta, noise=noise))
-    assert torch.equal(step.z, twice)
+    *_, up = ddim_inversion(denoise, SCHEDULE, z_0, steps, spacing=spacing)
+    assert seen == [0, *timesteps(1000, steps, spacing)[:0:-1]]
+    *_, down = ddim(denoise, SCHEDULE, up.z, steps, spacing=spacing)
+    assert torch.allclose(down.z, z_0, atol=1e-10)
+    z0 = SCHEDULE.z0_from_eps(z_0, torch.tensor([0]), eps) if spacing == "leading" else z_0
+    first = torch.tensor([timesteps(1000, steps, spacing)[0]])
+    assert torch.allclose(up.z, SCHEDULE.q_sample(z0, first, eps), atol=1e-10)
 
 
-# --- zero terminal SNR ---
+def test_slerp_stays_on_the_sphere_and_turns_evenly() -> None:
+    a, b = (randn(3, 2, 4, 4, seed=s, dtype=F64) for s in (1, 2))
+    a, b = (7 * x / x.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for x in (a, b))
+    points = torch.stack([slerp(a, b, w / 8).flatten(1) for w in range(9)])  # (9, 3, 32)
+    assert torch.allclose(points[[0, -1]], torch.stack([a, b]).flatten(2))
+    assert torch.allclose(points.norm(dim=2), torch.full((9, 3), 7.0, dtype=F64))
+    angles = torch.acos((points[:-1] * points[1:]).sum(dim=2) / 49)
+    assert torch.allclose(angles, angles[0].expand(8, 3), atol=1e-9)
 
 
-@EACH_SAMPLER
-@pytest.mark.parametrize("steps", [1, 5, 1000])
-def test_at_zero_terminal_snr_a_prediction_reaches_the_point(name: str, steps: int) -> None:
-    schedule = schedule_of().zero_terminal_snr()
-
-    def denoise(z: Tensor, t: Tensor) -> Prediction:
-        z0 = torch.full_like(z, 2.0)
-        return Prediction(schedule.eps_from_z0(z, t, z0), z0)
-
-    z_T, options = randn(4, 1, 2, 2, dtype=F64), {"spacing": "trailing", "noise": Replay()}
-    *_, last = SAMPLERS[name](denoise, schedule, z_T, steps, **options)
-    assert (last.z - 2.0).abs().max() < 1e-9
-
-
-@EACH_SAMPLER
-def test_at_zero_terminal_snr_eps_alone_and_other_spacings_are_refused(name: str) -> None:
-    schedule, z_T, sampler = schedule_of().zero_terminal_snr(), randn(1, 1, 1, 1), SAMPLERS[name]
-    with pytest.raises(ValueError, match="must return a Prediction"):
-        list(sampler(lambda z, t: z, schedule, z_T, 5, spacing="trailing"))
-    for spacing in ("leading", "linspace"):
-        with pytest.raises(ValueError, match="needs spacing='trailing'"):
-            list(sampler(lambda z, t: Prediction(z, z), schedule, z_T, 5, spacing=spacing))
+def test_slerp_of_parallel_samples_is_straight() -> None:
+    a = randn(2, 1, 3, 3)
+    assert torch.allclose(slerp(a, 3 * a, 0.5), 2 * a)
+    assert slerp(a, -a, 0.5).isfinite().all()

@@ -1,0 +1,93 @@
+"""One plain sentence for a wrong config, and for a wrong argument of `sample`."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from helpers import tiny_ldm_config, tiny_unet_config
+
+from minildm.conditioning import ConditionerConfig, InpaintConfig
+from minildm.diffusion.latent_diffusion import LatentDiffusion, SamplingConfig
+from minildm.diffusion.objective import ObjectiveConfig
+from minildm.diffusion.samplers import SAMPLERS, timesteps
+from minildm.diffusion.schedule import NoiseSchedule, ScheduleConfig
+
+SCHEDULE, UNET, MODEL = ScheduleConfig(), tiny_unet_config(), tiny_ldm_config()
+NONE, SAMPLING = ConditionerConfig(), SamplingConfig()
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong", "message"),
+    [
+        (SCHEDULE, {"T": 0}, r"T=0 must lie in 1\.\.10000"),
+        (SCHEDULE, {"T": 1, "zero_terminal_snr": True}, r"T=1 must lie in 2\.\.10000"),
+        (SCHEDULE, {"T": 10**9}, "T=1000000000"),
+        (SCHEDULE, {"beta_start": float("nan")}, "beta_start=nan, .* 0 < beta_start <= beta_end"),
+        (SCHEDULE, {"beta_start": 0.5}, "beta_start=0.5, beta_end=0.0195"),
+        (ObjectiveConfig(), {"snr_gamma": 0.0}, "snr_gamma=0.0 must lie"),
+        (UNET, {"in_channels": 0}, r"in_channels=0 must lie in 1\.\.10000"),
+        (UNET, {"channels": 10**9}, "channels=1000000000"),
+        (UNET, {"depth": 10**9}, r"depth=1000000000 must lie in 1\.\.100"),
+        (UNET, {"dropout": 1.0}, "dropout=1.0 must lie"),
+        (UNET, {"channel_mult": (), "attn_levels": ()}, r"channel_mult=\(\)"),
+        (UNET, {"channel_mult": (1, 10**9)}, r"channel_mult=\(1, 1000000000\)"),
+        (UNET, {"channel_mult": (1,) * 11}, "1 to 10 levels"),
+        (UNET, {"channels": 6}, "channels=6, .* multiples of groups=4"),
+        (UNET, {"attn_levels": (3,)}, r"attn_levels=\(3,\) must lie in 0\.\.1"),
+        (UNET, {"heads": 2}, "heads=2, d_head=4: one of them"),
+        (UNET, {"d_head": 5}, "heads=None, d_head=5: .* divide"),
+        (MODEL, {"conditioner": NONE}, r"d_cond=8 must be \(2, 2, None\)"),
+        (MODEL, {"conditioner": InpaintConfig()}, r"in_channels=2, .* must be \(5, 2, None\)"),
+        (MODEL, {"image_size": 17}, "image_size=17 must be a multiple of f=2"),
+        (MODEL, {"image_size": 10**9}, "image_size=1000000000"),
+        (MODEL, {"t_bias": 0.0}, "t_bias=0.0 must lie"),
+        (MODEL, {"schedule": ScheduleConfig(zero_terminal_snr=True)}, "predict='eps' must be"),
+        (SAMPLING, {"sampler": "ddmp"}, "sampler='ddmp' is not known; did you mean 'ddpm'"),
+        (SAMPLING, {"steps": 0}, r"steps=0 must lie in 1\.\.10000"),
+        (SAMPLING, {"eta": -1.0}, "eta=-1.0 must lie in"),
+        (SAMPLING, {"eta": 0.5, "sampler": "heun"}, "eta=0.5 must be 0 for 'heun'"),
+        (SAMPLING, {"guidance_rescale": 1.5}, "guidance_rescale=1.5 must lie in"),
+        (SAMPLING, {"guidance_interval": (5, 4)}, r"guidance_interval=\(5, 4\) must be two"),
+    ],
+)
+def test_impossible_configs_are_refused(config: Any, wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(config, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("conditioner", "options", "message"),
+    [
+        (None, {"y": "purple"}, "class='purple' is not known"),
+        (None, {"y": ["red", "blue"], "n": 3}, "n=3 must be the number of samples .*, 2"),
+        (None, {"y": []}, "n=None must be .* 0 >= 1"),
+        (None, {"y": "red", "n": 0}, "n=0 must be"),
+        (None, {"y": "red", "sampler": "karras"}, "sampler='karras' is not known"),
+        (None, {"y": "red", "spacing": "even"}, "spacing='even' must be one of leading, trail"),
+        (None, {"y": "red", "steps": 1001}, r"steps=1001 must lie in 1\.\.T=1000"),
+        (None, {"y": "red", "size": (16, 0)}, r"size=\(16, 0\) must be positive multiples of f=2"),
+        (NONE, {"y": "red"}, "unconditional"),
+        (NONE, {"guidance_scale": 2.0}, "kind='none' has no null condition"),
+    ],
+)
+def test_impossible_samples_are_refused(conditioner: Any, options: dict, message: str) -> None:
+    model = LatentDiffusion(tiny_ldm_config(conditioner)).train()
+    with pytest.raises(ValueError, match=message):
+        model.sample(**{"steps": 2, **options})
+    assert model.training
+
+
+@pytest.mark.parametrize("betas", [[0.1, 0.0], [0.1, 1.0], [-0.1], [float("nan")]])
+def test_betas_outside_0_1_are_refused(betas: list) -> None:
+    with pytest.raises(ValueError, match="betas must"):
+        NoiseSchedule(torch.tensor(betas))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_more_steps_than_times_are_refused(name: str) -> None:
+    schedule = NoiseSchedule.scaled_linear(10)
+    with pytest.raises(ValueError, match=r"steps=11 must lie in 1\.\.T=10"):
+        next(SAMPLERS[name](lambda z, t: z, schedule, torch.zeros(1), 11))
+    with pytest.raises(ValueError, match=r"steps=0"):
+        timesteps(10, 0)
