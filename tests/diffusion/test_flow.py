@@ -4,33 +4,20 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusion.closed_forms import F64, SCHEDULE, gaussian_eps
+from diffusion.references import F64, SCHEDULE
 from helpers import randn
-from torch import Tensor
 
-from minildm.diffusion.flow import Velocity, bend, flow_euler, flow_loss, timed, z0_by_flow
+from minildm.diffusion.flow import bend, flow_euler, flow_loss, timed, z0_by_flow
+from minildm.teaching.toy import gaussian_eps, gaussian_velocity
 
 MU = 2.0
-
-
-def gaussian_velocity(s: float, reflowed: bool = False) -> Velocity:
-    """E[eps - z0 | z_tau] for z0 ~ N(MU, s^2 I), eps independent; or z0 = MU + s eps, reflowed."""
-
-    def velocity(z: Tensor, tau: Tensor) -> Tensor:
-        tau = tau.view(-1, 1, 1, 1)
-        off = z - (1 - tau) * MU
-        if reflowed:
-            return (1 - s) * off / ((1 - tau) * s + tau) - MU
-        return (tau - (1 - tau) * s**2) * off / (((1 - tau) * s) ** 2 + tau**2) - MU
-
-    return velocity
 
 
 @pytest.mark.parametrize("s", [0.5, 3.0])
 def test_euler_follows_the_exact_flow_of_a_gaussian_to_first_order(s: float) -> None:
     z_1, errors = randn(256, 1, 1, 2, dtype=F64), []
     for steps in (50, 100):
-        *_, last = flow_euler(gaussian_velocity(s), z_1, steps)
+        *_, last = flow_euler(gaussian_velocity(MU, s), z_1, steps)
         errors.append(float((last.z - (MU + s * z_1)).abs().max()))  # in standard deviations
     assert 1.8 < errors[0] / errors[1] < 2.2
 
@@ -44,7 +31,7 @@ def test_the_loss_is_the_squared_error_of_the_velocity() -> None:
 
 @pytest.mark.parametrize("steps", [1, 4, 25])
 def test_the_steps_equal_those_of_diffusers(steps: int) -> None:
-    velocity, z, seen = gaussian_velocity(0.7), randn(4, 2, 3, 3), []
+    velocity, z, seen = gaussian_velocity(MU, 0.7), randn(4, 2, 3, 3), []
     network = timed(lambda z, t: seen.append(t) or velocity(z, t / 1000))
     theirs, states = FlowMatchEulerDiscreteScheduler(), list(flow_euler(network, z, steps))
     theirs.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
@@ -63,13 +50,13 @@ def test_bend_is_the_integral_over_the_path() -> None:
     slope = (tau - (1 - tau) * s**2) / spread * z_1.view(-1, 1) - MU
     way = (1 - s) * z_1.view(-1, 1) - MU
     exact = torch.trapezoid((slope - way) ** 2, tau) / way.squeeze() ** 2
-    assert torch.allclose(bend(gaussian_velocity(s), z_1, 2000), exact, rtol=0.01)
-    for straight in (gaussian_velocity(0.0), gaussian_velocity(s, reflowed=True)):
+    assert torch.allclose(bend(gaussian_velocity(MU, s), z_1, 2000), exact, rtol=0.01)
+    for straight in (gaussian_velocity(MU, 0.0), gaussian_velocity(MU, s, reflowed=True)):
         assert float(bend(straight, z_1, 7).max()) < 1e-20
 
 
 def test_z0_by_flow_equals_z0_by_eps() -> None:
     z, t = randn(3, 1, 2, 2, dtype=F64), torch.tensor([0, 300, 999])
     by_eps = SCHEDULE.z0_from_eps(z, t, gaussian_eps(SCHEDULE, MU, 0.7)(z, t))
-    by_flow = z0_by_flow(gaussian_velocity(0.7), SCHEDULE, z, t)
+    by_flow = z0_by_flow(gaussian_velocity(MU, 0.7), SCHEDULE, z, t)
     assert torch.allclose(by_flow, by_eps, rtol=1e-6, atol=1e-8)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.guiders.guider_utils import rescale_noise_cfg
-from diffusion.closed_forms import F64, SCHEDULE, ZERO_SNR, error, gaussian_eps
+from diffusion.references import F64, SCHEDULE, ZERO_SNR, error
 from helpers import randn
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from minildm.conditioning import Conditioning
 from minildm.diffusion import Prediction
 from minildm.diffusion.guidance import guided, image_guided, keep_known
 from minildm.diffusion.samplers import ddim
+from minildm.teaching.toy import gaussian_eps
 
 MU, SPREAD = 1.0, 0.7
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
-from diffusion.closed_forms import F64, Replay
+from diffusion.references import F64, Replay
 from helpers import CLASSES, randn, shaken, tiny_ldm_config
 from torch import Tensor
 

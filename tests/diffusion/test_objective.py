@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.training_utils import compute_snr
-from diffusion.closed_forms import F64, SCHEDULE
+from diffusion.references import F64, SCHEDULE
 from helpers import randn
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusion.closed_forms import F64, SCHEDULE, ZERO_SNR, Replay, gaussian_eps
+from diffusion.references import F64, SCHEDULE, ZERO_SNR, Replay
 from helpers import randn
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from minildm.diffusion.samplers import (
     slerp,
     timesteps,
 )
+from minildm.teaching.toy import gaussian_eps
 
 EACH_SAMPLER = pytest.mark.parametrize("name", SAMPLERS)
 MU, SPREAD = 2.0, 0.6

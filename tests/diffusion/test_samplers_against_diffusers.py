@@ -25,7 +25,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     PNDMScheduler,
 )
-from diffusion.closed_forms import F64, SCHEDULE, ZERO_SNR, Replay, error, scheduler, wavy
+from diffusion.references import F64, SCHEDULE, ZERO_SNR, Replay, error, scheduler, wavy
 from helpers import randn
 from torch import Tensor
 

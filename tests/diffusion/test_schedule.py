@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
-from diffusion.closed_forms import F64, SCHEDULE, ZERO_SNR
+from diffusion.references import F64, SCHEDULE, ZERO_SNR
 from helpers import randn
 
 from minildm.diffusion.schedule import NoiseSchedule, ScheduleConfig

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusion.closed_forms import F64
+from diffusion.references import F64
 from helpers import randn, shaken
 from torch import Tensor
 

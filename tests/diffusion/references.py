@@ -1,4 +1,4 @@
-"""Denoisers with closed forms, replayable noise, and diffusers' schedulers on our table."""
+"""A denoiser, replayable noise, and diffusers' schedulers on our table."""
 
 import warnings
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minildm.diffusion import Denoise, NoiseSchedule
+from minildm.diffusion import NoiseSchedule
 
 with warnings.catch_warnings():  # deprecations inside diffusers and what it imports
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -16,16 +16,6 @@ with warnings.catch_warnings():  # deprecations inside diffusers and what it imp
 F64 = torch.float64
 SCHEDULE = NoiseSchedule.scaled_linear(dtype=F64)
 ZERO_SNR = SCHEDULE.zero_terminal_snr()
-
-
-def gaussian_eps(schedule: NoiseSchedule, mu: float, s: float) -> Denoise:
-    """E[eps | z_t] for z_0 ~ N(mu, s^2 I); s = 0 is a single point."""
-
-    def denoise(z: Tensor, t: Tensor) -> Tensor:
-        a, b = schedule.scales(t)
-        return b * (z - a * mu) / ((a * s) ** 2 + b**2)
-
-    return denoise
 
 
 def wavy(z: Tensor, t: Tensor) -> Tensor:
