@@ -145,9 +145,9 @@ def sample(
     if kind == "none":
         options["n"] = n
     elif kind in ("low_res", "inpaint", "semantic"):
-        from minildm.sweeps.run import conditions_of
+        from minildm.evaluation.following import held_out
 
-        given = conditions_of(loaded, None, n, seed).y
+        given, _, _ = held_out(loaded, n, seed)
     else:
         given = [each for each in (_layouts(layout) or y or ()) for _ in range(n)] or None
         names = [c if isinstance(c, str) else ", ".join(k for k, _ in c) for c in given or ()]
@@ -193,7 +193,7 @@ def evaluate(
     seed: Seed = 0,
 ) -> None:
     """Measure a model on held-out images: reconstructions, or what a classifier recognises."""
-    from minildm.evaluation.models import evaluate_model
+    from minildm.evaluation.following import evaluate_model
 
     place, options = pick_device(device), {"per_class": per_class, "n": n, "steps": steps}
     if classifier:

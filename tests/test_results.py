@@ -4,14 +4,17 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import nbformat
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_notebook
+from torch import Tensor
+from torch.nn.functional import one_hot
 
 from minildm import EmojiDataset
-from minildm.evaluation.following import KINDS, kind_of
+from minildm.evaluation.following import Prompt
 from minildm.evaluation.intervals import Evaluation
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +55,8 @@ def test_lessons_were_measured_at_cpu_scale_by_notebooks_that_exist() -> None:
 def test_every_prompt_is_of_a_kind(prompts: ModuleType) -> None:
     requested = prompts.requested(2)
     assert len(requested) == 2 * 12 * 5 and requested[:60] == requested[60:]
-    assert {kind_of(prompt.label) for prompt in requested} == set(range(len(KINDS)))
+    kinds = {prompts.kind_of(prompt.label) for prompt in requested}
+    assert kinds == set(range(len(prompts.KINDS)))
     images, shown = prompts.held_out(32)
     assert images.shape == (len(shown), 3, 32, 32) and len(shown) > 150
     assert {p.subject for p in shown}.isdisjoint(EmojiDataset("train", 32).hexcodes)
@@ -82,3 +86,22 @@ def test_costs_are_those_of_the_kernel(costs: ModuleType, tmp_path: Path) -> Non
     nbformat.write(new_notebook(cells=[first, work], metadata=kernel), tmp_path / "held.ipynb")
     row = costs.measure(tmp_path / "held.ipynb", "smoke")
     assert 1200 < row["peak_mib"] < 1600 and row["device"]
+
+
+def test_another_subgroup_of_the_kind_is_right_and_no_kind_is_wrong(prompts: ModuleType) -> None:
+    labels = ("food-a", "food-b", "animal-a", "heart")
+    assert [prompts.kind_of(name) for name in labels] == [0, 0, 1, -1]
+
+    def classifier(x: Tensor) -> dict[str, Tensor]:
+        return {"label": one_hot(x.flatten().long(), 4)}
+
+    classifier.config, classifier.parameters = SimpleNamespace(labels=labels), lambda: iter(())
+    requested = [Prompt("", "food-a" if i < 12 else "animal-a", subject=f"{i}") for i in range(16)]
+    shown = [Prompt("", labels[i % 3], subject=f"{i}") for i in range(30)]  # 20 food, 10 animals
+    x = torch.tensor([0.0, 1, 3, 2] * 3 + [2, 2, 2, 3])
+    real = torch.tensor([float(i % 3 if i % 2 else 3) for i in range(30)])
+    found = prompts.kind_following(x, requested, classifier, real, shown)
+    assert found["kind"].value == (6 + 3) / 16
+    assert found["kind_real"].value == pytest.approx(12 / 16 * 10 / 20 + 4 / 16 * 5 / 10)
+    assert found["ratio"].value == pytest.approx(found["kind"].value / found["kind_real"].value)
+    assert found["ratio"].low < found["ratio"].value < found["ratio"].high

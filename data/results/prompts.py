@@ -10,23 +10,81 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from minildm import EmojiDataset, as_float, describe, load_model, pick_device, plots, pretrained
 from minildm.data.emoji import STYLES
 from minildm.data.transforms import style_caption
 from minildm.diffusion.latent_diffusion import LatentDiffusion
-from minildm.evaluation.following import Prompt, kind_following, kind_of
-from minildm.evaluation.intervals import Evaluation, Measured
+from minildm.evaluation.following import Prompt, controlled, share
+from minildm.evaluation.intervals import Evaluation, Measured, jackknife, random_groups
 from minildm.files import fingerprint, write_json
+from minildm.training.classifier import Classifier, logits_of
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent.parent / "README.md"
+KINDS = ("food-", "animal-", "face-", "transport-", "place-building")  # categories of emoji
 BEGIN, END = "<!-- prompts -->\n", "<!-- /prompts -->"
 PROMPTS = (
     *("a red apple", "a hamburger", "a doughnut", "a dog face", "a penguin", "a whale"),
     *("a grinning face", "a crying face", "a bus", "a rocket", "a house", "a castle"),
 )
+
+
+def kind_of(subgroup: str) -> int:
+    """Index into KINDS of a subgroup's category; -1: none of them."""
+    return next((i for i, kind in enumerate(KINDS) if subgroup.startswith(kind)), -1)
+
+
+def right_kind(x: Tensor, prompts: list[Prompt], classifier: Classifier) -> Tensor:
+    """Whether the classifier names a subgroup of the prompt's kind in x (N, 3, H, W): (N,) bool."""
+    of_label = torch.tensor([kind_of(label) for label in classifier.config.labels])
+    named = of_label[logits_of(classifier, x)["label"].argmax(dim=1)]
+    return named == torch.tensor([kind_of(p.label) for p in prompts])
+
+
+def subjects_of(prompts: list[Prompt]) -> Tensor:
+    """A number for each subject, whose images are not independent: (N,) int64."""
+    subjects = sorted({p.subject for p in prompts})
+    return torch.tensor([subjects.index(p.subject) for p in prompts])
+
+
+@controlled
+def kind_share(x: Tensor, prompts: list[Prompt], classifier: Classifier) -> dict[str, Measured]:
+    """The share of x (N, 3, H, W) of the requested kind."""
+    return {"kind": share(right_kind(x, prompts, classifier), subjects_of(prompts))}
+
+
+def kind_following(
+    x: Tensor,
+    prompts: list[Prompt],
+    classifier: Classifier,
+    real: Tensor,
+    shown: list[Prompt],
+    seed: int = 0,
+) -> Evaluation:
+    """Whether the classifier recognises the requested kinds in x.
+
+    real: other, real images (M, 3, H, W), and what is shown there, reweighted to the kinds of the
+    prompts, each of which must be among them. `ratio`: x's share over theirs.
+    """
+    found = kind_share(x, prompts, classifier, seed=seed)
+    wanted, there = ([kind_of(p.label) for p in ps] for ps in (prompts, shown))
+    weights = torch.tensor([wanted.count(kind) / there.count(kind) for kind in there]).double()
+    rows = torch.stack([weights * right_kind(real, shown, classifier), weights], dim=1)
+
+    def mean(rows: Tensor) -> Tensor:
+        return rows[:, 0].sum() / rows[:, 1].sum()
+
+    draw = torch.Generator().manual_seed(seed)
+    groups = [random_groups(len(ps), 10, draw, subjects_of(ps)) for ps in (prompts, shown)]
+    found["kind_real"] = jackknife(mean, rows, groups=groups[1:], bounds=(0.0, 1.0))
+    right = right_kind(x, prompts, classifier).double()
+    found["ratio"] = jackknife(
+        lambda a, b: a.mean() / mean(b), right, rows, groups=groups, n=len(x)
+    )
+    return found
 
 
 def requested(n: int) -> list[Prompt]:

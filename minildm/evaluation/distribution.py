@@ -1,37 +1,101 @@
-"""Two sets of images, as features (N, D) and (M, D) of `extract_features`; or all in one call.
+"""Two sets of images: Fréchet and kernel distance, precision and recall, nearest neighbours.
 
-Fréchet and kernel distance, precision and recall, nearest neighbours, in float64 on the CPU.
+The distances are of features (N, D) and (M, D), computed in float64 on the CPU.
 `groups`: of the jackknife behind an interval, see `jackknife`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.compression.perceptual import perceptual_distance
-from minildm.compression.quantizer import code_usage
-from minildm.evaluation.features import extract_features, frechet_features
-from minildm.evaluation.image_metrics import compare_pairs, reconstructions
-from minildm.evaluation.intervals import (
-    Evaluation,
-    Measured,
-    exactly,
-    jackknife,
-    median_interval,
-    random_groups,
+from minildm.compression.perceptual import (
+    EfficientNetLite0,
+    Frozen,
+    announce_once,
+    perceptual_distance,
+    weights_file,
 )
+from minildm.compression.quantizer import code_usage
+from minildm.data.dataset import as_float
+from minildm.evaluation.image_metrics import PART, compare_pairs, reconstruct
+from minildm.evaluation.intervals import Evaluation, Measured, jackknife, random_groups
 
+INCEPTION_FILES = (  # one network of 2015, as two projects name it
+    "weights-inception-2015-12-05-6726825d.pth",  # torch-fidelity, torchmetrics
+    "pt_inception-2015-12-05-6726825d.pth",  # pytorch-fid
+)
 ROWS = 1024  # of a table of distances computed at a time
 ROUNDING = 1e-12  # squared distances below this share of the squared lengths are 0
 
 Groups = int | Sequence[Tensor]
-Tables = tuple[Tensor, Tensor, Tensor]  # of pairs: within a (N, N), within b (M, M), between (N, M)
+
+
+class InceptionFeatures(Frozen):
+    """torch-fidelity's Inception of 2015, pooled: the features behind published FIDs.
+
+    It takes 256 levels, so no gradient reaches the images, and resizes them as TensorFlow 1 did.
+    (B, 3, H, W) in [-1, 1] -> (B, 2048)
+    """
+
+    name = "Inception"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
+        self.net = net.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        levels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.net(levels)[0]
+
+
+class OfflineFeatures(EfficientNetLite0):
+    """Pooled features of EfficientNet-Lite0; compare only images of one size.
+
+    block: None for the head, 1,280 numbers; 0..15 for that block's map (block 10: 112 numbers),
+        whose covariance fewer images suffice to estimate.
+
+    (B, 3, H, W) in [-1, 1], H and W at least 32 -> (B, D)
+    """
+
+    def __init__(self, block: int | None = None) -> None:
+        super().__init__()
+        self.layer = "head" if block is None else f"block{block}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.maps(x, (self.layer,))[self.layer].mean(dim=(2, 3))
+
+
+def frechet_features() -> InceptionFeatures | OfflineFeatures:
+    """Return Inception's features where its weights are on the machine; nothing is downloaded.
+
+    Else `OfflineFeatures()`, and a warning in the log, once, says so. By `.name`, "Inception" or
+    "EfficientNet-Lite0", a distance is called FID or proxy-FID.
+    """
+    found = next(filter(None, map(weights_file, INCEPTION_FILES)), None)
+    if found is not None:
+        return InceptionFeatures(found)
+    announce_once("Inception", INCEPTION_FILES, OfflineFeatures.name)
+    return OfflineFeatures()
+
+
+@torch.no_grad()
+def extract_features(x: Tensor, features: nn.Module, batch_size: int = 128) -> Tensor:
+    """Features of images, in batches: (N, 3, S, S), float in [-1, 1] or uint8 -> (N, D), CPU."""
+    place = next(features.parameters(), x).device
+    parts = tqdm(x.split(batch_size), desc="features", unit="batch", delay=2, leave=False)
+    return torch.cat([features(as_float(part).to(place)).float().cpu() for part in parts])
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -58,38 +122,26 @@ def proxy_fid(real: Tensor, fake: Tensor, *, groups: Groups = 10) -> Measured:
     return jackknife(frechet_distance, real, fake, groups=groups, bounds=(0.0, math.inf))
 
 
-def distance_without_bias(counts: Sequence[int], values: Sequence[float]) -> float:
-    """A Fréchet distance at N -> infinity: the least-squares line in 1/N (Chong & Forsyth 2020).
-
-    Reliable where every N is well above the number of features.
-    """
-    return float(np.polyfit(1 / np.asarray(counts), values, 1)[1])
-
-
 def kernel_distance(a: Tensor, b: Tensor, *, paired: bool = False) -> Tensor:
     """Unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018): scalar.
 
     Over all pairs but those of a row with itself. paired: b[i] was made from a[i]; their pairs
     are left out too, for an unbiased value (Gretton et al. 2012, Eq. 4).
     """
-    return _mmd(*_tables(_kernel, a, b), paired=paired)
 
-
-def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    return (a @ b.T / a.shape[1] + 1) ** 3
-
-
-def _mmd(within_a: Tensor, within_b: Tensor, between: Tensor, paired: bool) -> Tensor:
-    def off_diagonal(table: Tensor) -> Tensor:
+    def mean(a: Tensor, b: Tensor, off_diagonal: bool = True) -> Tensor:
+        table = (a @ b.T / a.shape[1] + 1) ** 3
+        if not off_diagonal:
+            return table.mean()
         return (table.sum() - table.trace()) / (len(table) * (len(table) - 1))
 
-    both = off_diagonal(between) if paired else between.mean()
-    return off_diagonal(within_a) + off_diagonal(within_b) - 2 * both
+    a, b = a.cpu().double(), b.cpu().double()
+    return mean(a, a) + mean(b, b) - 2 * mean(a, b, off_diagonal=paired)
 
 
 def kid(real: Tensor, fake: Tensor, *, groups: Groups = 10, paired: bool = False) -> Measured:
     """`kernel_distance` with its interval. Unbiased at any N, so it can be slightly negative."""
-    return _over_pairs(lambda *t: _mmd(*t, paired), _tables(_kernel, real, fake), groups=groups)
+    return jackknife(partial(kernel_distance, paired=paired), real, fake, groups=groups)
 
 
 class PrecisionRecall(NamedTuple):
@@ -106,13 +158,15 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> PrecisionRecall:
     its k-th nearest other member. precision: the share of fake inside real's manifold; recall:
     the share of real inside fake's. Both depend on N and M.
     """
-    of_real, of_fake, between = _tables(_squares, real, fake)
-    return PrecisionRecall(_inside(of_real, between, k), _inside(of_fake, between.T, k))
 
+    def inside(of: Tensor, between: Tensor) -> Tensor:
+        """The share of the others inside the manifold of a set."""
+        radii = _squares(of, of).kthvalue(k + 1, dim=1).values  # each row is its own nearest: k + 1
+        return (between <= radii[:, None]).any(0).double().mean()
 
-def _inside(within: Tensor, between: Tensor, k: int) -> Tensor:
-    radii = within.kthvalue(k + 1, dim=1).values  # each row is its own nearest: k + 1
-    return (between <= radii[:, None]).any(0).double().mean()
+    real, fake = real.cpu().double(), fake.cpu().double()
+    between = _squares(real, fake)
+    return PrecisionRecall(inside(real, between), inside(fake, between.T))
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
@@ -125,34 +179,17 @@ def _squares(a: Tensor, b: Tensor) -> Tensor:
     return found.masked_fill_(found < ROUNDING * lengths, 0.0)
 
 
-def _tables(pairs: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tables:
-    """pairs: (N, D), (M, D) -> (N, M). The tables take 2.4 GB for N = M = 10,000."""
-    a, b = a.cpu().double(), b.cpu().double()
-    return pairs(a, a), pairs(b, b), pairs(a, b)
-
-
-def _over_pairs(statistic: Callable[..., Tensor], tables: Tables, **options: Any) -> Measured:
-    """`jackknife` over the rows of both sets, with tables that are computed once."""
-    a, b, between = tables
-
-    def of_rows(i: Tensor, j: Tensor) -> Tensor:
-        return statistic(a[i][:, i], b[j][:, j], between[i][:, j])
-
-    return jackknife(of_rows, *map(torch.arange, between.shape), **options)
-
-
 def nearest_neighbours(a: Tensor, b: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """Euclidean distances and indices of the k rows of b nearest to each row of a: (N, k) twice.
 
     Shows whether a model copies. Rows are features, or whole images: `x.flatten(1)`.
     """
-    squared, indices = [], []
-    for part in tqdm(a.cpu().split(ROWS), "neighbours", unit="part", delay=2, leave=False):
+    found = []
+    for part in a.cpu().split(ROWS):
         table = [_squares(part.double(), rows.double()) for rows in b.cpu().split(ROWS)]
-        found = torch.cat(table, dim=1).topk(k, largest=False)
-        squared.append(found.values)
-        indices.append(found.indices)
-    return torch.cat(squared).sqrt(), torch.cat(indices)
+        found.append(torch.cat(table, dim=1).topk(k, largest=False))
+    squared, indices = map(torch.cat, zip(*found, strict=True))
+    return squared.sqrt(), indices
 
 
 @torch.no_grad()
@@ -166,68 +203,53 @@ def evaluate_images(
     perceptual: nn.Module | None = None,
     clusters: Tensor | None = None,
     groups: int = 10,
-    k: int = 3,
     seed: int = 0,
 ) -> Evaluation:
     """Compute all metrics of generated against real images (N, 3, S, S), with intervals.
 
     float in [-1, 1] or uint8 -> `fid` (`proxy_fid` without Inception), `kid`, `precision`,
     `recall`. paired: fake[i] was made from real[i]; adds `psnr`, `ssim` and `perceptual`, and the
-    Fréchet distance is `r_fid`. train, images or features: adds `train_distance`, the median
-    distance of a fake image to the nearest training image, and `nearer_to_train`, the share of
-    fake images nearer to one than the median real image: 0.5 where the model samples as the data
-    do, near 1 where it copies (real must then be held out). clusters, of pairs: (N,) int, images
-    that are not independent. features, perceptual: default `frechet_features()`,
+    Fréchet distance is `r_fid`. train, images or features: adds `nearer_to_train`, the share of
+    fake images nearer to a training image than the median real image: 0.5 where the model samples
+    as the data do, near 1 where it copies (real must then be held out). clusters, of pairs: (N,)
+    int, images that are not independent. features, perceptual: default `frechet_features()`,
     `perceptual_distance()`. groups: of the jackknife, drawn by `seed` (0: no intervals). Raises
     ValueError for values outside [-1, 1] and for too few images.
     """
-    _check_sets(real, fake, groups, k)
-    features = features or frechet_features().to(real.device)
-    settings: dict[str, Any] = {"features": _name_of(features), "groups": groups, "k": k}
-    settings |= {"seed": seed, "image": list(real.shape[1:])}
-    settings |= {} if clusters is None else {"clusters": len(clusters.unique())}
-    measured, drawn = {}, 0
-    if paired:
-        perceptual = perceptual or perceptual_distance().to(real.device)
-        settings["perceptual"] = _name_of(perceptual)
-        measured = compare_pairs(real, fake, perceptual, clusters)
-    if groups:
-        draw = torch.Generator().manual_seed(seed)
-        of_real = random_groups(len(real), groups, draw, clusters)
-        drawn = (of_real, of_real if paired else random_groups(len(fake), groups, draw))
-    a, b = extract_features(real, features), extract_features(fake, features)
-    name = "fid" if settings["features"] == "Inception" else "proxy_fid"
-    name = name.replace("fid", "r_fid") if paired else name
-    measured |= {name: proxy_fid(a, b, groups=drawn), "kid": kid(a, b, groups=drawn, paired=paired)}
-    tables, shares = _tables(_squares, a, b), {"groups": drawn, "bounds": (0.0, 1.0)}
-    precision = _over_pairs(lambda r, f, rf: _inside(r, rf, k), tables, n=len(b), **shares)
-    recall = _over_pairs(lambda r, f, rf: _inside(f, rf.T, k), tables, n=len(a), **shares)
-    measured |= {"precision": precision, "recall": recall}
-    if train is not None:
-        train = extract_features(train, features) if train.ndim == 4 else train
-        pair = [nearest_neighbours(x, train)[0][:, 0] for x in (a, b)]
-        measured["train_distance"] = median_interval(pair[1])
-        measured["nearer_to_train"] = jackknife(
-            lambda a, b: (b < a.median()).double().mean(), *pair, n=len(b), **shares
-        )
-    return Evaluation(measured, settings)
-
-
-def _name_of(module: nn.Module) -> str:
-    return getattr(module, "name", type(module).__name__)
-
-
-def _check_sets(real: Tensor, fake: Tensor, groups: int, k: int) -> None:
-    """Raise ValueError for values that are no images, and for too few of them."""
     for x in (real, fake):
         if x.is_floating_point() and not (x.abs() <= 1 + 1e-4).all():
             raise ValueError("real and fake must be uint8, or finite floats in [-1, 1]")
     n = min(len(real), len(fake))
-    if groups == 1 or k < 1 or n < max(2 * groups, 2 * k + 1):
+    if groups == 1 or n < max(7, 2 * groups):
         raise ValueError(
-            f"{n} images are too few for groups={groups} and k={k}: at least two for each of two "
-            "or more groups (0: no intervals), and 2k + 1"
+            f"{n} images are too few for {groups=}: 7 or more, and 2 in each of 2 or more groups"
         )
+    networks = {"features": features or frechet_features().to(real.device)}
+    measured, drawn, draw = {}, [], torch.Generator().manual_seed(seed)
+    if paired:
+        networks["perceptual"] = perceptual or perceptual_distance().to(real.device)
+        measured = compare_pairs(real, fake, networks["perceptual"], clusters)
+    settings: dict[str, Any] = {"groups": groups, "seed": seed, "image": list(real.shape[1:])}
+    settings |= {key: getattr(net, "name", type(net).__name__) for key, net in networks.items()}
+    if groups:
+        of_real = random_groups(len(real), groups, draw, clusters)
+        drawn = [of_real, of_real if paired else random_groups(len(fake), groups, draw)]
+    a, b = (extract_features(x, networks["features"]) for x in (real, fake))
+    name = "fid" if settings["features"] == "Inception" else "proxy_fid"
+    name = name.replace("fid", "r_fid") if paired else name
+    measured |= {name: proxy_fid(a, b, groups=drawn), "kid": kid(a, b, groups=drawn, paired=paired)}
+    shares: dict[str, Any] = {"groups": drawn, "bounds": (0.0, 1.0)}
+    for i, (share, of) in enumerate({"precision": b, "recall": a}.items()):
+        measured[share] = jackknife(
+            lambda *sets, i=i: precision_recall(*sets)[i], a, b, n=len(of), **shares
+        )
+    if train is not None:
+        train = extract_features(train, networks["features"]) if train.ndim == 4 else train
+        near = [nearest_neighbours(x, train)[0] for x in (a, b)]
+        measured["nearer_to_train"] = jackknife(
+            lambda a, b: (b < a.median()).double().mean(), *near, n=len(b), **shares
+        )
+    return Evaluation(measured, settings)
 
 
 def evaluate_first_stage(
@@ -236,28 +258,26 @@ def evaluate_first_stage(
     """Compute how well held-out images x (N, 3, H, W) survive a first stage (LDM Tab. 8, and more).
 
     `evaluate_images(x, D(E(x)), paired=True, **options)`, and `compression`, the numbers of an
-    image over those of its latent. For VQ also `bits_per_pixel`, log2(K) h w / (H W), without
-    entropy coding; `code_usage`, the share of the K codes in use, which grows with N; and
-    `perplexity`, exp of the entropy of their counts. PSNR is infinite in pixel space.
+    image over those of its latent. For VQ also `bits_per_pixel`, log2(K) / f^2, without entropy
+    coding; `code_usage`, the share of the K codes in use, which grows with N; and `perplexity`,
+    exp of the entropy of their counts. PSNR is infinite in pixel space.
     """
-    device, config, n = next(autoencoder.parameters(), x).device, autoencoder.config, len(x)
-    options["features"] = options.get("features") or frechet_features().to(device)
-    options["perceptual"] = options.get("perceptual") or perceptual_distance().to(device)
-    x_rec, z = reconstructions(autoencoder, x)
-    found = evaluate_images(x.cpu(), x_rec, paired=True, groups=groups, seed=seed, **options)
-    found["compression"] = exactly(x[0].numel() / z[0].numel(), n)
+    config, size, n = autoencoder.config, autoencoder.config.codebook_size, len(x)
+    x = x.to(next(autoencoder.parameters(), x).device)
+    x_rec = reconstruct(autoencoder, x).to(x.device)
+    found = evaluate_images(x, x_rec, paired=True, groups=groups, seed=seed, **options)
+    found["compression"] = Measured(3 * config.f**2 / config.z_channels, n=n)
     if config.regularizer == "vq":
-        bits = math.log2(config.codebook_size) * z[0, 0].numel() / x[0, 0].numel()
-        codes = torch.cat([autoencoder.code_indices(p.to(device)).cpu() for p in z.split(ROWS)])
+        with torch.no_grad():
+            z = (autoencoder.encode(as_float(part)) for part in x.split(PART))
+            codes = torch.cat([autoencoder.code_indices(part).cpu() for part in z])  # (N, h, w)
 
-        def usage(codes: Tensor) -> tuple[Tensor, Tensor]:
-            return code_usage(codes.flatten().bincount(minlength=config.codebook_size))
+        def perplexity(rows: Tensor) -> Tensor:
+            return code_usage(rows.flatten().bincount(minlength=size))[1]
 
-        draw, drawn = torch.Generator().manual_seed(seed), []
-        if groups:
-            drawn = [random_groups(n, groups, draw, options.get("clusters"))]
-        found |= {"bits_per_pixel": exactly(bits, n), "code_usage": exactly(usage(codes)[0], n)}
-        found["perplexity"] = jackknife(
-            lambda rows: usage(rows)[1], codes, groups=drawn, bounds=(1.0, math.inf)
-        )
+        draw = torch.Generator().manual_seed(seed)
+        drawn = [random_groups(n, groups, draw, options.get("clusters"))] if groups else []
+        found["bits_per_pixel"] = Measured(math.log2(size) / config.f**2, n=n)
+        found["code_usage"] = Measured(len(codes.unique()) / size, n=n)
+        found["perplexity"] = jackknife(perplexity, codes, groups=drawn, bounds=(1.0, math.inf))
     return found

@@ -1,39 +1,45 @@
-"""Whether samples show what their condition asks for: classes, captions, layouts.
+"""Does a sample follow its condition: class, caption, layout, map, image? Any model in one call.
 
-Each share is reported between two controls, all with intervals: `..._real`, of real images with
+Each number is reported between two controls, all with intervals: `..._real`, of real images with
 the same conditions, the most to expect; and `..._shuffled`, of the same samples with the
-conditions randomly permuted, which is chance. `settings["follows"]`: is a share above chance?
+conditions randomly permuted, which is chance. `settings["follows"]`: is a number above chance?
 """
 
 import math
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from minildm.compression.autoencoder import Autoencoder
 from minildm.conditioning.base import look_up
 from minildm.data.dataset import ImageDataset, as_float
 from minildm.data.emoji import EmojiDataset
 from minildm.data.scenes import CROP_CLASSES, CropsDataset, ScenesDataset, crop, empty_box
 from minildm.data.transforms import style_caption
 from minildm.diffusion.latent_diffusion import LatentDiffusion
-from minildm.evaluation.intervals import (
-    Evaluation,
-    Measured,
-    exactly,
-    jackknife,
-    mean_interval,
-    proportion_interval,
-    random_groups,
-)
+from minildm.evaluation.distribution import evaluate_first_stage, evaluate_images
+from minildm.evaluation.intervals import Evaluation, Measured, mean_interval, proportion_interval
+from minildm.evaluation.restoration import baseline, given_of, kept, pasted
 from minildm.layers import Batch
-from minildm.training.classifier import QUESTIONS, Classifier, correct, logits_of
+from minildm.training.checkpoint import pretrained
+from minildm.training.classifier import (
+    QUESTIONS,
+    Classifier,
+    Segmenter,
+    agreement,
+    correct,
+    logits_of,
+    segmented,
+)
+from minildm.training.configs import DataConfig
 
 GRID, FINE = 9, 7  # positions a side that `located` tries: over the image, then near the best
-KINDS = ("food-", "animal-", "face-", "transport-", "place-building")  # categories of emoji
 SAME = 0.5  # the IoU from which two boxes count as the same, as in detection
+Following = Callable[..., Evaluation]
 
 
 def shuffled(n: int, seed: int) -> Tensor:
@@ -56,32 +62,29 @@ def share(right: Tensor, clusters: Tensor) -> Measured:
     return Measured(wilson.value, max(low, 0.0), min(high, 1.0), len(right))
 
 
-def controlled(
-    measure: Callable[[Tensor, Any], dict[str, Measured]],
-    x: Tensor,
-    y: Sequence[Any] | Tensor | Batch,
-    real: Tensor | None = None,
-    seed: int = 0,
-) -> Evaluation:
-    """measure(samples, conditions), its control by shuffled conditions, and that of real images.
+def controlled(measure: Callable[[Tensor, Any, Any], dict[str, Measured]]) -> Following:
+    """Turn measure(samples, conditions, judge) into a function that measures the controls too.
 
-    Raises ValueError unless there are as many samples as conditions and real images.
+    It takes `real`, real images of the same conditions, and the `seed` of the permutation.
     """
-    columns = list(y.values()) if isinstance(y, dict) else [y]
-    if {len(rows) for rows in (*columns, x if real is None else real)} != {len(x)}:
-        raise ValueError(f"{len(x)} samples require as many conditions and real images")
-    sets = {"": (x, y), "_shuffled": (x, _rows(y, shuffled(len(x), seed)))}
-    sets |= {} if real is None else {"_real": (real, y)}
-    found = {which: measure(*pair) for which, pair in sets.items()}
-    measured = {f"{name}{which}": found[which][name] for name in found[""] for which in sets}
-    follows = {name: m.low > found["_shuffled"][name].high for name, m in found[""].items()}
-    return Evaluation(measured, {"shuffle_seed": seed, "follows": follows})
 
+    @wraps(measure)
+    def following(
+        x: Tensor, y: Any, judge: Any, *, real: Tensor | None = None, seed: int = 0
+    ) -> Evaluation:
+        order = shuffled(len(x), seed)
+        if isinstance(y, dict):
+            other: Any = {name: column[order] for name, column in y.items()}
+        else:
+            other = [y[i] for i in order.tolist()]
+        found = {"": measure(x, y, judge), "_shuffled": measure(x, other, judge)}
+        if real is not None:
+            found["_real"] = measure(real, y, judge)
+        measured = {f"{name}{which}": found[which][name] for name in found[""] for which in found}
+        follows = {name: m.low > found["_shuffled"][name].high for name, m in found[""].items()}
+        return Evaluation(measured, {"shuffle_seed": seed, "follows": follows})
 
-def _rows(y: Any, order: Tensor) -> Any:
-    if isinstance(y, dict):
-        return {name: _rows(column, order) for name, column in y.items()}
-    return y[order] if isinstance(y, Tensor) else [y[i] for i in order.tolist()]
+    return following
 
 
 def accuracy(classifier: Classifier, x: Tensor, truth: Tensor, question: str = "group") -> Measured:
@@ -93,16 +96,6 @@ def accuracy(classifier: Classifier, x: Tensor, truth: Tensor, question: str = "
     return proportion_interval(int(correct(classifier, as_float(x), truth, question).sum()), len(x))
 
 
-def evaluate_classifier(classifier: Classifier, scenes: int = 1000) -> Evaluation:
-    """Accuracy of each of a classifier's answers, on held-out emoji or crops of held-out scenes."""
-    if classifier.config.labels == CROP_CLASSES:
-        val: ImageDataset = CropsDataset(ScenesDataset("val", 64, n=scenes))
-    else:
-        val = EmojiDataset("val", 64, subgroups=classifier.config.labels)
-    truths = {question: val.columns[question] for question in QUESTIONS}
-    return Evaluation({q: accuracy(classifier, val.images, t, q) for q, t in truths.items()}, {})
-
-
 def group_of_class(data: ImageDataset) -> Tensor:
     """Each class's group: (classes,) int64."""
     groups = torch.zeros(len(data.classes), dtype=torch.long)
@@ -111,39 +104,29 @@ def group_of_class(data: ImageDataset) -> Tensor:
 
 
 def evaluate_classes(
-    model: LatentDiffusion,
-    classifier: Classifier,
-    per_class: int,
-    *,
-    x: Tensor | None = None,
-    **sampling: Any,
+    model: LatentDiffusion, classifier: Classifier, per_class: int, x: Tensor
 ) -> Evaluation:
     """How often the classifier names the group of a sample's class; for models of emoji classes.
 
     `accuracy`, the mean over groups, so that sets with other shares of the groups compare, that
     of held-out images, `accuracy_real`, and their `ratio`; each group's, "food-drink" and
-    "food-drink_real". x: samples, `per_class` of each class in order; None: sampled here.
+    "food-drink_real". x: samples, `per_class` of each class in order.
     """
-    classes = model.config.conditioner.classes
-    real = EmojiDataset("val", model.config.image_size, subgroups=classes)
-    if x is None:
-        x = model.sample([name for name in classes for _ in range(per_class)], **sampling)
-    asked = group_of_class(real).repeat_interleave(per_class)
-    mean, per_group = {}, {}
-    for which, images, groups in (("", x, asked), ("_real", real.images, real.group_ids)):
-        right = correct(classifier, as_float(images), groups)
-        parts = {real.groups[g]: right[groups == g] for g in groups.unique().tolist()}
-        found = {g: proportion_interval(int(part.sum()), len(part)) for g, part in parts.items()}
-        average = sum(m.value for m in found.values()) / len(found)
-        mean[f"accuracy{which}"] = exactly(average, len(images))
-        per_group |= {f"{g}{which}": m for g, m in found.items()}
-    real_accuracy = mean["accuracy_real"].value or math.nan  # at sides that it was not trained on
-    mean["ratio"] = exactly(mean["accuracy"].value / real_accuracy, len(x))
-    return Evaluation(mean | per_group, {"per_class": per_class, **sampling})
+    real = EmojiDataset("val", model.config.image_size, subgroups=model.config.conditioner.classes)
+    requested, measured = group_of_class(real).repeat_interleave(per_class), {}
+    for which, images, truth in (("", x, requested), ("_real", real.images, real.group_ids)):
+        present = truth.unique().tolist()
+        found = [accuracy(classifier, images[truth == g], truth[truth == g]) for g in present]
+        average = sum(m.value for m in found) / len(found)
+        measured[f"accuracy{which}"] = Measured(average, n=len(images))
+        measured |= {f"{real.groups[g]}{which}": m for g, m in zip(present, found, strict=True)}
+    most = measured["accuracy_real"].value or math.nan  # at sides that it was not trained on
+    measured["ratio"] = Measured(measured["accuracy"].value / most, n=len(x))
+    return Evaluation(measured, {"per_class": per_class})
 
 
 class Prompt(NamedTuple):
-    """A caption, and what its image must show, in the classifier's names; None: not asked."""
+    """A caption, and what its image must show, in the classifier's names; None: not requested."""
 
     caption: str
     label: str | None = None  # the subgroup
@@ -153,118 +136,46 @@ class Prompt(NamedTuple):
 
 
 def emoji_prompts(
-    data: EmojiDataset, n: int, *, styled: bool = False, seed: int = 0
+    data: ImageDataset, n: int, *, styled: bool = False, seed: int = 0
 ) -> tuple[list[Prompt], Tensor]:
     """Captions of n random images, with or without their style, and the images (n, 3, S, S).
 
-    Raises ValueError for n outside 2..len(data).
+    Raises ValueError for n outside 1..len(data).
     """
-    if not 2 <= n <= len(data):
-        raise ValueError(f"n={n} must be in 2..{len(data)}, the images of {data.name}")
+    if not 1 <= n <= len(data):
+        raise ValueError(f"n={n} must be in 1..{len(data)}, the images of {data.name}")
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n]
-    prompts = []
+    subjects, prompts = data.columns.get("hexcode", data.captions), []
     for i in chosen.tolist():
         style = data.styles[data.style_ids[i]] if styled else None
         caption = style_caption(data.captions[i], style) if style else data.captions[i]
         names = data.classes[data.labels[i]], data.groups[data.group_ids[i]]
-        prompts.append(Prompt(caption, *names, style, data.hexcodes[i]))
+        prompts.append(Prompt(caption, *names, style, subjects[i]))
     return prompts, as_float(data.images[chosen])
 
 
-def subjects_of(prompts: Sequence[Prompt]) -> Tensor:
-    """A number for each different subject: (N,) int64."""
-    names = [prompt.subject or prompt.caption for prompt in prompts]
-    return torch.from_numpy(np.unique(names, return_inverse=True)[1])
-
-
+@controlled
 def text_following(
-    x: Tensor,
-    prompts: Sequence[Prompt],
-    classifier: Classifier,
-    *,
-    real: Tensor | None = None,
-    seed: int = 0,
-) -> Evaluation:
+    x: Tensor, prompts: Sequence[Prompt], classifier: Classifier
+) -> dict[str, Measured]:
     """Whether the classifier names the prompts' subgroup, group and style in x (N, 3, H, W).
 
-    real: real images of the same prompts. Raises ValueError where the numbers differ, or the
-    classifier does not know a name.
+    Raises ValueError where the classifier does not know a name.
     """
-
-    def measure(images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Measured]:
-        answers, subjects, found = logits_of(classifier, images), subjects_of(prompts), {}
-        for question, logits in answers.items():
-            known = getattr(classifier.config, f"{question}s")
-            names = [getattr(prompt, question) for prompt in prompts]
-            truth = [-1 if name is None else look_up(name, known, question) for name in names]
-            asked = torch.tensor(truth) >= 0
-            if asked.any():
-                right = logits.argmax(dim=1) == torch.tensor(truth)
-                found[question] = share(right[asked], subjects[asked])
-        return found
-
-    return controlled(measure, x, prompts, real, seed)
-
-
-def kind_of(subgroup: str | None) -> int:
-    """Index into KINDS of a subgroup's category; -1: none of them."""
-    return next((i for i, kind in enumerate(KINDS) if (subgroup or "").startswith(kind)), -1)
-
-
-def kind_following(
-    x: Tensor,
-    prompts: Sequence[Prompt],
-    classifier: Classifier,
-    real: Tensor,
-    of_real: Sequence[Prompt],
-    *,
-    seed: int = 0,
-) -> Evaluation:
-    """Whether the classifier names a subgroup of the prompts' categories (KINDS) in x.
-
-    real, of_real: other images (M, 3, H, W), real ones, and what they show, reweighted to the
-    categories of the prompts, each of which must be among them. `ratio`: x's share over theirs.
-    """
-    of_label = torch.tensor([kind_of(label) for label in classifier.config.labels])
-
-    def right(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        named = of_label[logits_of(classifier, images)["label"].argmax(dim=1)]
-        return (named == torch.tensor([kind_of(p.label) for p in prompts])).double()
-
-    def measure(images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Measured]:
-        return {"kind": share(right(images, prompts) > 0, subjects_of(prompts))}
-
-    def mean(rows: Tensor) -> Tensor:
-        return rows[:, 0].sum() / rows[:, 1].sum()
-
-    found = controlled(measure, x, prompts, seed=seed)
-    asked, shown = ([kind_of(p.label) for p in ps] for ps in (prompts, of_real))
-    weights = torch.tensor([asked.count(kind) / shown.count(kind) for kind in shown]).double()
-    rows = torch.stack([weights * right(real, of_real), weights], dim=1)
-    draw, both = torch.Generator().manual_seed(seed), (prompts, of_real)
-    groups = [random_groups(len(ps), 10, draw, subjects_of(ps)) for ps in both]
-    found["kind_real"] = jackknife(mean, rows, groups=groups[1:], bounds=(0.0, 1.0))
-    found["ratio"] = jackknife(
-        lambda a, b: a.mean() / mean(b), right(x, prompts), rows, groups=groups, n=len(x)
-    )
+    subjects = np.unique([p.subject or p.caption for p in prompts], return_inverse=True)[1]
+    found = {}
+    for question, logits in logits_of(classifier, x).items():
+        known = getattr(classifier.config, f"{question}s")
+        names = [getattr(prompt, question) for prompt in prompts]
+        truth = [-1 if name is None else look_up(name, known, question) for name in names]
+        right, requested = logits.argmax(dim=1) == torch.tensor(truth), torch.tensor(truth) >= 0
+        if requested.any():
+            found[question] = share(right[requested], torch.from_numpy(subjects)[requested])
     return found
 
 
-def evaluate_text(
-    model: LatentDiffusion, classifier: Classifier, n: int, *, styled: bool = False, **sampling: Any
-) -> Evaluation:
-    """`text_following` of a model's samples for n captions of held-out emoji; seed 0 by default."""
-    sampling, data = {"seed": 0, **sampling}, EmojiDataset("val", model.config.image_size)
-    prompts, real = emoji_prompts(data, n, styled=styled, seed=sampling["seed"])
-    x = model.sample([prompt.caption for prompt in prompts], **sampling).cpu()
-    found = text_following(x, prompts, classifier, real=real, seed=sampling["seed"])
-    found.settings |= sampling
-    return found
-
-
-def layout_following(
-    x: Tensor, layouts: Batch, classifier: Classifier, *, real: Tensor | None = None, seed: int = 0
-) -> Evaluation:
+@controlled
+def layout_following(x: Tensor, layouts: Batch, classifier: Classifier) -> dict[str, Measured]:
     """Whether the requested objects are in their boxes in x (N, 3, H, W), and nothing elsewhere.
 
     layouts: `boxes` (N, K, 4), `classes` (N, K), -1 pads. classifier: of crops.
@@ -274,39 +185,34 @@ def layout_following(
     once, where in the image a box of that size shows them best: iou, its overlap with the
     requested box, and found, the share with at least SAME.
     """
-    if classifier.config.labels != CROP_CLASSES:
-        raise ValueError("classifier must be one of crops of scenes, as 'scenes-classifier'")
-
-    def named(images: Tensor, boxes: Tensor) -> Tensor:
-        return logits_of(classifier, crop(images, boxes))["label"].argmax(dim=1)
-
-    def measure(x: Tensor, layouts: Batch) -> dict[str, Measured]:
-        boxes, classes, nothing = layouts["boxes"], layouts["classes"], len(CROP_CLASSES) - 1
-        image, slot = (classes >= 0).nonzero().unbind(1)  # (J,) each
-        boxes_of, asked = boxes[image, slot], classes[image, slot]
-        seen, rng = named(x[image], boxes_of), np.random.default_rng(seed)
-        clear = [(i, empty_box(rng, boxes[i][classes[i] >= 0])) for i in range(len(x))]
-        places = torch.tensor([i for i, box in clear if box])
-        elsewhere = named(x[places], torch.tensor([box for _, box in clear if box]))
-        once = (classes[image] == asked[:, None]).sum(dim=1) == 1
-        best = located(x[image[once]], boxes_of[once], asked[once], classifier)
-        iou = overlaps(best, boxes_of[once])
-        return {
-            "objects": share(seen == asked, image),
-            "filled": share(seen != nothing, image),
-            "empty": share(elsewhere == nothing, places),
-            "found": share(iou >= SAME, image[once]),
-            "iou": mean_interval(iou, image[once]),
-        }
-
-    return controlled(measure, x, layouts, real, seed)
+    boxes, classes, nothing = layouts["boxes"], layouts["classes"], len(CROP_CLASSES) - 1
+    image, slot = (classes >= 0).nonzero().unbind(1)  # (J,) each
+    boxes_of, requested = boxes[image, slot], classes[image, slot]
+    rng = np.random.default_rng(0)
+    clear = [(i, empty_box(rng, boxes[i][classes[i] >= 0])) for i in range(len(x))]
+    places = torch.tensor([i for i, box in clear if box])
+    clear_boxes = torch.tensor([box for _, box in clear if box])
+    seen, elsewhere = (
+        logits_of(classifier, crop(x[rows], there))["label"].argmax(dim=1)
+        for rows, there in ((image, boxes_of), (places, clear_boxes))
+    )
+    once = (classes[image] == requested[:, None]).sum(dim=1) == 1
+    best = located(x[image[once]], boxes_of[once], requested[once], classifier)
+    iou = overlaps(best, boxes_of[once])
+    return {
+        "objects": share(seen == requested, image),
+        "filled": share(seen != nothing, image),
+        "empty": share(elsewhere == nothing, places),
+        "found": share(iou >= SAME, image[once]),
+        "iou": mean_interval(iou, image[once]),
+    }
 
 
-def located(x: Tensor, boxes: Tensor, asked: Tensor, classifier: Classifier) -> Tensor:
+def located(x: Tensor, boxes: Tensor, labels: Tensor, classifier: Classifier) -> Tensor:
     """Where boxes of the same sizes show the requested classes best: (J, 4).
 
-    x (J, 3, H, W), boxes (J, 4) xyxy, asked (J,). Tries GRID x GRID positions over the image, then
-    FINE x FINE near the best of them; the requested position is not privileged.
+    x (J, 3, H, W), boxes (J, 4) xyxy, labels (J,). Tries GRID x GRID positions over the image,
+    then FINE x FINE near the best of them; the requested position is not privileged.
     """
 
     def best(image: Tensor, steps: Tensor, size: Tensor, label: int) -> Tensor:
@@ -316,7 +222,7 @@ def located(x: Tensor, boxes: Tensor, asked: Tensor, classifier: Classifier) -> 
         return corners[logits.log_softmax(dim=1)[:, label].argmax()]
 
     found = []
-    for image, box, label in zip(x, boxes, asked.tolist(), strict=True):
+    for image, box, label in zip(x, boxes, labels.tolist(), strict=True):
         size = box[2:] - box[:2]
         room = (1 - size).clamp(min=0)  # where the top left corner can be
         corner = best(image, torch.linspace(0, 1, GRID).outer(room), size, label)
@@ -333,18 +239,133 @@ def overlaps(a: Tensor, b: Tensor) -> Tensor:
     return box_iou(a, b).diagonal()
 
 
-def scene_layouts(scenes: ScenesDataset, n: int) -> Batch:
-    """The layouts of the first n scenes: `boxes` (n, K, 4) and `classes` (n, K)."""
-    return {name: scenes.columns[name][:n] for name in ("boxes", "classes")}
+@controlled
+def map_following(x: Tensor, maps: Batch, segmenter: Segmenter) -> dict[str, Measured]:
+    """Whether the segmenter sees the requested `semantic` maps (N, H, W) in x (N, 3, H, W).
+
+    pixels: the share with the requested label; iou: the mean over an image's requested labels.
+    """
+    pixels, iou = agreement(segmented(segmenter, x), maps["semantic"])
+    return {"pixels": mean_interval(pixels), "iou": mean_interval(iou)}
 
 
-def evaluate_layout(
-    model: LatentDiffusion, classifier: Classifier, n: int, *, seed: int = 0, **sampling: Any
-) -> Evaluation:
-    """`layout_following` of a model's samples for the layouts of n held-out scenes."""
-    scenes = ScenesDataset("val", model.config.image_size, n=n)
-    layouts, real = scene_layouts(scenes, n), as_float(scenes.images)
-    x = model.sample(layouts, seed=seed, **sampling).cpu()
-    found = layout_following(x, layouts, classifier, real=real, seed=seed)
-    found.settings |= {"seed": seed, **sampling}
+def evaluate_restoration(
+    model: LatentDiffusion,
+    x: Tensor,
+    given: Batch,
+    *,
+    groups: int = 10,
+    seed: int = 0,
+    baselines: dict[str, Tensor] | None = None,
+    **sampling: Any,
+) -> dict[str, Evaluation]:
+    """A model of super-resolution or inpainting on images x (N, 3, H, W), and its baselines.
+
+    given: the inputs, as from `given_of`. Keys "model", "bicubic" or "mean fill", and those of
+    `baselines`, restorations by others; each as `evaluate_images(paired=True)`. The model also
+    has `kept`, its consistency with the input, and `kept_shuffled`, with permuted inputs.
+    """
+    f, raw = model.autoencoder.f, model.sample(given, seed=seed, **sampling).cpu()
+    sets = {"model": pasted(raw, given)}
+    sets["mean fill" if "mask" in given else "bicubic"] = baseline(given, f)
+    sets |= baselines or {}
+    options = {"paired": True, "groups": groups, "seed": seed}
+    found = {name: evaluate_images(x, images, **options) for name, images in sets.items()}
+    consistency = controlled(lambda x, given, f: {"kept": mean_interval(kept(x, given, f))})
+    follows = consistency(raw, given, f, seed=seed)
+    found["model"] |= follows
+    found["model"].settings |= follows.settings | sampling
+    return found
+
+
+def held_out(
+    model: LatentDiffusion,
+    n: int,
+    seed: int,
+    data: ImageDataset | None = None,
+    styled: bool = False,
+) -> tuple[Any, Any, Tensor]:
+    """Conditions of n held-out images for `model.sample`, what they request, and the images.
+
+    Requested: prompts of captions; `boxes`, `classes` and `semantic` of scenes; the given images.
+    data: default, the validation split of the emoji; scenes are drawn as they are needed.
+    """
+    kind, size = model.config.conditioner.kind, model.config.image_size
+    if kind in ("layout", "semantic"):
+        scenes = ScenesDataset("val", size, n=n)
+        truth = {key: scenes.columns[key] for key in ("boxes", "classes")}
+        truth["semantic"] = scenes.maps.long()
+        y = {"semantic": truth["semantic"]} if kind == "semantic" else truth
+        return y, truth, as_float(scenes.images)
+    prompts, x = emoji_prompts(data or EmojiDataset("val", size), n, styled=styled, seed=seed)
+    if kind in ("low_res", "inpaint"):
+        given = given_of(x, kind, model.autoencoder.f, seed=seed)
+        return given, given, x
+    return [prompt.caption for prompt in prompts], prompts, x
+
+
+FOLLOWING: dict[str, tuple[str, Following]] = {  # by kind: who tells, and how
+    "class": ("emoji-classifier", evaluate_classes),
+    "text": ("emoji-classifier", text_following),
+    "frozen_text": ("emoji-classifier", text_following),
+    "layout": ("scenes-classifier", layout_following),
+    "semantic": ("scenes-segmenter", map_following),
+}
+
+
+def evaluate_model(
+    model: nn.Module,
+    *,
+    data: DataConfig | None = None,
+    classifier: nn.Module | None = None,
+    per_class: int = 24,
+    n: int = 128,
+    guidance_scale: Sequence[float] = (3.0,),
+    seed: int = 0,
+    **sampling: Any,
+) -> dict[str, Evaluation]:
+    """Evaluate a first stage, a diffusion model or a classifier on held-out data.
+
+    data: of a first stage; the others bring their own. classifier: default, the shipped one of
+    the task. per_class, n: samples of each class, or in all. Models of classes, captions and
+    layouts are evaluated at each guidance scale. Raises ValueError where nothing can tell.
+    """
+    if isinstance(model, Autoencoder):
+        val = (data or DataConfig()).dataset("val")
+        clusters = getattr(val, "photo_ids", None)  # crops of one photograph
+        return {val.name: evaluate_first_stage(model, val.images, clusters=clusters, seed=seed)}
+    if isinstance(model, Segmenter):
+        scenes = ScenesDataset("val", 64, n=n)
+        maps = {"semantic": scenes.maps.long()}
+        return {"held-out scenes": map_following(as_float(scenes.images), maps, model, seed=seed)}
+    if isinstance(model, Classifier):
+        labels = model.config.labels
+        crops = labels == CROP_CLASSES and CropsDataset(ScenesDataset("val", 64, n=1000))
+        val = crops or EmojiDataset("val", 64, subgroups=labels)
+        found = {q: accuracy(model, val.images, val.columns[q], q) for q in QUESTIONS}
+        return {"held-out images": Evaluation(found, {})}
+    config, found = model.config.conditioner, {}
+    kind, how = config.kind, {"seed": seed, **sampling}
+    if kind in ("low_res", "inpaint"):
+        y, _, x = held_out(model, n, seed)
+        return evaluate_restoration(model, x, y, **how)
+    if kind not in FOLLOWING:
+        raise ValueError(f"a model with the condition {kind!r} has nothing to evaluate it by")
+    name, follow = FOLLOWING[kind]
+    judge = classifier or pretrained(name).to(model.device)
+    known = {"layout": CROP_CLASSES, "semantic": getattr(config, "labels", None)}
+    if judge.config.labels != known.get(kind, judge.config.labels):
+        raise ValueError(f"classifier must know the model's labels, as {name!r} does")
+    for scale in guidance_scale if config.has_null else (1.0,):
+        for style in ("plain, ", "styled, ") if follow is text_following else ("",):
+            how["guidance_scale"] = scale
+            if kind == "class":
+                y = [name for name in config.classes for _ in range(per_class)]
+                evaluation = evaluate_classes(model, judge, per_class, model.sample(y, **how))
+            else:
+                y, truth, real = held_out(model, n, seed, styled=style == "styled, ")
+                x = model.sample(y, **how).cpu()
+                evaluation = follow(x, truth, judge, real=real, seed=seed)
+            evaluation.settings |= how
+            found[f"{style}guidance {scale:g}"] = evaluation
     return found

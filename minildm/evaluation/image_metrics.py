@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from minildm.compression.autoencoder import Autoencoder
 from minildm.data.dataset import as_float
-from minildm.evaluation.intervals import Measured, exactly, mean_interval
+from minildm.evaluation.intervals import Measured, mean_interval
 
 PART = 64  # images that go through a network at a time
 
@@ -28,7 +28,7 @@ def ssim(x: Tensor, x_rec: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004), at most 1: two (B, 3, H, W) in [-1, 1] -> (B,).
 
     On [0, 1] after clamping: Eq. 13 in Gaussian windows of 11 pixels, sigma 1.5, images mirrored
-    at their edges; the mean over channels and pixels, as torchmetrics computes it.
+    at their edges; the mean over channels and pixels. As torchmetrics, which is slow to import.
     """
     pairs = (_unit_range(y).flatten(0, 1)[:, None] for y in (x, x_rec))  # (3B, 1, H, W)
     a, b = (F.pad(y, (5, 5, 5, 5), mode="reflect") for y in pairs)
@@ -54,36 +54,24 @@ def compare_pairs(
 
     The mean PSNR is infinite, without an interval, where an image is reproduced exactly.
     """
-    place = next(perceptual.parameters(), real).device
-    metrics = {"psnr": psnr, "ssim": ssim, "perceptual": perceptual}
-    found: dict[str, list[Tensor]] = {name: [] for name in metrics}
-    pairs = list(zip(real.split(PART), fake.split(PART), strict=True))
-    for a, b in tqdm(pairs, "pairs", unit="batch", delay=2, leave=False):
-        a, b = as_float(a).to(place), as_float(b).to(place)
-        for name, metric in metrics.items():
-            found[name].append(metric(a, b).cpu())
-    values = {name: torch.cat(parts) for name, parts in found.items()}
-    infinite = exactly(math.inf, len(real))
+    place, parts = next(perceptual.parameters(), real).device, []
+    for pair in zip(real.split(PART), fake.split(PART), strict=True):
+        a, b = (as_float(x).to(place) for x in pair)
+        parts.append(torch.stack([metric(a, b) for metric in (psnr, ssim, perceptual)]).cpu())
     return {
-        name: infinite if v.isinf().any() else mean_interval(v, clusters)
-        for name, v in values.items()
+        name: Measured(math.inf, n=len(real)) if v.isinf().any() else mean_interval(v, clusters)
+        for name, v in zip(("psnr", "ssim", "perceptual"), torch.cat(parts, dim=1), strict=True)
     }
 
 
+@torch.no_grad()
 def reconstruct(autoencoder: Autoencoder, x: Tensor) -> Tensor:
     """D(E(x)), for KL of the mean, clamped: (B, 3, H, W), float or uint8 -> in [-1, 1], CPU."""
-    return reconstructions(autoencoder, x)[0]
-
-
-@torch.no_grad()
-def reconstructions(autoencoder: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What `reconstruct` returns, and the latents (B, c, h, w)."""
     place, was_training = next(autoencoder.parameters(), x).device, autoencoder.training
     autoencoder.eval()
     found = []
     for part in tqdm(x.split(PART), "reconstruct", unit="batch", delay=2, leave=False):
         z = autoencoder.encode(as_float(part).to(place), sample=False)
-        found.append((autoencoder.decode(z).float().clamp(-1.0, 1.0).cpu(), z.cpu()))
+        found.append(autoencoder.decode(z).float().clamp(-1.0, 1.0).cpu())
     autoencoder.train(was_training)
-    x_rec, z = map(torch.cat, zip(*found, strict=True))
-    return x_rec, z
+    return torch.cat(found)

@@ -16,9 +16,9 @@ class Measured(NamedTuple):
     """A number, its 95 % interval (NaN: none), and N, the number of values it rests on."""
 
     value: float
-    low: float
-    high: float
-    n: int
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 1
 
     def __str__(self) -> str:
         """As "27.1 [26.9, 27.3] (N=812)", with as many digits as the interval justifies."""
@@ -49,30 +49,26 @@ class Evaluation(dict[str, Measured]):
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: `measured`, (value, low, high, n) by name, and `settings`; NaN becomes None."""
-        rows = {
-            name: [None if math.isnan(x) else str(x) if math.isinf(x) else x for x in found]
-            for name, found in self.items()
-        }
-        named = {name: dict(zip(Measured._fields, row, strict=True)) for name, row in rows.items()}
-        return {"measured": named, "settings": self.settings}
+
+        def plain(number: float) -> float | str | None:
+            return number if math.isfinite(number) else None if math.isnan(number) else str(number)
+
+        rows = {name: found._asdict() for name, found in self.items()}
+        measured = {name: {k: plain(v) for k, v in row.items()} for name, row in rows.items()}
+        return {"measured": measured, "settings": self.settings}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "Evaluation":
         """The inverse of `as_dict`."""
         measured = {}
         for name, row in saved["measured"].items():
-            *numbers, n = (math.nan if row[f] is None else float(row[f]) for f in Measured._fields)
-            measured[name] = Measured(*numbers, int(n))
+            numbers = (math.nan if row[k] is None else float(row[k]) for k in Measured._fields[:3])
+            measured[name] = Measured(*numbers, row["n"])
         return cls(measured, saved["settings"])
 
 
-def exactly(value: float, n: int) -> Measured:
-    """A number without an interval."""
-    return Measured(float(value), math.nan, math.nan, n)
-
-
 def mean_interval(values: Tensor | Sequence[float], clusters: Tensor | None = None) -> Measured:
-    """The mean of values (N,), N >= 2, with Student's t interval.
+    """The mean of values (N,) with Student's t interval.
 
     clusters: (N,) int; values of one cluster (crops of one photograph) are not independent, so
     the interval is cluster-robust, with C - 1 degrees of freedom. Raises ValueError for fewer
@@ -98,20 +94,6 @@ def proportion_interval(successes: int, n: int) -> Measured:
     return Measured(float(successes / n), float(low), float(high), n)
 
 
-def median_interval(values: Tensor) -> Measured:
-    """The median of independent values (N,), with an interval between two order statistics.
-
-    The number of values below the true median is Binomial(N, 1/2), whatever their distribution;
-    below N = 6 even the whole range is too narrow, and there is no interval.
-    """
-    numbers, n = values.cpu().double().sort().values, len(values)
-    value = float((numbers[(n - 1) // 2] + numbers[n // 2]) / 2)
-    rank = int(scipy.stats.binom.ppf(0.025, n, 0.5))
-    if not rank:
-        return exactly(value, n)
-    return Measured(value, float(numbers[rank - 1]), float(numbers[n - rank]), n)
-
-
 def jackknife(
     statistic: Callable[..., Any],
     *sets: Tensor,
@@ -128,12 +110,13 @@ def jackknife(
     its copy. The interval is about the expectation at this N, and clipped to bounds. n: default,
     the smallest set's size.
     """
-    n, value, without = n or min(map(len, sets)), float(statistic(*sets)), []
+    n, value = n or min(map(len, sets)), float(statistic(*sets))
     if isinstance(groups, int):
         draw = torch.Generator().manual_seed(0)
         groups = [random_groups(len(x), groups, draw) for x in sets] if groups else []
     if not groups:
-        return exactly(value, n)
+        return Measured(value, n=n)
+    without = []
     for i in range(1 + max(int(group.max()) for group in groups)):
         kept = (x[group != i] for x, group in zip(sets, groups, strict=True))
         without.append(float(statistic(*kept)))

@@ -19,15 +19,20 @@ import torch
 from torch import Tensor
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.data.dataset import ImageDataset, as_float
-from minildm.data.scenes import ScenesDataset, crop
+from minildm.data.dataset import ImageDataset
+from minildm.data.scenes import crop
 from minildm.data.transforms import enlarge, shrink
 from minildm.diffusion.latent_diffusion import LatentDiffusion
-from minildm.evaluation.distribution import frechet_distance, kernel_distance, precision_recall
-from minildm.evaluation.features import OfflineFeatures, extract_features
-from minildm.evaluation.following import accuracy, scene_layouts
+from minildm.evaluation.distribution import (
+    OfflineFeatures,
+    extract_features,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
+from minildm.evaluation.following import accuracy, held_out
 from minildm.evaluation.image_metrics import psnr, reconstruct
-from minildm.evaluation.restoration import given_of, pasted
+from minildm.evaluation.restoration import pasted
 from minildm.files import atomic_write, write_json
 from minildm.sweeps.sweep import Run, Sampling, slug
 from minildm.training.checkpoint import (
@@ -90,17 +95,15 @@ def conditions_of(
     """Draw n conditions: in the training set's proportions; layouts and images of validation."""
     kind, draw = model.config.conditioner.kind, torch.Generator().manual_seed(seed)
     if kind in ("layout", "semantic"):
-        scenes = ScenesDataset("val", model.config.image_size, n=n)
-        layouts = scene_layouts(scenes, n)
-        y = layouts if kind == "layout" else {"semantic": scenes.maps.long()}
+        y, layouts, _ = held_out(model, n, seed)
         return Conditions(y, "objects", layouts)
-    restores = kind in ("low_res", "inpaint")
-    data = data_of(model, config, "val" if restores else "train")
+    if kind in ("low_res", "inpaint"):
+        data = data_of(model, config, "val")
+        y, _, x = held_out(model, min(n, len(data)), seed, data)
+        return Conditions(y, "psnr", x)
+    data = data_of(model, config, "train")
     rounds = range(-(-n // len(data)))  # each row as often as the others, up to one
     rows = torch.cat([torch.randperm(len(data), generator=draw) for _ in rounds])[:n]
-    if restores:
-        x = as_float(data.images)[rows]
-        return Conditions(given_of(x, kind, model.autoencoder.f), "psnr", x)
     if kind == "none":
         return Conditions(None, rows=rows)
     classes = kind == "class"

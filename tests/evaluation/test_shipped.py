@@ -9,19 +9,20 @@ from torch import Tensor
 from minildm.compression.perceptual import perceptual_distance
 from minildm.data.dataset import as_float
 from minildm.data.emoji import EmojiDataset
-from minildm.data.scenes import ScenesDataset, wide_scene
+from minildm.data.scenes import wide_scene
 from minildm.data.transforms import mirrored_boxes
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.evaluation.following import (
     emoji_prompts,
+    evaluate_model,
+    evaluate_restoration,
+    held_out,
     layout_following,
-    scene_layouts,
     text_following,
 )
 from minildm.evaluation.image_metrics import psnr
 from minildm.evaluation.intervals import mean_interval
-from minildm.evaluation.models import evaluate_model
-from minildm.evaluation.restoration import baseline, evaluate_restoration, given_of, restored
+from minildm.evaluation.restoration import baseline, given_of, restored
 from minildm.training.checkpoint import pretrained
 from minildm.training.classifier import agreement, segmented
 
@@ -44,8 +45,8 @@ def test_captions_are_followed_and_the_null_caption_is_not() -> None:
 
 
 def test_objects_are_what_and_where_they_are_asked() -> None:
-    layouts = scene_layouts(ScenesDataset("val", 64, n=16), 16)
     model, classifier = pretrained("scenes-layout"), pretrained("scenes-classifier")
+    layouts, _, _ = held_out(model, 16, seed=0)
     x = model.sample(layouts, **GUIDED)
     found = layout_following(x, layouts, classifier)
     assert all(found.settings["follows"][key] for key in ("objects", "filled", "found", "iou"))
@@ -67,9 +68,10 @@ def x() -> Tensor:
 @pytest.mark.parametrize("name", BASELINES)
 def test_what_is_given_is_kept_and_the_baseline_surpassed(name: str, x: Tensor) -> None:
     model, far = pretrained(name), perceptual_distance("offline")
-    found = evaluate_restoration(model, x, groups=4, **SAMPLING)
+    given = given_of(x, model.config.conditioner.kind)
+    found = evaluate_restoration(model, x, given, groups=4, **SAMPLING)
     ours, theirs = found["model"], found[BASELINES[name]]
-    assert ours.settings["follows"] is True
+    assert ours.settings["follows"]["kept"]
     assert ours["kept"].value > ours["kept_shuffled"].value + 5  # dB
     if name == "emoji-sr":
         assert ours["perceptual"].value < theirs["perceptual"].low

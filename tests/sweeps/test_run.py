@@ -11,7 +11,7 @@ from sweeps.tiny import tiny_sweep
 
 from minildm import EmojiDataset, Sweep, as_float, load_model, pretrained
 from minildm.data.scenes import ScenesDataset
-from minildm.evaluation.following import layout_following, scene_layouts
+from minildm.evaluation.following import layout_following
 from minildm.sweeps import run as module
 from minildm.sweeps.run import RESULTS, Conditions, Measurements, measure_at_end, shown, train
 
@@ -98,7 +98,8 @@ def test_real_images_score_better_than_noise(tmp_path: Path) -> None:
 
 def test_objects_are_counted_as_the_evaluation_counts_them(tmp_path: Path) -> None:
     scenes, done = ScenesDataset("val", 64, n=6), Measurements(RUN, tmp_path)
-    layouts, x = scene_layouts(scenes, 6), as_float(scenes.images)
+    x = as_float(scenes.images)
+    layouts = {key: scenes.columns[key] for key in ("boxes", "classes")}
     done.conditions, done.networks = Conditions(None, "objects", layouts), [torch.nn.Linear(1, 1)]
     found = layout_following(x, layouts, pretrained("scenes-classifier"))["objects"]
     assert done._follows(x) == (found.value, found.n)
