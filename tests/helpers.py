@@ -96,8 +96,8 @@ def tiny_ldm_config(
 
 
 def tiny_clip(folder: Path) -> Path:
-    """Write a CLIP's text encoder of width 16 that reads ten tokens, and its vocabulary."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    """Write a CLIP of width 16 that reads ten tokens, with its vocabulary, as OpenAI's is."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     letters = [*"abdeorp", *(f"{letter}</w>" for letter in "abdegorp")]
     words = [*letters, "re", "red</w>", "do", "<|startoftext|>", "<|endoftext|>"]
@@ -105,8 +105,11 @@ def tiny_clip(folder: Path) -> Path:
     (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\nd o\n")
     CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    shape |= {"num_attention_heads": 2, "vocab_size": len(words), "max_position_embeddings": 10}
-    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
-    model = shaken(CLIPTextModel(CLIPTextConfig(**shape, **ends)), seed=4)
+    shape |= {"num_attention_heads": 2, "projection_dim": 8}
+    text = shape | {"vocab_size": len(words), "max_position_embeddings": 10}
+    text |= {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
+    images = shape | {"image_size": 8, "patch_size": 4}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=images, projection_dim=8))
+    shaken(model.text_model, seed=4)
     model.save_pretrained(folder)
     return folder

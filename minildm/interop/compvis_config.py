@@ -73,7 +73,8 @@ def _read_conditioner(target: str, params: Part, clip: PathLike | None) -> tau.C
             raise ValueError(
                 f"clip={clip!r} must be a folder with CLIP's config.json and tokenizer"
             )
-        d = read_mapping(path).get("hidden_size", 512)
+        shape = read_mapping(path)  # of the text encoder, or with one for images
+        d = shape.get("text_config", shape).get("hidden_size", 512)
         f |= {"encoder": "clip", "path": str(path.parent), "d_cond": d}
     elif kind == "text" and not f.pop("reads"):
         kind = "ids"

@@ -61,13 +61,13 @@ def test_wrong_user_input_is_refused(kind: str, y: object, said: str) -> None:
 @pytest.mark.parametrize(
     ("config", "options", "said"),
     [
-        (TextConfig, {"p_uncond": 1.0}, "p_uncond=1.0 must lie in 0..0.99"),
-        (ClassConfig, {"null_class": False}, "p_uncond=0.1 must be 0 without a null condition"),
-        (IdsConfig, {"vocab_size": 5, "p_uncond": 0.1}, "must be 0 without a null condition"),
-        (TextConfig, {"d_cond": 10**9}, "d_cond=1000000000 must lie in 1..10000"),
+        (TextConfig, {"p_uncond": 1.0}, "p_uncond=1.0 must lie in [0, 1)"),
+        (ClassConfig, {"null_class": False}, "p_uncond=0.1 must lie in [0, 1), and be 0"),
+        (IdsConfig, {"p_uncond": 0.1}, "p_uncond=0.1 must lie in [0, 1), and be 0"),
+        (TextConfig, {"d_cond": 10**9}, "d_cond=1000000000 must lie in 0..10000"),
         (TextConfig, {"vocab_size": 10**9}, "vocab_size=1000000000 must"),
         (LayoutConfig, {"max_boxes": 10**9}, "max_boxes=1000000000 must"),
-        (LayoutConfig, {"grid": 0}, "grid=0 must lie in 1..1000"),
+        (LayoutConfig, {"grid": 1001}, "grid=1001 must lie in 0..1000"),
         (SemanticConfig, {"stages": -1}, "stages=-1 must"),
     ],
 )
@@ -95,3 +95,9 @@ def test_a_text_model_needs_its_own_tokenizer() -> None:
         build("text").set_tokenizer(CaptionTokenizer.trained_on(["one"]))
     with pytest.raises(ValueError, match="has no tokenizer"):
         CONFIGS["text"].build().null(1)
+
+
+def test_unknown_words_are_named_in_a_warning() -> None:
+    captions = ["a Zorgly dog", "a whale", "a Zorgly cat"]
+    with pytest.warns(UserWarning, match=r"read as \[UNK\]: 'Zorgly', 'whale'"):
+        assert build("text").batch_from(captions, 1) == {"caption": captions}

@@ -18,25 +18,21 @@ from minildm.conditioning import CaptionTokenizer, FrozenTextConditioner, Frozen
 from minildm.conditioning import text_encoders as encoders
 
 CAPTIONS = ["a red apple", "a dog", "two dogs and a cat", "eight o'clock", "a high-heeled shoe"]
+TOKENIZER = CaptionTokenizer.trained_on(CAPTIONS)
 HARD = ["a red apple", "Two dogs, and a zorgly whale!", "", "naïve café 日本 x"]
 
 
 # --- the tokenizer ---
 
 
-@pytest.fixture
-def tokenizer() -> CaptionTokenizer:
-    return CaptionTokenizer.trained_on(CAPTIONS)
-
-
-def test_a_caption_is_start_words_end_and_padding(tokenizer: CaptionTokenizer) -> None:
+def test_a_caption_is_start_words_end_and_padding() -> None:
     words = {w for c in CAPTIONS for w in c.replace("'", " ' ").replace("-", " - ").split()}
-    assert len(tokenizer) == 4 + len(words)
-    ids = tokenizer(["a dog", "", "a red apple"], length=6)
+    assert len(TOKENIZER) == 4 + len(words)
+    ids = TOKENIZER(["a dog", "", "a red apple"], length=6)
     assert ids.dtype == torch.int64
     pad, _unknown, start, end = range(4)  # the special tokens come first
     a, dog, red, apple = (
-        tokenizer([word], 3)[0, 1].item() for word in ("a", "dog", "red", "apple")
+        TOKENIZER([word], 3)[0, 1].item() for word in ("a", "dog", "red", "apple")
     )
     assert len({a, dog, red, apple, *range(4)}) == 8
     assert ids[0].tolist() == [start, a, dog, end, pad, pad]
@@ -44,20 +40,20 @@ def test_a_caption_is_start_words_end_and_padding(tokenizer: CaptionTokenizer) -
     assert ids[2].tolist() == [start, a, red, apple, end, pad]
 
 
-def test_unknown_words_are_named_as_they_were_written(tokenizer: CaptionTokenizer) -> None:
-    assert not any(map(tokenizer.unknown, CAPTIONS))
-    assert tokenizer.unknown("a Zorgly dog, blue") == ["Zorgly", ",", "blue"]
-    assert tokenizer.words("a zorgly dog") == ["a", "[UNK]", "dog"]
-    ids = tokenizer(["a zorgly dog", "a bluish dog"], length=8)
+def test_unknown_words_are_named_as_they_were_written() -> None:
+    assert not any(map(TOKENIZER.unknown, CAPTIONS))
+    assert TOKENIZER.unknown("a Zorgly dog, blue") == ["Zorgly", ",", "blue"]
+    assert TOKENIZER.words("a zorgly dog") == ["a", "[UNK]", "dog"]
+    ids = TOKENIZER(["a zorgly dog", "a bluish dog"], length=8)
     assert torch.equal(ids[0], ids[1])  # nothing of an unknown word is left
     small = CaptionTokenizer.trained_on(["a a a b b c"], max_words=6)  # the most frequent two
     assert small.words("a b c") == ["a", "b", "[UNK]"]
 
 
-def test_a_saved_tokenizer_comes_back(tokenizer: CaptionTokenizer, tmp_path: Path) -> None:
-    tokenizer.save(tmp_path / "tokenizer.json")
+def test_a_saved_tokenizer_comes_back(tmp_path: Path) -> None:
+    TOKENIZER.save(tmp_path / "tokenizer.json")
     again = CaptionTokenizer.load(tmp_path / "tokenizer.json")
-    assert torch.equal(again(CAPTIONS, 9), tokenizer(CAPTIONS, 9))
+    assert torch.equal(again(CAPTIONS, 9), TOKENIZER(CAPTIONS, 9))
     assert again.unknown("a whale") == ["whale"]
 
 

@@ -106,12 +106,6 @@ def test_names_and_labels_are_understood(y: object, labels: list[int]) -> None:
     assert label.dtype == torch.int64
 
 
-def test_classes_may_have_no_null() -> None:
-    tau = build("class", p_uncond=0.0, null_class=False)
-    assert torch.equal(tau({"label": torch.arange(3)}).tokens[:, 0], tau.embedding.weight)
-    assert not tau.config.has_null
-
-
 # --- layouts ---
 
 
@@ -172,15 +166,6 @@ def test_a_block_equals_torchs_pre_norm_layer() -> None:
     theirs.load_state_dict(state)
     x = randn(2, 5, d, dtype=torch.float64)
     assert (ours(x) - theirs.train()(x)).abs().max() < 1e-12
-
-
-def test_every_token_sees_every_other_one_in_both_directions() -> None:
-    net = TokenTransformer(CONFIGS["ids"]).eval()
-    ids = torch.tensor([[1, 2, 3, 4]])
-    for position in range(4):
-        changed = ids.clone()
-        changed[0, position] = 7
-        assert ((net(changed) - net(ids)).abs().amax(dim=2)[0] > 1e-6).all(), position
 
 
 def test_without_positions_the_order_does_not_matter() -> None:
