@@ -125,7 +125,7 @@ def figures(sweep: Sweep, folder: Path, table: pd.DataFrame) -> dict[str, Any]:
             labels = {"xlabel": list(panels), "ylabel": axis}
             found[f"{metric}_curves"] = plots.curves(panels, **labels, log="x")
         if ends := at_the_end(table, metric):
-            found[f"{metric}_at_the_end"] = plots.bars(ends, xlabel=axis, title="at the end")
+            found[f"{metric}_at_the_end"] = plots.bars(ends, xlabel=f"{axis} at the end")
     rows: dict[str, torch.Tensor] = {}  # the last samples of each level's first seed
     for run in sweep.runs():
         for name, x in reversed(shown(folder / "runs" / run.name).items()):

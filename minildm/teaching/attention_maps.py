@@ -59,13 +59,11 @@ def attention_maps(model: LatentDiffusion) -> Iterator[list[Tensor]]:
 
     def keep_call(_unet: nn.Module, args: Any, _out: Any) -> None:
         h, w = args[0].shape[-2:]
-        shrunk = [round((h * w / block.shape[1]) ** 0.5) for block in blocks]  # at its level
-        found = [
-            F.interpolate(
-                rearrange(block, "b (h w) m -> b m h w", h=h // f), (h, w), mode="bilinear"
-            )
-            for block, f in zip(blocks, shrunk, strict=True)
-        ]
+        found = []
+        for block in blocks:
+            f = round((h * w / block.shape[1]) ** 0.5)  # how much smaller than the latent
+            small = rearrange(block, "b (h w) m -> b m h w", h=h // f)
+            found.append(F.interpolate(small, (h, w), mode="bilinear"))
         maps.append(torch.stack(found).mean(0).cpu())
         blocks.clear()
 

@@ -54,53 +54,50 @@ def preference_study(
     draw = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(first), generator=draw).tolist()
     swapped = torch.randint(2, (len(first),), generator=draw).tolist()
-    sides = [names[::-1] if swap else names for swap in swapped]  # left and right of each pair
-    path, votes = Path(folder) / "votes.csv", {}
+    pairs = [[str(i), *(names[::-1] if swapped[i] else names)] for i in order]  # pair, left, right
+    path = Path(folder) / "votes.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    for pair, left, right, chosen in csv.reader(text.splitlines()):
-        votes[int(pair)] = chosen
-        if not int(pair) < len(first) or sides[int(pair)] != (left, right):
-            raise ValueError(f"{path} holds votes of another study")
-    remaining = [pair for pair in order if pair not in votes]
+    path.touch()
+    votes = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    if [row[:3] for row in votes] != pairs[: len(votes)]:
+        raise ValueError(f"{path} holds votes of another study")
 
     def images() -> Tensor:
-        """Left and right of the first remaining pair."""
-        pair = remaining[0]
-        return torch.stack([first[pair], second[pair]][:: -1 if swapped[pair] else 1])
+        """Left and right of the next pair."""
+        i = order[len(votes)]
+        return torch.stack([first[i], second[i]][:: -1 if swapped[i] else 1])
 
-    def vote(side: str) -> None:
-        pair = remaining.pop(0)
-        votes[pair] = sides[pair][SIDES.index(side)]
+    def vote(side: str) -> bool:
+        """Whether a pair is left after this vote."""
+        row = pairs[len(votes)]
+        votes.append([*row, row[1 + SIDES.index(side)]])
         with path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow([pair, *sides[pair], votes[pair]])
+            csv.writer(file).writerow(votes[-1])
+        return len(votes) < len(pairs)
 
-    while choose and remaining:
-        vote(choose(remaining[0], *images()))
-    if remaining:
-        _show_buttons(remaining, images, vote, question)
-    chosen = list(votes.values())
+    while choose and len(votes) < len(pairs):
+        vote(choose(order[len(votes)], *images()))
+    if len(votes) < len(pairs):
+        _show_buttons(images, vote, question)
+    chosen = [row[3] for row in votes]
     return proportion_interval(chosen.count(names[0]), len(chosen)) if chosen else None
 
 
-def _show_buttons(
-    remaining: list[int], images: Callable[[], Tensor], vote: Callable[[str], None], question: str
-) -> None:
+def _show_buttons(images: Callable[[], Tensor], vote: Callable[[str], bool], question: str) -> None:
     """Show the remaining pairs one by one, with a button for each side."""
     import ipywidgets as widgets
     from IPython.display import display
 
-    def pair() -> plots.NotebookFigure:
+    def figure() -> plots.NotebookFigure:
         return plots.image_grid(images(), SIDES, scale=2, title=question)
 
     def clicked(button: widgets.Button) -> None:
-        vote(button.description)
-        if remaining:
-            shown.update(pair())
+        if vote(button.description):
+            shown.update(figure())
         else:
             row.close()
 
-    shown = display(pair(), display_id=True)
+    shown = display(figure(), display_id=True)
     row = widgets.HBox([widgets.Button(description=side) for side in SIDES])
     for button in row.children:
         button.on_click(clicked)

@@ -245,11 +245,7 @@ def loss_curves(
 
 
 def bars(
-    values: Mapping[str, Any],
-    *,
-    xlabel: str = "accuracy",
-    chance: float | None = None,
-    title: str = "",
+    values: Mapping[str, Any], *, xlabel: str = "accuracy", chance: float | None = None
 ) -> NotebookFigure:
     """Horizontal bars, one a name; or groups of bars: {"samples": {name: value}, "real": {...}}.
 
@@ -259,7 +255,7 @@ def bars(
     grouped = isinstance(next(iter(values.values())), Mapping)
     series = values if grouped else {"": values}
     names = list(dict.fromkeys(name for content in series.values() for name in content))
-    fig = _panels([title], 1, (6.8, 1.0 + len(names) * (0.16 + 0.17 * len(series))))
+    fig = _panels([""], 1, (6.8, 1.0 + len(names) * (0.16 + 0.17 * len(series))))
     ax, thick = fig.axes[0], 0.8 / len(series)
     for i, (kind, content) in enumerate(series.items()):
         found = [v if isinstance(v, tuple) else (v, v, v, 0) for v in content.values()]

@@ -47,7 +47,7 @@ def test_who_always_chooses_the_left_image_prefers_neither(tmp_path: Path) -> No
 
 def test_buttons_vote_and_a_study_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def darker(pair: int, left: Tensor, right: Tensor) -> str:  # always the model's image
-        asked.append(pair)
+        seen.append(pair)
         return "left" if left.mean() < right.mean() else "right"
 
     def display(shown: Any, **_options: Any) -> SimpleNamespace:
@@ -55,7 +55,7 @@ def test_buttons_vote_and_a_study_resumes(tmp_path: Path, monkeypatch: pytest.Mo
         return SimpleNamespace(update=lambda figure: screen.__setitem__(0, figure))
 
     screen: list[Any] = []
-    asked: list[int] = []
+    seen: list[int] = []
     monkeypatch.setattr("IPython.display.display", display)
     options = {"names": NAMES, "question": "Which?"}
     assert preference_study(*TONES, tmp_path, **options) is None
@@ -66,7 +66,7 @@ def test_buttons_vote_and_a_study_resumes(tmp_path: Path, monkeypatch: pytest.Mo
         screen[1].children[int(left.mean() > right.mean())].click()
     before = (tmp_path / "votes.csv").read_text()
     found = preference_study(*TONES, tmp_path, **options, choose=darker)
-    assert found == proportion_interval(N, N) and len(set(asked)) == N - 5
+    assert found == proportion_interval(N, N) and len(set(seen)) == N - 5
     assert (tmp_path / "votes.csv").read_text().startswith(before)
     for other in ({"names": ("model", "regression")}, {"names": NAMES, "seed": 1}):
         with pytest.raises(ValueError, match=r"votes\.csv holds votes of another study"):

@@ -39,7 +39,7 @@ EVERY = {
     "latent_maps": lambda: plots.latent_maps(randn(2, 3, 4, 5), rows=["a", "b"]),
     "word_maps": lambda: plots.word_maps(X[0], ["a", "red", "apple"], X.abs()[:3, 0]),
     "loss_curves": lambda: plots.loss_curves({"ae": records(50, loss=1.0, rec_loss=0.5)}),
-    "bars": lambda: plots.bars({"samples": MEASURED, LONG: MEASURED}, chance=0.1, title=LONG),
+    "bars": lambda: plots.bars({"samples": MEASURED, LONG: MEASURED}, chance=0.1),
     "curves": lambda: plots.curves(
         {"a": {f"{LONG} {i}": ([1, 2], [3, 4]) for i in range(6)}, "b": {"c": ([1], [2])}},
         xlabel="f",
@@ -104,11 +104,8 @@ def test_values_map_to_black_grey_and_white_and_large_images_shrink_by_area() ->
     x = torch.zeros(1, 3, 400, 400, dtype=torch.uint8)
     x[..., ::2] = 200
     assert (canvas(plots.image_grid(x, scale=100 / plots.DPI)) == 100).all(-1).sum() == 100 * 100
-    z = torch.zeros(1, 2, 4, 4)
-    z[:, 0, 0, 0], z[:, 1] = 3.0, -3.0
-    fig = plots.latent_maps(z)  # grey at zero
-    assert canvas(fig)[[10, 60, 60], [10, 60, 200], 0].tolist() == [255, 128, 0]
-    assert "black -3, white 3" in fig.alt
+    fig = plots.latent_maps(torch.tensor([3.0, 0.0, -3.0]).view(1, 3, 1, 1))  # grey at zero
+    assert canvas(fig)[60, 60::140, 0].tolist() == [255, 128, 0]
 
 
 def test_rows_and_columns_are_named_where_they_are() -> None:
@@ -190,7 +187,6 @@ def test_panels_have_their_own_ticks_and_starred_names_are_points() -> None:
     assert found == [["2", "4"], ["20", "40", "80"]]
     points, line = (ax.containers[0][0] for ax in fig.axes)
     assert points.get_linewidth() == 0 < line.get_linewidth()
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["a", "b"]
 
 
 def test_points_and_arrows_are_where_they_belong() -> None:
