@@ -43,10 +43,7 @@ class ImageFolder(ImageDataset):
         classes = sorted(set(folders.values()))
         kept = [n for n in files if split in ("all", split_of(n, val_fraction))]
         if not kept:
-            raise ValueError(
-                f"split={split!r} of {root} is empty ({len(files)} images in all): "
-                f"change val_fraction={val_fraction}, or take split='all'"
-            )
+            raise ValueError(f"split={split!r} of {root} is empty: change {val_fraction=}")
         super().__init__(
             decode_all(lambda i: read_square(files[kept[i]], size), len(kept), size),
             name=f"{root.name}-{split}",
@@ -95,9 +92,7 @@ def read_square(file: Path, size: int) -> Image.Image:
             image.draft("RGB", (2 * size, 2 * size))  # large JPEGs: decode less
             return square(image, size)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{file} is not a readable image ({error}): replace it or move it out of the folder"
-        ) from error
+        raise ValueError(f"{file} is damaged, or not an image: {error}") from error
 
 
 def torchvision_set(

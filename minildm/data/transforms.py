@@ -4,7 +4,7 @@
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,12 +14,6 @@ from torch import Tensor
 
 from minildm.data.dataset import as_float
 from minildm.layers import Batch, BatchRandom
-
-
-def random_flips(x: Tensor, rng: BatchRandom) -> Tensor:
-    """Mirror each image (B, 3, H, W) with probability one half."""
-    chosen = rng.rand(len(x), 1, 1, 1, device=x.device) < 0.5
-    return torch.where(chosen, x.flip(-1), x)
 
 
 def mirrored(batch: Batch, chosen: Tensor) -> Batch:
@@ -182,12 +176,7 @@ def lama(n: int, size: tuple[int, int], rng: BatchRandom) -> Tensor:
     return torch.where(box, boxes(n, size, rng), strokes(n, size, rng))
 
 
-MASKS: dict[str, Callable[[int, tuple[int, int], BatchRandom], Tensor]] = {
-    "lama": lama,
-    "strokes": strokes,
-    "boxes": boxes,
-    "halves": halves,
-}
+MASKS = {draw.__name__: draw for draw in (lama, strokes, boxes, halves)}
 
 
 def draw_masks(kinds: Sequence[str], n: int, size: tuple[int, int], rng: BatchRandom) -> Tensor:

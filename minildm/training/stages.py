@@ -91,9 +91,13 @@ def train_autoencoder(
         quantizer.begin(place_all=init is None)
 
     def loss(batch: Batch, step: int, rng: BatchRandom) -> dict[str, Tensor]:
+        x = batch["image"]
+        if train.flip:
+            chosen = rng.rand(len(x), device=x.device) < 0.5
+            x = transforms.mirrored({"image": x}, chosen)["image"]
         return autoencoder_loss(
             model,
-            transforms.random_flips(batch["image"], rng) if train.flip else batch["image"],
+            x,
             kl_weight=experiment.kl_weight,
             mse_weight=experiment.mse_weight,
             codebook_weight=experiment.codebook_weight,

@@ -19,8 +19,6 @@ from minildm.data.transforms import (
     enlarge,
     mean_fill,
     mirrored,
-    mirrored_boxes,
-    random_flips,
     shrink,
     style_caption,
     to_segments,
@@ -38,33 +36,18 @@ def x() -> Tensor:
     return torch.stack([item["image"] for item in ScenesDataset("val", 64, n=6)])
 
 
-def test_mirrored_boxes_are_where_the_mirrored_image_has_its_objects() -> None:
-    """A scene's semantic map says where an object's pixels are; its box must hold them."""
-    found = 0
-    for item in ScenesDataset("train", 64, n=12):
-        batch = {key: item[key][None] for key in ("image", "semantic", "boxes", "classes")}
-        out = mirrored(batch, torch.tensor([True]))
-        assert torch.equal(out["image"][0], item["image"].flip(-1))
-        for box, kind in zip(out["boxes"][0], item["classes"].tolist(), strict=True):
-            if kind < 0 or (item["classes"] == kind).sum() > 1:
-                continue
-            rows, columns = torch.nonzero(out["semantic"][0] == 8 + kind, as_tuple=True)
-            left, top, right, bottom = (64 * box).tolist()
-            assert left - 1 <= columns.min() and columns.max() <= right + 1
-            assert top - 1 <= rows.min() and rows.max() <= bottom + 1
-            found += 1
-    assert found > 10
-
-
-def test_only_the_chosen_and_only_real_boxes_move() -> None:
-    boxes = torch.tensor([[[0.1, 0.2, 0.4, 0.9], [0.0, 0.0, 0.0, 0.0]]]).repeat(2, 1, 1)
-    batch = {"boxes": boxes, "classes": torch.tensor([[3, -1]] * 2)}
-    moved = mirrored_boxes(batch, torch.tensor([False, True]))["boxes"]
-    assert torch.equal(moved[0], boxes[0]) and not moved[1, 1].any()
-    assert torch.allclose(moved[1, 0], torch.tensor([0.6, 0.2, 0.9, 0.9]))
-    x = randn(400, 1, 1, 2)
-    flipped = (random_flips(x, rng()) == x.flip(-1)).flatten(1).all(1)
-    assert 160 < int(flipped.sum()) < 240
+def test_boxes_move_with_their_pixels_where_chosen() -> None:
+    boxes = torch.tensor([[[1, 2, 4, 9], [5, 0, 10, 2], [0, 0, 0, 0]]]).repeat(2, 1, 1) / 10
+    maps, classes = torch.full((2, 10, 10), 7), torch.tensor([[0, 1, -1]] * 2)
+    maps[:, 2:9, 1:4], maps[:, 0:2, 5:10] = 0, 1  # each box is filled with its class
+    batch = {"image": maps[:, None].float(), "semantic": maps, "boxes": boxes, "classes": classes}
+    out = mirrored(batch, torch.tensor([True, False]))
+    assert torch.equal(out["semantic"], torch.stack([maps[0].flip(-1), maps[1]]))
+    assert torch.equal(out["image"][:, 0].long(), out["semantic"]) and not out["boxes"][:, 2].any()
+    for i, k in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        x0, y0, x1, y1 = (10 * out["boxes"][i, k]).round().int().tolist()
+        assert (out["semantic"][i, y0:y1, x0:x1] == k).all()
+        assert (x1 - x0) * (y1 - y0) == (maps == k).sum() / 2
 
 
 def test_styles_are_named_in_their_share_of_the_captions() -> None:
