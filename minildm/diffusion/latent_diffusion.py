@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,9 +36,6 @@ class SamplingConfig:
         check_fields(self, 0, 1, "guidance_rescale", "eta")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"eta={self.eta} must be 0 for {self.sampler!r}; 'ddim' has it")
-        first, last = self.guidance_interval or (0, 0)
-        if not 0 <= first <= last:
-            raise ValueError(f"guidance_interval={first, last} must be two times, first <= last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,15 +149,13 @@ class LatentDiffusion(nn.Module):
         Random numbers: see `BatchRandom`. In evaluation mode no condition is dropped.
         """
         random, objective = BatchRandom(generator, rank, world), self.config.objective
-        if "z" in batch:
-            z0 = batch["z"]
-        else:
-            with torch.no_grad():
-                z0 = self.autoencoder.encode(batch["image"], noise=random.randn_like)
+        z0 = batch.get("z")
+        if z0 is None:
+            z0 = self.autoencoder.encode(batch["image"], noise=random.randn_like)
         n, drop = len(z0), None
         if self.training and self.config.conditioner.p_uncond:
             drop = random.rand(n, device=z0.device) < self.config.conditioner.p_uncond
-        c = self.conditioner(batch, self._encode_condition, drop)
+        c = self._condition(batch, drop)
         t = draw_t(random.rand(n, device=z0.device), self.schedule.T, self.config.t_bias)
         eps = random.randn_like(z0)
         per_sample = ldm_loss(self.network, self.schedule, z0, c, t, eps, objective)
@@ -168,10 +164,9 @@ class LatentDiffusion(nn.Module):
             terms["simple"] = per_sample.detach().mean()
         return {**terms, "per_sample": per_sample.detach(), "t": t}
 
-    def _encode_condition(self, x: Tensor) -> Tensor:
-        """The latent of an image that is a condition: the posterior's mean."""
-        with torch.no_grad():
-            return self.autoencoder.encode(x, sample=False)
+    def _condition(self, batch: Batch, drop: Tensor | None = None) -> Conditioning:
+        """tau_theta(y); images that are conditions are encoded to the posterior's mean."""
+        return self.conditioner(batch, partial(self.autoencoder.encode, sample=False), drop)
 
     def steps(self, y: object = None, *, n: int | None = None, **options: Any) -> Iterator[Step]:
         """Sample in one batch, yielding every Step: latents (B, c, h, w); arguments: `sample`."""
@@ -179,27 +174,20 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self,
-        y: object = None,
-        *,
-        n: int | None = None,
-        batch_size: int = 64,
-        first: int = 0,
-        **options: Any,
+        self, y: object = None, *, n: int | None = None, batch_size: int = 64, **options: Any
     ) -> Tensor:
         """Images for the conditions y: (B, 3, H, W) in [-1, 1], on the model's device.
 
         y: class names or labels, captions, layouts, images: what the conditioner's batch_from
         reads; None for an unconditional model, which makes `n` images. batch_size: how many at
-        once; with noise, edit or guide, all. seed: image i depends on (seed, first + i) alone.
-
-        Options: the fields of SamplingConfig, where not given those of `config.sampling`. size:
-        the image's side or (H, W), if not the trained one; a concatenated condition decides it.
-        guide: wraps the denoiser, as `image_guided` does. edit: changes z between steps, as
-        `keep_known` does. noise: a function like torch.randn_like, in place of seed. Raises
-        ValueError for values outside their range.
+        once; with noise, edit or guide, all. Options: the fields of SamplingConfig, where not
+        given those of `config.sampling`; and seed, first (0): image i depends on (seed, first + i)
+        alone; size: the image's side or (H, W), if not the trained one, unless a concatenated
+        condition decides it; guide: wraps the denoiser, as `image_guided` does; edit: changes z
+        between steps, as `keep_known` does; noise: like torch.randn_like, in place of seed.
+        Raises ValueError for values outside their range.
         """
-        (batch, n), images = self._conditions(y, n), []
+        (batch, n), first, images = self._conditions(y, n), options.pop("first", 0), []
         if any(options.get(name) is not None for name in ("noise", "edit", "guide")):
             batch_size = n
         for i in range(0, n, batch_size):
@@ -209,7 +197,7 @@ class LatentDiffusion(nn.Module):
         return torch.cat(images)
 
     def _conditions(self, y: object, n: int | None) -> tuple[Batch, int]:
-        """y as the conditioner's batch; its number of rows, or n if it has none."""
+        """y as the conditioner reads it, and the number of its rows (n if it has none)."""
         batch = self.conditioner.batch_from(y, n or 1)
         count = len(next(iter(batch.values()))) if batch else (n or 1)
         if count < 1 or n not in (None, count):
@@ -235,7 +223,7 @@ class LatentDiffusion(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            c = self.conditioner(batch, self._encode_condition)
+            c = self._condition(batch)
             denoise = self._denoise(c, n, how)
             denoise = guide(denoise) if guide else denoise
             h, w = self._latent_size(size) if c.concat is None else c.concat.shape[2:]

@@ -93,7 +93,7 @@ def _move(now: Now | Prediction, abar_next: Tensor, sigma: Tensor | float = 0.0)
 
 
 def _sampler(
-    default_steps: int | None, default_spacing: Spacing, rule: Rule, *, ancestral: bool = False
+    default_steps: int, default_spacing: Spacing, rule: Rule, *, ancestral: bool = False
 ) -> Sampler:
     """The sampler of a rule; ancestral: it ends at the data, and edits come after the step."""
 
@@ -102,7 +102,7 @@ def _sampler(
         denoise: Denoise,
         schedule: NoiseSchedule,
         z_T: Tensor,
-        steps: int | None = default_steps,
+        steps: int = default_steps,
         *,
         spacing: Spacing = default_spacing,
         noise: Noise = torch.randn_like,
@@ -111,7 +111,6 @@ def _sampler(
         **options: float,
     ) -> Iterator[Step]:
         z, past, ask = z_T, [], partial(predict, denoise)
-        steps = schedule.T if steps is None else steps
         levels = _levels(schedule, steps, spacing, to_data=ancestral)
         for (t, abar), (t_next, abar_next) in pairwise(levels):
             times = torch.full((len(z),), t, device=z.device)
@@ -142,12 +141,12 @@ def ddim(now: Now, past: list[Now], eta: float = 0.0) -> Tensor:
     return z + sigma * now.noise(z) if eta > 0 else z
 
 
-@partial(_sampler, None, "trailing", ancestral=True)
+@partial(_sampler, 1000, "trailing", ancestral=True)
 def ddpm(now: Now, past: list[Now]) -> Tensor:
     """Ancestral sampling, DDPM (Ho et al. 2020) Eqs. 6-7, Algorithm 2: z_T -> z_0.
 
-    The mean is the posterior's given z0_hat, the variance its beta-tilde. Fewer than T steps
-    (default: all T) use the same formulas on the visited times. No noise in the last step.
+    The mean is the posterior's given z0_hat, the variance its beta-tilde. Fewer than T steps use
+    the same formulas on the visited times. No noise in the last step.
     """
     abar, abar_next = now.abar, now.abar_next
     alpha = abar / abar_next  # of this step; 1 - alpha is its beta

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minildm.diffusion import NoiseSchedule
+from minildm.diffusion.schedule import NoiseSchedule
 
 with warnings.catch_warnings():  # deprecations inside diffusers and what it imports
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -11,9 +11,9 @@ from helpers import randn
 from torch import Tensor
 
 from minildm.conditioning import Conditioning
-from minildm.diffusion import Prediction
 from minildm.diffusion.guidance import guided, image_guided, keep_known
 from minildm.diffusion.samplers import ddim
+from minildm.diffusion.schedule import Prediction
 from minildm.teaching.toy import gaussian_eps
 
 MU, SPREAD = 1.0, 0.7

@@ -55,18 +55,6 @@ def test_the_loss_draws_posterior_drop_t_and_eps_in_this_order(batch: dict) -> N
     assert not terms["per_sample"].requires_grad
 
 
-def test_two_ranks_see_their_rows_of_one_batch(model: LatentDiffusion, batch: dict) -> None:
-    batch["image"] = batch["image"].double()
-
-    def per_sample(rows: slice, *part: int) -> Tensor:
-        own = {key: value[rows] for key, value in batch.items()}
-        return model.loss(own, torch.Generator().manual_seed(5), *part)["per_sample"]
-
-    model.double().train()
-    parts = [per_sample(slice(2 * rank, 2 * rank + 2), rank, 2) for rank in (0, 1)]
-    assert torch.allclose(torch.cat(parts), per_sample(slice(None)), rtol=1e-9)
-
-
 def test_the_first_stage_is_frozen_and_the_rest_learns(model: LatentDiffusion, batch: dict) -> None:
     model.train().loss(batch)["loss"].backward()
     assert not model.autoencoder.training

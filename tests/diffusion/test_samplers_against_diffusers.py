@@ -29,16 +29,7 @@ from diffusion.references import F64, SCHEDULE, ZERO_SNR, Replay, error, schedul
 from helpers import randn
 from torch import Tensor
 
-from minildm.diffusion.samplers import (
-    SAMPLERS,
-    ddim,
-    ddpm,
-    dpm_solver_pp,
-    euler,
-    heun,
-    plms,
-    timesteps,
-)
+from minildm.diffusion.samplers import ddim, ddpm, dpm_solver_pp, euler, heun, plms, timesteps
 
 pytestmark = pytest.mark.filterwarnings(  # inside diffusers
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
@@ -149,18 +140,3 @@ def test_dpm_solver(spacing: Any, steps: int) -> None:
     for t, step in zip(theirs.timesteps, path, strict=True):
         z = theirs.step(called(z, t), t, z).prev_sample
         assert error(step.z, z) < 1e-5
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_eps_z0_and_v_lead_to_the_same_end(name: str) -> None:
-    ends = []
-    for objective in ("eps", "z0", "v"):
-
-        def denoise(z: Tensor, t: Tensor, objective: Any = objective) -> Any:
-            eps = wavy(z, t)
-            out = SCHEDULE.target(objective, SCHEDULE.z0_from_eps(z, t, eps), t, eps)
-            return SCHEDULE.prediction(objective, out, z, t)
-
-        *_, last = SAMPLERS[name](denoise, SCHEDULE, Z_T, 10, noise=torch.cos)
-        ends.append(last.z)
-    assert max(error(end, ends[0]) for end in ends) < 1e-8
