@@ -1,7 +1,117 @@
-"""Ablations: many runs of one notebook, one table with intervals, one report."""
+"""Ablations: many runs of one notebook, one table with intervals, one report.
 
-from minildm.sweeps.execution import run_sweep
-from minildm.sweeps.report import read_table
+A run is a papermill execution of notebooks/sweeps/one_run.ipynb in a kernel of its own; the
+executed notebook stays in the run's folder. A run whose results.json exists is done.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from minildm.conditioning import look_up
+from minildm.files import data_dir
+from minildm.sweeps.report import NOTEBOOK, finished, read_table, write_report
+from minildm.sweeps.run import is_trained, stage_folder
 from minildm.sweeps.sweep import Run, Sweep, read_sweep, standard_sweeps
+from minildm.teaching.notebook import run_notebook
+from minildm.training.configs import to_dict
 
 __all__ = ["Run", "Sweep", "read_sweep", "read_table", "run_sweep", "standard_sweeps"]
+
+Task = tuple[str, Path, dict[str, Any]]  # the arguments of `perform`
+
+
+class SweepResult(NamedTuple):
+    """The table, the report, and the runs that failed: name -> the reason."""
+
+    table: Path
+    report: Path
+    failed: dict[str, str]
+
+
+def run_sweep(
+    sweep: Sweep,
+    folder: str | Path,
+    *,
+    jobs: int | None = None,
+    devices: Sequence[str] = (),
+    threads: int = 1,
+    levels: Sequence[str] | None = None,
+    scheduler: str | None = None,
+    say: Callable[[str], None] = print,
+) -> SweepResult:
+    """Execute the unfinished runs of a sweep; write the table and the report of all finished ones.
+
+    jobs: runs at once, by default one per device. devices: "cuda:0", "cuda:1", "mps", "cpu"; by
+    default the best one. threads: CPU threads of a run. levels: run only these. scheduler: the
+    address of a Dask scheduler whose workers see the folder, in place of jobs.
+    If a run fails, the others continue; the same call tries it again. Raises ValueError for a
+    folder that holds another sweep, and for an unknown level.
+    """
+    for level in levels or ():
+        look_up(level, list(sweep.levels), f"{sweep.name}: level")
+    folder, places = Path(folder).resolve(), itertools.cycle(devices or [""])
+    done = {run.name for run, _ in finished(sweep, folder)}
+    stages: dict[str, Task] = {}
+    runs: dict[str, tuple[Path | None, Task]] = {}  # each with the first stage that it requires
+    for run in sweep.runs():
+        place, stage = folder / "runs" / run.name, stage_folder(run, folder)
+        if run.level in (levels or sweep.levels) and run.name not in done:
+            parameters = {"run": to_dict(run), "shared": str(folder)}
+            parameters |= {"device": next(places), "threads": threads}
+            runs[run.name] = stage, ("one_run", place, parameters)
+            if not is_trained(stage):
+                stages[f"first stage {stage.name}"] = "first_stage", stage, parameters
+    with _executor(scheduler, jobs or len(devices) or 1) as executor:
+        failed = _carry_out(executor, stages, say)
+        ready = {name: task for name, (stage, task) in runs.items() if is_trained(stage)}
+        failed |= _carry_out(executor, ready, say)
+    return SweepResult(*write_report(sweep, folder, failed), failed)
+
+
+def _carry_out(
+    executor: Executor, tasks: dict[str, Task], say: Callable[[str], None]
+) -> dict[str, str]:
+    """Perform tasks by name; returns what went wrong, by name."""
+    failed, futures = {}, {executor.submit(perform, *task): name for name, task in tasks.items()}
+    for i, future in enumerate(as_completed(futures), 1):
+        problem = repr(future.exception()) if future.exception() else future.result()
+        failed |= {futures[future]: problem} if problem else {}
+        say(f"{futures[future]}: {problem or 'done'} ({i} of {len(tasks)})")
+    return failed
+
+
+def perform(notebook: str, place: Path, parameters: dict[str, Any]) -> str:
+    """Execute a notebook of notebooks/sweeps into a folder; returns what went wrong, or ""."""
+    template = data_dir().parent / f"notebooks/sweeps/{notebook}.ipynb"
+    try:
+        run_notebook(template, place / NOTEBOOK, {**parameters, "run_dir": str(place)})
+    except Exception as error:  # whatever it is, the other runs continue
+        said = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
+        return f"failed: {said.splitlines()[0]}; see {place / NOTEBOOK}"
+    return ""
+
+
+@contextmanager
+def _executor(scheduler: str | None, jobs: int) -> Iterator[Executor]:
+    """Threads of this process, or the workers of a Dask cluster; each starts a kernel a run."""
+    if scheduler is not None:
+        from distributed import Client
+
+        with Client(scheduler) as client, client.get_executor(pure=False) as executor:
+            yield executor
+        return
+    with ThreadPoolExecutor(jobs) as executor:
+        try:
+            yield executor
+        except BaseException:  # such as Ctrl-C, which does not reach the kernels
+            executor.shutdown(wait=False, cancel_futures=True)
+            for child in psutil.Process().children():
+                if "ipykernel_launcher" in child.cmdline():
+                    child.kill()
+            raise

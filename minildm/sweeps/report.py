@@ -4,7 +4,6 @@ import html
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ import torch
 from minildm.evaluation.intervals import Measured, mean_interval
 from minildm.files import atomic_write
 from minildm.sweeps.run import DEFAULT, METRICS, RESULTS, shown
-from minildm.sweeps.sweep import COLUMNS, Sweep
+from minildm.sweeps.sweep import COLUMNS, Run, Sweep
 from minildm.teaching import plots
-from minildm.training.checkpoint import flat
-from minildm.training.configs import to_dict
+from minildm.training.configs import from_dict
 
-NOTEBOOK, SPEC = "notebook.ipynb", "run.json"
+NOTEBOOK = "notebook.ipynb"
 MEAN = "mean"  # in the column of seeds
 AXES = {  # what a metric is drawn against
     "step": "optimiser steps",
@@ -36,47 +34,39 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={level: str, "seed": str, "sampling": str})
 
 
+def finished(sweep: Sweep, folder: Path) -> list[tuple[Run, dict[str, Any]]]:
+    """The finished runs in a folder and their results.json, those copied from elsewhere included.
+
+    In the order of the levels, then of the seeds. Raises ValueError for a run of another sweep.
+    """
+    found, levels = [], list(sweep.levels)
+    for path in folder.glob(f"runs/*/{RESULTS}"):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        run = from_dict(Run, results["run"])
+        if run.level not in levels or run != sweep.run(run.level, run.seed):
+            raise ValueError(f"{path} is of another sweep or other settings: choose another folder")
+        found.append((run, results))
+    return sorted(found, key=lambda pair: (levels.index(pair[0].level), pair[0].seed))
+
+
 def table_of(sweep: Sweep, folder: Path) -> pd.DataFrame:
-    """Rows of all finished runs, and of means over seeds; the first column, the level, is its name.
+    """Rows of all finished runs, and of means over seeds; the first column is the sweep's name.
 
     A row of a seed has the number of samples as n; a row "mean" has the number of seeds, and
     Student's t interval of 95 %.
     """
     rows, means = [], []
-    for run in sorted(sweep.runs(), key=lambda run: list(sweep.levels).index(run.level)):
-        path = folder / "runs" / run.name / RESULTS
-        if path.is_file():
-            result = json.loads(path.read_text(encoding="utf-8"))
-            fixed = {sweep.name: run.level, "seed": str(run.seed), "device": result["device"]}
-            rows += [{**fixed, **row} for row in result["rows"]]
+    for run, results in finished(sweep, folder):
+        fixed = {sweep.name: run.level, "seed": str(run.seed), "device": results["device"]}
+        rows += [{**fixed, **row} for row in results["rows"]]
     table = pd.DataFrame(rows, columns=[sweep.name, *COLUMNS])
-    for _, same in table.groupby([sweep.name, "step", "sampling", "metric"], sort=False):
-        values = [value for value in same["value"] if math.isfinite(value)]
-        if len(values) > 1:
+    finite = table[table["value"].abs() < math.inf]
+    for _, same in finite.groupby([sweep.name, "step", "sampling", "metric"], sort=False):
+        if len(same) > 1:
             speeds = same[["seconds", "images_per_second"]].mean()
-            means.append(
-                {**same.iloc[0], **speeds, "seed": MEAN, **mean_interval(values)._asdict()}
-            )
+            interval = mean_interval(same["value"].tolist())._asdict()
+            means.append({**same.iloc[0], **speeds, "seed": MEAN, **interval})
     return pd.DataFrame(rows + means, columns=table.columns)
-
-
-def with_others(sweep: Sweep, folder: Path) -> Sweep:
-    """The sweep with the seeds of all runs in a folder, such as runs copied from elsewhere.
-
-    Raises ValueError for a run of another sweep, with what differs.
-    """
-    seeds = {*sweep.seeds}
-    for path in folder.glob(f"runs/*/{SPEC}"):
-        old = json.loads(path.read_text(encoding="utf-8"))
-        same = [r for r in replace(sweep, seeds=(old["seed"],)).runs() if r.level == old["level"]]
-        was = flat(old)
-        now = flat(to_dict(same[0])) if same else {**was, "level": None}
-        differ = [k for k in sorted(was | now) if was.get(k) != now.get(k)][:5]
-        if differ:
-            listed = "; ".join(f"{k}: {was.get(k)} there, {now.get(k)} here" for k in differ)
-            raise ValueError(f"{path} is of another sweep ({listed}): choose another folder")
-        seeds.add(old["seed"])
-    return replace(sweep, seeds=tuple(sorted(seeds)))
 
 
 def lines(
@@ -108,7 +98,7 @@ def at_the_end(table: pd.DataFrame, metric: str, sampling: str = DEFAULT) -> dic
 def _by_level(table: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
     """Each level's finite values: the means over seeds, or those of a single seed."""
     name, found = table.columns[0], {}
-    same = table[(table["metric"] == metric) & table["value"].map(math.isfinite)]
+    same = table[(table["metric"] == metric) & (table["value"].abs() < math.inf)]
     for level, rows in same.groupby(name, sort=False):
         means = rows[rows["seed"] == MEAN]
         found[f"{name} = {level}"] = means if len(means) else rows
@@ -122,12 +112,13 @@ def figures(sweep: Sweep, folder: Path, table: pd.DataFrame) -> dict[str, Any]:
         panels = {label: lines(table, metric, x) for x, label in AXES.items()}
         panels = {k: v for k, v in panels.items() if any(len(line[0]) > 1 for line in v.values())}
         if panels:
-            labels = {"xlabel": list(panels), "ylabel": axis}
-            found[f"{metric}_curves"] = plots.curves(panels, **labels, log="x")
+            found[f"{metric}_curves"] = plots.curves(
+                panels, xlabel=list(panels), ylabel=axis, log="x"
+            )
         if ends := at_the_end(table, metric):
             found[f"{metric}_at_the_end"] = plots.bars(ends, xlabel=f"{axis} at the end")
     rows: dict[str, torch.Tensor] = {}  # the last samples of each level's first seed
-    for run in sweep.runs():
+    for run, _ in finished(sweep, folder):
         for name, x in reversed(shown(folder / "runs" / run.name).items()):
             if name.endswith(DEFAULT):
                 rows.setdefault(f"{sweep.name} = {run.level}", x)
@@ -145,20 +136,16 @@ def write_report(
     """
     if not (folder / "runs").is_dir():
         raise ValueError(f"{folder} holds no sweep: it has no folder runs/")
-    sweep = with_others(sweep, folder)
-    table = table_of(sweep, folder)
-    drawn, ends = figures(sweep, folder, table), {}
-    for name, figure in drawn.items():
+    table, images, ends, items = table_of(sweep, folder), "", {}, ""
+    for name, figure in figures(sweep, folder, table).items():
         plots.save(figure, folder / f"{name}.png")
+        images += f'<p><img src="{name}.png" alt="{html.escape(figure.alt)}"></p>\n'
     for metric, axis in METRICS.items():
         ends[axis] = {label: str(end) for label, end in at_the_end(table, metric).items()}
-    images = [f'<p><img src="{k}.png" alt="{html.escape(v.alt)}"></p>' for k, v in drawn.items()]
-    items = []
-    for name in (run.name for run in sweep.runs()):
-        done = (folder / "runs" / name / RESULTS).is_file()
-        state = "finished" if done else (failed or {}).get(name, "not finished")
-        link = f'<a href="runs/{name}/{NOTEBOOK}">{name}</a>'
-        items.append(f"<li>{link}: {html.escape(state)}</li>")
+    states = {run.name: "not finished" for run in sweep.runs()} | dict(failed or {})
+    states |= {run.name: "finished" for run, _ in finished(sweep, folder)}
+    for name, state in states.items():
+        items += f'<li><a href="runs/{name}/{NOTEBOOK}">{name}</a>: {html.escape(state)}</li>\n'
     page = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{sweep.name}</title><style>{STYLE}</style>
 <h1>{html.escape(sweep.question or f"What does {sweep.name} do?")}</h1>
@@ -166,9 +153,8 @@ def write_report(
 <p>{sweep.samples} samples each. N is the number of seeds, with Student's t interval of 95 %; of a
 single seed, its number of samples.</p>
 {pd.DataFrame(ends).dropna(axis=1).to_html()}
-{"".join(images)}
-<h2>Runs</h2>
-<ul>{"".join(items)}</ul>
+{images}<h2>Runs</h2>
+<ul>{items}</ul>
 <p>All numbers: <a href="table.csv">table.csv</a>.</p>
 </html>
 """

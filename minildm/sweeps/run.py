@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,46 +19,29 @@ import torch
 from torch import Tensor
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.data.dataset import ImageDataset
+from minildm.data.dataset import ImageDataset, cached
 from minildm.data.scenes import crop
 from minildm.data.transforms import enlarge, shrink
 from minildm.diffusion.latent_diffusion import LatentDiffusion
-from minildm.evaluation.distribution import (
-    OfflineFeatures,
-    extract_features,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
-)
+from minildm.evaluation import distribution
+from minildm.evaluation.distribution import OfflineFeatures, extract_features
 from minildm.evaluation.following import accuracy, held_out
 from minildm.evaluation.image_metrics import psnr, reconstruct
 from minildm.evaluation.restoration import pasted
 from minildm.files import atomic_write, write_json
-from minildm.sweeps.sweep import Run, Sampling, slug
-from minildm.training.checkpoint import (
-    find_model,
-    load_model,
-    pretrained,
-    read_card,
-    read_log,
-    save_model,
-    saved_step,
-)
+from minildm.sweeps.sweep import Run, slug
+from minildm.training import checkpoint
+from minildm.training.checkpoint import load_model, save_model
 from minildm.training.configs import DataConfig, override, to_dict
 from minildm.training.loop import Record, describe, pick_device
 from minildm.training.presets import PIXELS
 from minildm.training.stages import train_autoencoder, train_ldm
 
+Row = dict[str, Any]  # step, images, sampling, images_per_second, metric, value, n, seconds
 RESULTS = "results.json"
-TIMED = 100  # records of a training from which the time of a step is taken
 DEFAULT = "default"  # the label of a level's own sampling
 BOUND = "first stage"  # real images through the first stage: the best that samples can be
 REFERENCE = 2000  # real images at most
-CLASSIFIERS = {  # who tells whether samples follow, and by which answer
-    "accuracy": ("emoji-classifier", "group"),
-    "objects": ("scenes-classifier", "label"),
-}
-SHOWN = 8  # samples of each measurement that are kept
 METRICS = {  # name: its axis
     "proxy_fid": "proxy-FID ↓",
     "kid": "KID ↓",
@@ -71,134 +54,122 @@ METRICS = {  # name: its axis
 
 
 class Conditions(NamedTuple):
-    """What samples are conditioned on, and the truth to compare with by `metric`."""
+    """The conditions of real images, and the truth to compare samples with by `metric`."""
 
     y: Any  # as `sample` takes it; None for an unconditional model
-    metric: str | None = None
-    truth: Any = None  # groups (N,), layouts, or images (N, 3, H, W)
-    rows: Tensor | None = None  # (N,) rows of the training images whose conditions these are
+    real: Tensor  # (N, 3, H, W) in [-1, 1]
+    metric: str = ""  # empty: nothing tells whether samples follow
+    truth: Any = None  # groups (N,), boxes and classes, or the real images
 
 
-def data_of(model: LatentDiffusion, config: DataConfig | None, split: str) -> ImageDataset:
-    """The images that a model was trained on; for a shipped one, those of its condition."""
-    conditioner, size = model.config.conditioner, model.config.image_size
-    if config is None:
-        scenes = conditioner.kind in ("layout", "semantic")
-        subgroups = conditioner.classes if conditioner.kind == "class" else ()
-        config = DataConfig(kind="scenes" if scenes else "emoji", size=size, subgroups=subgroups)
-    return config.dataset(split)
+def data_of(run: Run, model: LatentDiffusion, split: str) -> ImageDataset:
+    """The images that a run trains on; for a shipped model, those of its condition."""
+    if run.experiment:
+        return run.experiment.data.dataset(split)
+    conditioner = model.config.conditioner
+    scenes = conditioner.kind in ("layout", "semantic")
+    options = {"subgroups": conditioner.classes} if conditioner.kind == "class" else {}
+    config = DataConfig(kind="scenes" if scenes else "emoji", size=model.config.image_size)
+    return replace(config, **options).dataset(split)
 
 
-def conditions_of(
-    model: LatentDiffusion, config: DataConfig | None, n: int, seed: int
-) -> Conditions:
-    """Draw n conditions: in the training set's proportions; layouts and images of validation."""
-    kind, draw = model.config.conditioner.kind, torch.Generator().manual_seed(seed)
+def conditions_of(run: Run, model: LatentDiffusion, data: ImageDataset) -> Conditions:
+    """Draw conditions, in the proportions of the training set `data`; held-out maps and images."""
+    kind, n, seed = model.config.conditioner.kind, run.samples, run.seed
     if kind in ("layout", "semantic"):
-        y, layouts, _ = held_out(model, n, seed)
-        return Conditions(y, "objects", layouts)
+        y, truth, x = held_out(model, n, seed)
+        return Conditions(y, x, "objects", truth)
     if kind in ("low_res", "inpaint"):
-        data = data_of(model, config, "val")
-        y, _, x = held_out(model, min(n, len(data)), seed, data)
-        return Conditions(y, "psnr", x)
-    data = data_of(model, config, "train")
-    rounds = range(-(-n // len(data)))  # each row as often as the others, up to one
+        val = data_of(run, model, "val")
+        y, _, x = held_out(model, min(n, len(val)), seed, val)
+        return Conditions(y, x, "psnr", x)
+    draw, rounds = torch.Generator().manual_seed(seed), range(-(-n // len(data)))
     rows = torch.cat([torch.randperm(len(data), generator=draw) for _ in rounds])[:n]
-    if kind == "none":
-        return Conditions(None, rows=rows)
-    classes = kind == "class"
-    y = [data.classes[data.labels[i]] if classes else data.captions[i] for i in rows.tolist()]
-    known = data.name.startswith("emoji")  # to the classifier
-    return Conditions(y, *(("accuracy", data.group_ids[rows]) if known else (None, None)), rows)
+    x, labels, groups = _images(data, rows), data.labels[rows], data.group_ids[rows]
+    y = {"none": None, "class": [data.classes[label] for label in labels]}
+    y = y.get(kind, [data.captions[i] for i in rows.tolist()])
+    known = y and data.name.startswith("emoji")  # to the classifier
+    return Conditions(y, x, "accuracy", groups) if known else Conditions(y, x)
 
 
-class Measurements:
-    """What was measured of a run so far: `measured.json` and `samples/` in its folder.
+def _images(data: ImageDataset, rows: Tensor) -> Tensor:
+    """Rows (N,) of a data set -> (N, 3, H, W) in [-1, 1]."""
+    return torch.stack([data[i]["image"] for i in rows.tolist()])
 
-    The real images are those of the training split, as in the paper's appendix E. The Fréchet
+
+def measure(run: Run, folder: Path, model: LatentDiffusion, step: int, name: str) -> list[Row]:
+    """Measure samples, by the sampling of this name, unless that was done before.
+
+    BOUND: real images, encoded and decoded. Returns all rows of `measured.json`.
+    """
+    path, content = folder / "measured.json", {"run": to_dict(run), "rows": []}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else content
+    if before["run"] != content["run"]:
+        raise ValueError(f"{path} is of other settings: choose another folder")
+    rows = before["rows"]
+    if any((row["step"], row["sampling"]) == (step, name) for row in rows):
+        return rows
+    data = data_of(run, model, "train")
+    given = conditions_of(run, model, data)
+    fixed, began = {"step": step, "images": 0, "sampling": name}, time.perf_counter()
+    if run.experiment:
+        fixed["images"] = step * run.experiment.train.batch_size * run.experiment.train.accumulate
+    if name == BOUND:
+        x = reconstruct(model.autoencoder, given.real)
+    else:  # from the same noise at every step
+        options = asdict(override(run.sampling, run.samplings.get(name, {})))
+        n = run.samples if given.y is None else None
+        x = model.sample(given.y, n=n, seed=run.seed, **options).cpu()
+        fixed["images_per_second"] = len(x) / (time.perf_counter() - began)
+        x = pasted(x, given.y) if isinstance(given.y, dict) else x
+    numbers = scores(x, given, data, model.device).items()
+    rows += [{**fixed, "metric": m, "value": v, "n": n} for m, (v, n) in numbers]
+    with atomic_write(folder / "samples" / f"{step}-{slug(name)}.pt") as file:
+        torch.save(((x[:8] + 1) * 127.5).round().to(torch.uint8), file)
+    write_json(path, {**content, "rows": rows})
+    return rows
+
+
+def scores(
+    x: Tensor, given: Conditions, data: ImageDataset, device: torch.device
+) -> dict[str, tuple[float, int]]:
+    """Samples (N, 3, H, W) in [-1, 1] -> (value, N) by metric.
+
+    Real images are those of the training split, as in the paper's appendix E. The Fréchet
     distance is on the 112 features of a middle block, since a few hundred samples are too few for
     the covariance of the head's 1,280; the other distances are on the head.
     """
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:REFERENCE]
 
-    def __init__(self, run: Run, folder: Path) -> None:
-        path = folder / "measured.json"
-        self.run, self.folder = run, folder
-        self.rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        self.real: list[Tensor] = []  # features of real images by both networks, (N, D)
+    def features(block: int | None) -> tuple[Tensor, Tensor]:
+        """Of real images, computed once for all runs, and of the samples: (M, D), (N, D)."""
+        network = OfflineFeatures(block).to(device)
+        key = f"features-{data.fingerprint[:24]}-{len(order)}-{network.layer}"
+        real = cached(key, lambda: extract_features(_images(data, order), network))
+        return real, extract_features(x, network)
 
-    def add(
-        self, model: LatentDiffusion, step: int, name: str, sampling: Sampling | None = None
-    ) -> None:
-        """Measure samples, or reconstructions of real images, unless that was done before."""
-        if any((row["step"], row["sampling"]) == (step, name) for row in self.rows):
-            return
-        if not self.real:
-            self._prepare(model)
-        run, y, rows = self.run, self.conditions.y, self.conditions.rows
-        train = run.experiment.train if run.experiment else None
-        images = step * train.batch_size * train.accumulate if train else 0
-        fixed = {"step": step, "images": images, "sampling": name}
-        began = time.perf_counter()
-        if sampling is not None:  # from the same noise at every step
-            n = run.samples if y is None else None
-            x = model.sample(y, n=n, seed=run.seed, **asdict(sampling)).cpu()
-            fixed["images_per_second"] = len(x) / (time.perf_counter() - began)
-            x = pasted(x, y) if isinstance(y, dict) else x
-        elif rows is not None:
-            x = reconstruct(model.autoencoder, self._images(rows))
-        else:
-            return
-        numbers = self._numbers(x).items()
-        self.rows += [{**fixed, "metric": m, "value": v, "n": n} for m, (v, n) in numbers]
-        with atomic_write(self.folder / "samples" / f"{step}-{slug(name)}.pt") as file:
-            torch.save(((x[:SHOWN] + 1) * 127.5).round().to(torch.uint8), file)
-        write_json(self.folder / "measured.json", self.rows)
+    head = features(None)
+    found = distribution.precision_recall(*head, k=3)._asdict()
+    found["proxy_fid"] = distribution.frechet_distance(*features(10))
+    found["kid"] = distribution.kernel_distance(*head)
+    numbers = {name: (float(value), len(x)) for name, value in found.items()}
+    return numbers | ({given.metric: follows(x, given, device)} if given.metric else {})
 
-    def _prepare(self, model: LatentDiffusion) -> None:
-        """Compute once what all measurements share."""
-        run, config = self.run, self.run.experiment.data if self.run.experiment else None
-        self.data = data_of(model, config, "train")
-        self.conditions = conditions_of(model, config, run.samples, run.seed)
-        self.networks = [OfflineFeatures(block).to(model.device).eval() for block in (10, None)]
-        order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(0))
-        real = self._images(order[:REFERENCE])
-        self.real = [extract_features(real, network) for network in self.networks]
 
-    def _images(self, rows: Tensor) -> Tensor:
-        """Training images: (N,) -> (N, 3, H, W) in [-1, 1]."""
-        return torch.stack([self.data[i]["image"] for i in rows.tolist()])
-
-    def _numbers(self, x: Tensor) -> dict[str, tuple[float, int]]:
-        """Samples (N, 3, H, W) in [-1, 1] -> (value, N) by metric."""
-        pairs = zip(self.real, self.networks, strict=True)
-        middle, head = ((real, extract_features(x, network)) for real, network in pairs)
-        inside = precision_recall(*head, k=3)
-        found = {
-            "proxy_fid": frechet_distance(*middle),
-            "kid": kernel_distance(*head),
-            "precision": inside.precision,
-            "recall": inside.recall,
-        }
-        numbers = {name: (float(value), len(x)) for name, value in found.items()}
-        if self.conditions.metric:
-            numbers[self.conditions.metric] = self._follows(x)
-        return numbers
-
-    def _follows(self, x: Tensor) -> tuple[float, int]:
-        """Whether samples show what they were conditioned on."""
-        metric, truth, side = self.conditions.metric, self.conditions.truth, x.shape[-1]
-        if metric == "psnr":
-            return float(psnr(truth, x).mean()), len(x)
-        if metric == "accuracy":  # the classifier was trained on images of 64 pixels
-            x = enlarge(x, 64 // side) if side < 64 else shrink(x, side // 64)
-        else:
-            image, slot = (truth["classes"] >= 0).nonzero().unbind(1)
-            x = crop(x[image], truth["boxes"][image, slot])
-            truth = truth["classes"][image, slot]
-        name, question = CLASSIFIERS[metric]
-        classifier = pretrained(name).to(next(self.networks[0].parameters()).device)
-        found = accuracy(classifier, x, truth, question)
-        return found.value, found.n
+def follows(x: Tensor, given: Conditions, device: torch.device) -> tuple[float, int]:
+    """Whether samples (N, 3, H, W) show what they were conditioned on: `given.metric` and N."""
+    truth, side = given.truth, x.shape[-1]
+    if given.metric == "psnr":
+        return float(psnr(truth, x).mean()), len(x)
+    name, question = "emoji-classifier", "group"
+    if given.metric == "objects":
+        name, question = "scenes-classifier", "label"
+        image, slot = (truth["classes"] >= 0).nonzero().unbind(1)
+        x, truth = crop(x[image], truth["boxes"][image, slot]), truth["classes"][image, slot]
+    else:  # the classifier was trained on images of 64 pixels
+        x = enlarge(x, 64 // side) if side < 64 else shrink(x, side // 64)
+    found = accuracy(checkpoint.pretrained(name).to(device), x, truth, question)
+    return found.value, found.n
 
 
 def shown(folder: Path) -> dict[str, Tensor]:
@@ -220,7 +191,7 @@ def is_trained(stage: Path | None) -> bool:
     """Whether a first stage is there, trained to its end; None: pixels need none."""
     if stage is None or not (stage / "config.json").is_file():
         return stage is None
-    return "unfinished" not in read_card(stage)["info"]
+    return "unfinished" not in checkpoint.read_card(stage)["info"]
 
 
 def train_first_stage(run: Run, shared: Path, device: str | None = None) -> Iterator[Record]:
@@ -244,34 +215,31 @@ def train(run: Run, folder: Path, shared: Path, device: str | None = None) -> It
         autoencoder = load_model(stage, kind="autoencoder") if stage else Autoencoder(PIXELS)
         autoencoder.scale /= run.latent_std
         save_model(autoencoder, own)
-    marks, done = {*run.measure_at, run.experiment.train.steps}, Measurements(run, folder)
+    marks = {*run.measure_at, run.experiment.train.steps}
     options = {"first_stage": own, "run_dir": model_dir, "device": device, "save_at": marks}
     for record in itertools.chain([None], train_ldm(run.experiment, **options)):
-        step = record.step if record else saved_step(model_dir)  # a mark that was not measured
+        # First the mark at which the training was stopped, in case it was not measured.
+        step = record.step if record else checkpoint.saved_step(model_dir)
         if step in marks:
-            done.add(load_model(model_dir).to(pick_device(device)), step, DEFAULT, run.sampling)
+            measure(run, folder, load_model(model_dir).to(pick_device(device)), step, DEFAULT)
         if record:
             yield record
 
 
-def measure_at_end(run: Run, folder: Path, device: str | None = None) -> list[dict[str, Any]]:
+def measure_at_end(run: Run, folder: Path, device: str | None = None) -> list[Row]:
     """Measure the final model with every sampling, and write `results.json`; returns its rows.
 
-    A row is {step, images, sampling, images_per_second, metric, value, n, seconds}. Rows of the
-    sampling "first stage" are of the real images whose conditions are used, encoded and decoded.
+    Rows of the sampling "first stage" are of real images, encoded and decoded.
     """
-    done = Measurements(run, folder)
-    model = load_model(find_model(run.model or folder / "model"), kind="latent-diffusion")
-    model = model.to(pick_device(device))
-    step = run.experiment.train.steps if run.experiment else 0
-    for name, options in {DEFAULT: {}, **run.samplings}.items():
-        done.add(model, step, name, override(run.sampling, options))
-    if run.experiment:
-        done.add(model, step, BOUND)
-    pairs = itertools.pairwise(read_log(folder / "model")[:TIMED])
+    place = checkpoint.find_model(run.model or folder / "model")
+    model = load_model(place, kind="latent-diffusion").to(pick_device(device))
+    step, bound = (run.experiment.train.steps, [BOUND]) if run.experiment else (0, [])
+    for name in (DEFAULT, *run.samplings, *bound):
+        rows = measure(run, folder, model, step, name)
+    pairs = itertools.pairwise(checkpoint.read_log(folder / "model")[:100])
     times = [(b.seconds - a.seconds) / (b.step - a.step) for a, b in pairs]
     step_seconds = statistics.median(times or [0.0])  # pauses for measuring do not count
-    rows = [{**row, "seconds": row["step"] * step_seconds} for row in done.rows]
+    rows = [{**row, "seconds": row["step"] * step_seconds} for row in rows]
     results = {"run": to_dict(run), "device": describe(model.device), "rows": rows}
     write_json(folder / RESULTS, results)
     return rows

@@ -5,12 +5,14 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from minildm.conditioning import look_up
 from minildm.diffusion.latent_diffusion import SamplingConfig
 from minildm.files import data_dir
+from minildm.layers import check_fields
 from minildm.training.checkpoint import find_model, flat, load_model
 from minildm.training.configs import (
     AutoencoderExperiment,
@@ -23,13 +25,6 @@ from minildm.training.presets import PIXELS, PRESETS
 COLUMNS = ("seed", "step", "seconds", "images", "sampling", "images_per_second", "metric")
 COLUMNS += ("value", "low", "high", "n", "device")  # of the table, after the level
 OF_RUN = ("sampling.", "first_stage.", "latent_std")  # other settings are the experiment's
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling(SamplingConfig):
-    """The options of `LatentDiffusion.sample` that a sweep can set, as "sampling.steps"."""
-
-    steps: int = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +42,15 @@ class Run:
     measure_at: tuple[int, ...] = ()
     samplings: dict = field(default_factory=dict)
     samples: int
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingConfig = field(default_factory=partial(SamplingConfig, steps=20))
     model: str = ""
     experiment: LatentDiffusionExperiment | None = None
     first_stage: AutoencoderExperiment | None = None
     first_stage_dir: str = ""
     latent_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, 1e-6, 1e6, "latent_std")
 
     @property
     def name(self) -> str:
@@ -65,44 +63,6 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
-def resolved(run: Run, settings: Mapping[str, Any]) -> Run:
-    """The run with a level's settings. Raises ValueError with the setting and what is allowed."""
-    given = {k: v for k, v in settings.items() if k in ("preset", "model", "first_stage")}
-    changes = {
-        name if name.startswith(OF_RUN) else f"experiment.{name}": value
-        for name, value in settings.items()
-        if name not in given
-    }
-    if "model" in given:
-        for name in [*(given.keys() - {"model"}), *(n for n in changes if n[:9] != "sampling.")]:
-            raise ValueError(f"{name} has no effect: model={given['model']!r} is trained already")
-        find_model(given["model"])  # raises ValueError where there is none
-        return override(replace(run, model=given["model"]), changes)
-    experiment = _preset(given.get("preset", "emoji-class-f4"), LatentDiffusionExperiment)
-    stage, config = given.get("first_stage", "emoji-kl-f4"), PIXELS
-    run = replace(run, experiment=experiment)
-    if stage == "pixels" or Path(stage).is_dir():  # shared settings of others have no effect
-        changes = {k: v for k, v in changes.items() if not k.startswith("first_stage.")}
-    else:
-        run = replace(run, first_stage=_preset(stage, AutoencoderExperiment))
-        size = settings.get("data.size", experiment.data.size)
-        changes = {"first_stage.data.size": size, **changes}
-    if Path(stage).is_dir():
-        run = replace(run, first_stage_dir=stage)
-        config = load_model(stage, kind="autoencoder").config
-    run = override(run, {**changes, "experiment.train.seed": run.seed})
-    if not run.latent_std > 0:
-        raise ValueError(f"latent_std={run.latent_std} must be positive")
-    run.experiment.model_config(run.first_stage.model if run.first_stage else config)  # a check
-    return run
-
-
-def _preset(name: str, kind: type) -> Any:
-    known = [key for key, experiment in PRESETS.items() if isinstance(experiment, kind)]
-    look_up(name, known, "preset")
-    return PRESETS[name]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """Levels of one factor, each with every seed. The name heads a column of the table.
@@ -110,7 +70,7 @@ class Sweep:
     levels: what each sets, by label: dotted fields of the experiment ("unet.channels",
     "train.lr"), "preset", "first_stage" (a preset that is trained once for all runs, the folder
     of a trained one, or "pixels") and its fields ("first_stage.model.mid_attn"), "latent_std",
-    and fields of `Sampling` ("sampling.steps"); or "model", a trained model that is only sampled.
+    and of SamplingConfig ("sampling.steps"); or "model", a trained model that is only sampled.
     shared: the same for all levels. measure_at: optimiser steps, besides the last one, at which
     `samples` samples are measured; at the end also with all `samplings` (label: options).
     Raises ValueError for an unknown or unfitting setting, with the level.
@@ -137,13 +97,14 @@ class Sweep:
 
     def runs(self) -> list[Run]:
         """Seed by seed, every level: a sweep that is stopped has whole rounds."""
-        return [self._run(level, seed) for seed in self.seeds for level in self.levels]
+        return [self.run(level, seed) for seed in self.seeds for level in self.levels]
 
-    def _run(self, level: str, seed: int) -> Run:
+    def run(self, level: str, seed: int) -> Run:
+        """One run. Raises ValueError with the level, the setting and what is allowed."""
         same = {name: getattr(self, name) for name in ("measure_at", "samplings", "samples")}
         try:
             run = Run(sweep=self.name, level=level, seed=seed, **same)
-            run = resolved(run, {**self.shared, **self.levels[level]})
+            run = _resolved(run, {**self.shared, **self.levels[level]})
             for options in self.samplings.values():
                 override(run.sampling, options)
         except (ValueError, TypeError) as error:
@@ -159,6 +120,40 @@ class Sweep:
             if all(key in level for level in self.levels.values()):
                 raise ValueError(f"{self.name}: each level sets its own {key}")
         return replace(self, shared={**self.shared, **settings})
+
+
+def _resolved(run: Run, settings: dict[str, Any]) -> Run:
+    """The run with a level's settings; for a training, with its presets."""
+    if model := settings.pop("model", ""):
+        find_model(model)  # raises ValueError for an unknown one
+        for name in settings:
+            if not name.startswith("sampling."):
+                raise ValueError(f"{name} has no effect: model={model!r} is trained already")
+        return override(replace(run, model=model), settings)
+    experiment = _preset(settings.pop("preset", "emoji-class-f4"), LatentDiffusionExperiment)
+    stage, config = settings.pop("first_stage", "emoji-kl-f4"), PIXELS
+    if stage == "pixels" or Path(stage).is_dir():  # shared settings of others have no effect
+        settings = {k: v for k, v in settings.items() if not k.startswith("first_stage.")}
+    else:
+        run = replace(run, first_stage=_preset(stage, AutoencoderExperiment))
+        size = settings.get("data.size", experiment.data.size)
+        settings = {"first_stage.data.size": size, **settings}
+    if Path(stage).is_dir():
+        run, config = (
+            replace(run, first_stage_dir=stage),
+            load_model(stage, kind="autoencoder").config,
+        )
+    named = {k if k.startswith(OF_RUN) else f"experiment.{k}": v for k, v in settings.items()}
+    run = override(
+        replace(run, experiment=experiment), {**named, "experiment.train.seed": run.seed}
+    )
+    run.experiment.model_config(run.first_stage.model if run.first_stage else config)  # a check
+    return run
+
+
+def _preset(name: str, kind: type) -> Any:
+    look_up(name, [key for key, value in PRESETS.items() if isinstance(value, kind)], "preset")
+    return PRESETS[name]
 
 
 def standard_sweeps() -> list[str]:

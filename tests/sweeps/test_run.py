@@ -13,7 +13,17 @@ from minildm import EmojiDataset, Sweep, as_float, load_model, pretrained
 from minildm.data.scenes import ScenesDataset
 from minildm.evaluation.following import layout_following
 from minildm.sweeps import run as module
-from minildm.sweeps.run import RESULTS, Conditions, Measurements, measure_at_end, shown, train
+from minildm.sweeps.run import (
+    RESULTS,
+    Conditions,
+    conditions_of,
+    data_of,
+    follows,
+    measure_at_end,
+    scores,
+    shown,
+    train,
+)
 
 [RUN] = tiny_sweep(
     levels={"low": {"train.lr": 1e-3}}, measure_at=(2,), samplings={"three": {"steps": 3}}
@@ -86,21 +96,21 @@ def test_every_kind_of_model_is_measured_by_its_condition(
     assert all(row["n"] >= 20 for row in rows)
 
 
-def test_real_images_score_better_than_noise(tmp_path: Path) -> None:
+def test_real_images_score_better_than_noise() -> None:
     [run] = Sweep(name="x", levels={"a": {"model": "emoji-class"}}, seeds=(0,), samples=60).runs()
-    done = Measurements(run, tmp_path)
-    done._prepare(pretrained("emoji-class"))
+    model = pretrained("emoji-class")
+    data = data_of(run, model, "train")
+    given = conditions_of(run, model, data)
     noise = torch.rand(60, 3, 64, 64) * 2 - 1
-    real, other = done._numbers(done._images(done.conditions.rows)), done._numbers(noise)
+    real, other = (scores(x, given, data, model.device) for x in (given.real, noise))
     assert real["proxy_fid"][0] < 0.2 * other["proxy_fid"][0]
     assert real["accuracy"][0] > 0.8 > other["accuracy"][0]
 
 
-def test_objects_are_counted_as_the_evaluation_counts_them(tmp_path: Path) -> None:
-    scenes, done = ScenesDataset("val", 64, n=6), Measurements(RUN, tmp_path)
-    x = as_float(scenes.images)
-    layouts = {key: scenes.columns[key] for key in ("boxes", "classes")}
-    done.conditions, done.networks = Conditions(None, "objects", layouts), [torch.nn.Linear(1, 1)]
+def test_objects_are_counted_as_the_evaluation_counts_them() -> None:
+    scenes = ScenesDataset("val", 64, n=6)
+    x, layouts = as_float(scenes.images), {k: scenes.columns[k] for k in ("boxes", "classes")}
     found = layout_following(x, layouts, pretrained("scenes-classifier"))["objects"]
-    assert done._follows(x) == (found.value, found.n)
+    given = Conditions(None, x, "objects", layouts)
+    assert follows(x, given, torch.device("cpu")) == (found.value, found.n)
     assert found.value > 0.8

@@ -42,4 +42,3 @@ def pretend(sweep: Sweep, folder: Path, **values: float) -> None:
         ]
         results = {"run": to_dict(run), "device": "cpu", "rows": rows}
         write_json(folder / "runs" / run.name / RESULTS, results)
-        write_json(folder / "runs" / run.name / "run.json", to_dict(run))
