@@ -2,7 +2,6 @@
 
 import html
 import platform
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,10 @@ from minildm.training.stages import progress, train_autoencoder, train_ldm
 
 SAMPLING: dict[str, Any] = {"steps": 25, "guidance_scale": 3.0}
 SHOWN = 8  # samples of a class in the figure
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Presets of the two stages, their steps (None: the preset's), samples of each class."""
-
-    first_stage: str
-    diffusion: str
-    steps: int | None
-    per_class: int
-
-
-SCALES = {
-    "smoke": Scale("emoji-kl-f4", "emoji-class", 4, 1),  # only the mechanics, in seconds
-    "cpu": Scale("emoji-kl-f4", "emoji-class", None, 24),
-    "gpu": Scale("emoji-kl-f4-gpu", "emoji-class-gpu", None, 48),
+SCALES = {  # the presets of both stages, their steps (None: the preset's), samples of a class
+    "smoke": ("emoji-kl-f4", "emoji-class", 4, 1),  # only the mechanics, in seconds
+    "cpu": ("emoji-kl-f4", "emoji-class", None, 24),
+    "gpu": ("emoji-kl-f4-gpu", "emoji-class-gpu", None, 48),
 }
 FIGURES = {
     "samples": "Samples of the model just trained, one row a class.",
@@ -68,22 +55,19 @@ def demo(
     scale = scale or ("gpu" if place.type == "cuda" else "cpu")
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r} is not known; known: {', '.join(SCALES)}")
-    plan = SCALES[scale]
+    *presets, steps, per_class = SCALES[scale]
     print(f"minildm demo: scale {scale}, on {describe(place)}, into {run_dir}", flush=True)
     first, second = (
-        with_steps(PRESETS[name], plan.steps or PRESETS[name].train.steps, seed=seed)
-        for name in (plan.first_stage, plan.diffusion)
+        with_steps(PRESETS[name], steps or PRESETS[name].train.steps, seed=seed) for name in presets
     )
-    folders = {"first stage": run_dir / "first_stage", "diffusion": run_dir / "diffusion"}
-    stages = {
-        "first stage": (first, train_autoencoder, {}),
-        "diffusion": (second, train_ldm, {"first_stage": folders["first stage"]}),
-    }
-    for name, (experiment, train, options) in stages.items():
-        records = train(experiment, run_dir=folders[name], device=device, **options)
-        for _ in progress(records, experiment.train.steps, name):
-            pass
-    histories = {name: read_log(folder) for name, folder in folders.items()}
+    stage, model = run_dir / "first_stage", run_dir / "diffusion"
+    records = train_autoencoder(first, run_dir=stage, device=device)
+    for _ in progress(records, first.train.steps, "first stage"):
+        pass
+    records = train_ldm(second, first_stage=stage, run_dir=model, device=device)
+    for _ in progress(records, second.train.steps, "diffusion"):
+        pass
+    histories = {"first stage": read_log(stage), "diffusion": read_log(model)}
     results: dict[str, Any] = {
         "scale": scale,
         "seed": seed,
@@ -91,8 +75,7 @@ def demo(
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "train_seconds": {name: round(h[-1].seconds, 1) for name, h in histories.items()},
     }
-    fresh = load_model(folders["diffusion"], kind="latent-diffusion").to(place)
-    results |= _evaluate(run_dir, fresh, plan.per_class, seed)
+    results |= _evaluate(run_dir, load_model(model).to(place), per_class, seed)
     plots.save(plots.loss_curves(histories), run_dir / "loss_curves.png")
     write_json(run_dir / "results.json", results)
     _write_page(run_dir, results)
