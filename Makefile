@@ -31,7 +31,7 @@ lint: .venv/done
 lab: .venv/done
 	$(BIN)/jupyter lab notebooks
 
-bench: .venv/done  ## times and memory against diffusers; half an hour
+bench: .venv/done  ## times against diffusers; half an hour
 	$(BIN)/python tests/bench/bench.py
 
 gpu: .venv/done  ## what needs a GPU; nine minutes

@@ -1,7 +1,6 @@
-"""What the models cost in time and memory: `make bench`, most of an hour on a CPU.
+"""What the models cost in time: `make bench`, half an hour on a CPU.
 
-Parts: first_stage and unet, against diffusers with the same weights; options, a training step of
-the UNet with each; memory, the peak of decoding and of the UNet; commands, from start to end.
+Parts: first_stage and unet, against diffusers with the same weights; commands, from start to end.
 Writes data/results/*.json (on a GPU *_cuda.json) and the tables of notebooks/COSTS.md. A missed
 target does not fail the command: on a busy machine the load would decide.
 """
@@ -11,46 +10,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from against_diffusers import CROSS, LAYOUTS, MODELS, TOKENS, compare
-from memory import peaks
-from timing import Rows, Run, machine, timed, training_step
+from against_diffusers import MODELS, compare
+from timing import Rows, Run, machine, timed
 
-from minildm import UNet, pick_device
+from minildm import pick_device
 from minildm.files import write_json
 
 RESULTS = Path(__file__).resolve().parents[2] / "data/results"
 TARGETS = {"float32": (1.03, 1.06), "bfloat16": (0.88, torch.inf)}  # of the median, of every ratio
-OPTIONS = ["channels_last", "bf16", "bf16+channels_last", "checkpoint", "compile", "bf16+compile"]
 COMMANDS = {  # the arguments of Python
     "import minildm": "-c|import minildm",
     "import minildm and its models": "-c|from minildm import pretrained, train_ldm",
     "minildm sample emoji-text": "-m|minildm|sample|emoji-text|a red apple|--device|cpu",
 }
-
-
-def options(device: torch.device, pairs: int, quick: bool) -> dict[str, Rows]:
-    """The time of a training step with each option / without any; compiling is not counted."""
-    shape = (16, 4, 64, 64) if device.type == "cuda" else (8, 4, 16, 16)
-    z_t, eps = torch.randn(2, *((2, 4, 8, 8) if quick else shape), device=device)
-    t = torch.zeros(len(z_t), dtype=torch.int64, device=device)
-    tokens = torch.randn(len(z_t), TOKENS, 64, device=device)
-
-    def step(option: str) -> Run:
-        layout = LAYOUTS["channels_last" if "channels_last" in option else "as built"]
-        config = replace(CROSS, checkpoint="checkpoint" in option)
-        net, x = UNet(config).to(device, memory_format=layout), z_t.contiguous(memory_format=layout)
-        if "compile" in option:
-            net.compile()
-        loss = lambda: (net(x, t, tokens).float() - eps).square().mean()  # noqa: E731
-        return training_step(net, loss, bf16="bf16" in option)
-
-    chosen = OPTIONS[: 1 if quick else None]
-    return {"bench_options": [timed({"what": o}, step(o), step(""), pairs, device) for o in chosen]}
 
 
 def commands(device: torch.device, pairs: int, quick: bool) -> dict[str, Rows]:
@@ -65,8 +41,7 @@ def commands(device: torch.device, pairs: int, quick: bool) -> dict[str, Rows]:
     return {"bench_commands": rows}
 
 
-PARTS = {part: partial(compare, part) for part in MODELS}
-PARTS |= {"options": options, "memory": peaks, "commands": commands}
+PARTS = {part: partial(compare, part) for part in MODELS} | {"commands": commands}
 
 
 def verdicts(rows: Rows) -> list[str]:
