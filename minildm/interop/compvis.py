@@ -1,10 +1,9 @@
 """Official models, as github.com/CompVis/latent-diffusion publishes them: loading and saving."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor, nn
 
@@ -14,21 +13,17 @@ from minildm.conditioning.text_encoders import text_folders
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.diffusion.unet import UNet, UNetConfig
 from minildm.files import atomic_write
-from minildm.interop import engine, names
-from minildm.interop.compvis_config import read_part, write_part
-from minildm.interop.configs import reading
-from minildm.interop.engine import PathLike, Place, Rules, Tensors, exported, fill, on_meta
-from minildm.training.checkpoint import CheckpointError
+from minildm.interop import configs, weights
+from minildm.interop.weights import NAMES, TABLES, PathLike, Place, fill, places, reading
+from minildm.training.configs import from_dict
 
-FIRST_STAGE, UNET, CONDITION = "first_stage_model.", "model.diffusion_model.", "cond_stage_model."
-CLIP, AVERAGES = f"{CONDITION}transformer.text_model.", "model_ema.diffusion_model"
-# What inference does not need. The tables of the schedule follow from the config.
-LOSS, NEXT_WORDS = r"loss\..*|model_ema\..*|colorize", r"transformer\.to_logits\..*"
-UNUSED = (
-    r"betas|lvlb_weights|logvar|(sqrt_|log_|one_minus_|recip_|recipm1_)*alphas_cumprod(_prev)?"
-    r"|posterior_(variance|log_variance_clipped|mean_coef[12])|model_ema\.(decay|num_updates)"
-    rf"|{FIRST_STAGE}({LOSS})|{CONDITION}{NEXT_WORDS}|{CLIP}.*"
-)
+DIFFUSION = "ldm.models.diffusion.ddpm.LatentDiffusion"
+UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
+FIRST_STAGES, CONDITIONS = TABLES["first_stages"], TABLES["conditions"]
+TARGETS = {kind: target for target, kind in (FIRST_STAGES | CONDITIONS).items()}
+WORD_PIECES, IMAGENET = 30522, 1000  # BERT's uncased vocabulary; classes
+PARTS: dict[str, tuple[str, str]] = TABLES["parts"]  # prefix of a part, what is not needed of it
+CLIP, AVERAGES = "cond_stage_model.transformer.text_model.", "model_ema.diffusion_model"
 
 
 def load_compvis(
@@ -42,26 +37,37 @@ def load_compvis(
 
     config: the official YAML, a path or the parsed mapping, whole or from its `target` on; the
     target says what is loaded (Stable Diffusion v1 is a whole model). checkpoint: a `.ckpt`, a
-    `.safetensors`, or tensors by their official names; a first stage and an encoder are also
-    found in a whole model's. ema: take the averaged weights of a whole model's UNet if there are
-    any. clip: for Stable Diffusion, a folder with CLIP's config.json and tokenizer.
+    `.safetensors`, or tensors by their official names; a part is also found in a whole model's.
+    ema: use the averaged weights of a whole model's UNet if there are any. clip: for Stable
+    Diffusion, a folder with CLIP's config.json and tokenizer.
 
-    The model is on the CPU, in float32 and in evaluation mode; a float32 file stays mapped into
-    memory, so do not overwrite it meanwhile. A whole model's first stage has the scale
-    1 / scale_factor. Raises ValueError for a config that cannot be expressed, CheckpointError (a
-    ValueError) for tensors that do not fit, and for files that are damaged or would run code.
+    The model is on the CPU, in float32 and in evaluation mode; a whole model's first stage has the
+    scale 1 / scale_factor. Raises CheckpointError (a ValueError) for a config that cannot be
+    expressed, for tensors that do not fit, and for files that are damaged or would run code.
     """
-    content, tensors = engine.read_mapping(config), engine.read_tensors(checkpoint)
+    content, tensors = weights.read_mapping(config), weights.read_tensors(checkpoint)
     part = content.get("model", content)
     with reading("config" if isinstance(config, Mapping) else config):
         ours = read_part(part, clip)
-    if isinstance(ours, LatentDiffusionConfig):
-        model = _load_whole(ours, part["params"], tensors, ema)
-    else:
-        build, rules, prefix, unused = _part(ours)
-        model = on_meta(build)
-        inside = tensors.part(prefix) if prefix else None
-        fill(model, rules.places(model), inside or tensors, unused, scale=1.0)
+    with reading("checkpoint" if isinstance(checkpoint, Mapping) else checkpoint):
+        parts = {name: _built(own, tensors) for name, own in _parts(ours).items()}
+        prefixes = tuple(PARTS[name][0] for name in parts)
+        if not any(name.startswith(prefixes) for name in tensors):  # the file of a part
+            tensors = {prefixes[0] + name: tensor for name, tensor in tensors.items()}
+        averages = ema and any(name.startswith(AVERAGES) for name in tensors)
+        found = _places(parts, averages)
+        holds = {place.ours.partition(".")[0] for place in found} - (
+            {"unet"} if averages else set()
+        )
+        unused = [rf"(?!{'|'.join(prefixes)}).*"]  # tables of the schedule, other parts
+        unused += [
+            f"{PARTS[name][0]}({PARTS[name][1] if name in holds else '.*'})" for name in parts
+        ]
+        params = part.get("params") or {}
+        by_std = params.get("scale_by_std")
+        factor = float(tensors["scale_factor"] if by_std else params.get("scale_factor", 1.0))
+        fill(nn.ModuleDict(parts), found, tensors, "|".join(unused), scale=1 / factor)
+    model = LatentDiffusion(ours, **parts) if len(parts) > 1 else parts.popitem()[1]
     text = getattr(model, "conditioner", model)
     text = getattr(text, "tokens", text)
     if isinstance(text, tau.TextConditioner):
@@ -70,108 +76,167 @@ def load_compvis(
     return model.eval()
 
 
-def _part(config: Any) -> tuple[Callable[[], nn.Module], Rules, str, str]:
-    """How to build a part, its names, its prefix in a whole model, and what it does not need."""
-    if isinstance(config, AutoencoderConfig):
-        rules = names.official_autoencoder(config)
-        return lambda: Autoencoder(config), rules, FIRST_STAGE, LOSS
-    if isinstance(config, UNetConfig):  # without a prefix: a whole model may also have averages
-        return lambda: UNet(config), names.official_unet(), "", "$."
-    return config.build, names.official_conditioner(), CONDITION, NEXT_WORDS
+def _parts(whole: Any) -> dict[str, Any]:
+    """The parts of a model, or of a config, by name; of a part alone, itself."""
+    if hasattr(whole, "unet"):
+        return {name: getattr(whole, name) for name in PARTS}
+    config = getattr(whole, "config", whole)
+    kinds = {AutoencoderConfig: "autoencoder", UNetConfig: "unet"}
+    return {kinds.get(type(config), "conditioner"): whole}
 
 
-def _load_whole(
-    config: LatentDiffusionConfig, params: Mapping[str, Any], tensors: Tensors, ema: bool
-) -> LatentDiffusion:
-    factor, by_std = params.get("scale_factor", 1.0), bool(params.get("scale_by_std"))
-    factor = torch.as_tensor(tensors.get("scale_factor", 0.0) if by_std else factor).double()
-    encoded = config.conditioner.kind == "inpaint"  # by the first stage, without a scale
-    if factor.ndim or not (factor.is_meta or factor > 0) or (encoded and (by_std or factor != 1)):
-        one = ", and 1 for inpainting" if encoded else ""
-        raise CheckpointError(f"{tensors.source}: scale_factor={factor} must be positive{one}")
-    parts = {name: on_meta(_part(getattr(config, name))[0]) for name in ("autoencoder", "unet")}
-    conditioner = _conditioner(config.conditioner, tensors.part(CLIP))
-    model = LatentDiffusion(config, **parts, conditioner=conditioner)
-    averages = ema and any(name.startswith(AVERAGES) for name in tensors)
-    unused = [UNUSED, rf"{UNET}.*" if averages else r"model_ema\..*"]
-    unused += ["scale_factor"] * by_std + [rf"{CONDITION}.*"] * encoded  # a copy of the first stage
-    fill(model, whole_places(model, averages), tensors, "|".join(unused), scale=1 / factor)
-    table = tensors.get("alphas_cumprod", model.schedule.alphas_cumprod)
-    if not table.is_meta and not torch.allclose(
-        table.float(), model.schedule.alphas_cumprod, 0, 1e-3
-    ):
-        raise CheckpointError(f"{tensors.source}: alphas_cumprod are not of {config.schedule}")
-    return model
+def _built(config: Any, tensors: Mapping[str, Any]) -> Any:
+    """A part to fill; a frozen CLIP has its weights, of the checkpoint or else of its folder."""
+    if isinstance(config, AutoencoderConfig | UNetConfig):
+        cls = Autoencoder if isinstance(config, AutoencoderConfig) else UNet
+        return weights.on_meta(lambda: cls(config))
+    if getattr(config, "tokens", config).kind != "frozen_text":
+        return weights.on_meta(config.build)
+    clip = {k.removeprefix(CLIP): v for k, v in tensors.items() if k.startswith(CLIP)}
+    if config.kind == "hybrid" or not clip:
+        return config.build()
+    conditioner = tau.FrozenTextConditioner(config, empty=True)
+    found = places(conditioner.network, NAMES["clip"])
+    fill(conditioner.network, found, clip, r".*position_ids")
+    return conditioner
 
 
-def _conditioner(config: Any, clip: Tensors) -> tau.Conditioner:
-    """On the meta device; a frozen encoder with its weights in the checkpoint, or its folder's."""
-    if config.kind == "frozen_text" and clip:
-        conditioner = tau.FrozenTextConditioner(config, empty=True)
-        places = _clip_places(conditioner.network)
-        fill(conditioner.network, places, clip, r".*position_ids")
-        return conditioner
-    frozen = getattr(config, "tokens", config).kind == "frozen_text"
-    return config.build() if frozen else on_meta(config.build)
+def _places(parts: Mapping[str, nn.Module], averages: bool = False) -> list[Place]:
+    """The official places of all parameters; averages: of the UNet's averaged weights."""
+    found = []
+    for name, part in parts.items():
+        names, prefix = NAMES[f"official_{name}"], PARTS[name][0]
+        if name == "autoencoder":
+            names = weights.numbered(part, reverse="decoder.levels") | names
+        elif name == "conditioner":
+            names = _layers(getattr(part, "tokens", part).config) | names
+        elif averages:  # called without dots
+            names, prefix = names | {r"\.": ""}, AVERAGES
+        flat = int(name == "unet")  # its attention consists of convolutions over flattened pixels
+        found += places(part, {**names, "^": prefix}, flat, f"{name}.")
+    return found
 
 
-def _clip_places(clip: nn.Module, prefix: str = "") -> list[Place]:
-    return Rules(engine.TABLES["names"]["clip"]).places(clip, theirs=prefix)
-
-
-def whole_places(model: LatentDiffusion, averages: bool = False) -> list[Place]:
-    """The places of all parts; averages: of the UNet's averaged weights, named without dots."""
-    places = []
-    for name in ("autoencoder", "unet", "conditioner"):
-        part = getattr(model, name)
-        _, rules, prefix, _ = _part(part.config)
-        if name == "unet" and averages:
-            rules, prefix = rules._replace(names={**rules.names, r"\.": ""}), AVERAGES
-        places += rules.places(part, f"{name}.", prefix or UNET)
-    return places
+def _layers(config: tau.ConditionerConfig) -> dict[str, str]:
+    """Names of a transformer's parts: attention and feed-forward alternate in one list."""
+    there = "transformer.attn_layers.layers."
+    return {
+        rf"network\.blocks\.{i}\.{ours}\.": f"{there}{2 * i + second}.{part}."
+        for i in range(getattr(config, "depth", 0))
+        for ours, (second, part) in NAMES["official_layers"].items()
+    }
 
 
 def save_compvis(
-    model: LatentDiffusion | Autoencoder | UNet | tau.Conditioner,
-    path: PathLike,
-    *,
-    scale_by_std: bool = False,
+    model: LatentDiffusion | Autoencoder | UNet | tau.Conditioner, path: PathLike
 ) -> None:
     """Write a model's tensors by their official names, and its official config next to them.
 
     path: a `.ckpt` or a `.safetensors`; the config has the same name and `.yaml`. `load_compvis`
-    of both gives the same tensors. scale_by_std: scale_factor is a tensor, as in official models
-    that measured it. A frozen CLIP is in the checkpoint, its tokenizer is not. Class names, own
+    of both gives the same tensors. A frozen CLIP stays in its folder. Class names, own
     vocabularies and layouts have no official place: they become numbers. Raises ValueError naming
     the field that the official code cannot express, such as groups, patch, shift or predict="v".
     """
-    path, whole = Path(path), isinstance(model, LatentDiffusion)
+    path, parts = Path(path), _parts(model)
     if path.suffix not in (".ckpt", ".safetensors"):
         raise ValueError(f"path={path} must end in .ckpt or .safetensors")
-    autoencoder = getattr(model, "autoencoder", model)
-    shift, scale = (float(getattr(autoencoder, name, 0)) for name in ("shift", "scale"))
-    if shift or (scale not in (0, 1) and not whole):
+    autoencoder, whole = parts.get("autoencoder"), len(parts) > 1
+    shift, scale = (float(getattr(autoencoder, *item)) for item in (("shift", 0), ("scale", 1)))
+    if shift or (scale != 1 and not whole):
         raise ValueError(f"the official code cannot express {shift=}, nor {scale=} of a part alone")
-    places = whole_places(model) if whole else _part(model.config)[1].places(model)
-    if not places:
+    tensors = weights.exported(nn.ModuleDict(parts), _places(parts))
+    if not tensors:
         raise ValueError("this part has no tensors: save the whole model")
-    tensors = exported(model, places) | (_more_tensors(model) if whole else {})
-    tensors |= {"scale_factor": torch.tensor(1 / scale)} if scale_by_std else {}
-    factor = 1 / scale if whole and not scale_by_std else None
-    part = {"model": write_part(model.config, factor=factor)}
-    engine.write_tensors(path, tensors)
+    with reading("the official code"):
+        part = write_part(model.config, factor=1 / scale)
+        text = getattr(model.config, "conditioner", model.config)
+        clip = getattr(getattr(text, "tokens", text), "path", None)
+        configs.check_same(vars(model.config), read_part(part, clip))
+    if whole:
+        tensors["alphas_cumprod"] = model.schedule.alphas_cumprod
+    else:
+        prefix = PARTS[next(iter(parts))][0]
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    weights.write_tensors(path, tensors)
     with atomic_write(path.with_suffix(".yaml")) as file:
-        file.write(yaml.safe_dump(part, sort_keys=False).encode())
+        file.write(yaml.safe_dump({"model": part}, sort_keys=False).encode())
 
 
-def _more_tensors(model: LatentDiffusion) -> dict[str, Tensor]:
-    """The schedule, a frozen CLIP, and the first stage again where it encodes the condition."""
-    tensors = {"alphas_cumprod": model.schedule.alphas_cumprod}
-    if isinstance(model.conditioner, tau.FrozenTextConditioner):
-        clip = model.conditioner.network
-        tensors |= exported(clip, _clip_places(clip, CLIP))
-    if model.config.conditioner.kind == "inpaint":
-        rules = _part(model.config.autoencoder)[1]
-        places = rules.places(model.autoencoder, theirs=CONDITION)
-        tensors |= exported(model.autoencoder, places)
-    return tensors
+# --- configs ---
+
+
+def read_part(part: Any, clip: PathLike | None = None) -> Any:
+    """Our config of a target and its params, or of a word; ValueError names what does not fit."""
+    part = {"target": part} if isinstance(part, str) else part
+    target, params = part.get("target"), part.get("params") or {}
+    tau.look_up(target, (DIFFUSION, UNET, *FIRST_STAGES, *CONDITIONS), "target")
+    fields = configs.read_fields(target, params)
+    if target == DIFFUSION:
+        parts = {name: read_part(fields[name], clip) for name in PARTS}
+        stage, unet, conditioner = parts.values()
+        if fields.get("key") == "hybrid":  # an image, or a latent and a mask
+            mask = unet.in_channels == 2 * stage.z_channels + 1
+            concat = tau.InpaintConfig() if mask else tau.LowResConfig()
+            parts["conditioner"] = tau.HybridConfig(tokens=conditioner, concat=concat)
+        parts |= configs.timing_of(fields)
+        return LatentDiffusionConfig(**parts, image_size=fields["side"] * stage.f)
+    if target == UNET:
+        return configs.unet_of(fields)
+    if FIRST_STAGES.get(target) == "identity":
+        return AutoencoderConfig(regularizer="identity", in_channels=3, z_channels=3)
+    if target in FIRST_STAGES:
+        return configs.autoencoder_of(fields)
+    kind = CONDITIONS[target]
+    if kind == "class":  # a table of 1001 has "no class" last, as in cin256-v2
+        n = fields.pop("rows")
+        null = n == IMAGENET + 1
+        fields |= {"classes": [str(i) for i in range(n - null)], "null_class": null}
+        fields["p_uncond"] = 0.1 * null
+    elif kind == "semantic":
+        fields["labels"] = [str(i) for i in range(fields.pop("rows"))]
+    elif kind == "frozen_text":
+        path = Path(clip or params.get("version", ""))
+        if not (path / "config.json").is_file():
+            raise ValueError(f"clip={clip} must be a folder with CLIP's config.json and tokenizer")
+        card = weights.read_mapping(path / "config.json")
+        d_cond = card.get("text_config", card)["hidden_size"]
+        fields |= {"encoder": "clip", "path": str(path), "d_cond": d_cond}
+    elif kind == "text" and not fields.pop("reads", True):
+        kind = "ids"
+    return from_dict(tau.ConditionerConfig, {"kind": kind, **fields})
+
+
+def write_part(config: Any, size: int = 256, side: int = 64, factor: float = 1.0) -> Any:
+    """A target and its params, or a word; names of classes and own vocabularies become numbers.
+
+    size: of the images. side: of the latents. factor: a whole model's scale_factor.
+    """
+    if isinstance(config, LatentDiffusionConfig):
+        size, unet = config.image_size, config.unet
+        concat = "concat" if unet.in_channels > unet.out_channels else None
+        target, fields = DIFFUSION, vars(config.schedule) | vars(config.objective)
+        fields |= {"side": size // config.autoencoder.f, "channels": unet.out_channels}
+        fields["key"] = concat if unet.d_cond is None else "hybrid" if concat else "crossattn"
+        fields["scale_factor"] = factor
+        fields |= {k: write_part(part, size, fields["side"]) for k, part in _parts(config).items()}
+    elif isinstance(config, UNetConfig):
+        target, fields = UNET, configs.fields_of(config, side)
+    elif isinstance(config, AutoencoderConfig):
+        target, fields = TARGETS[config.regularizer], configs.fields_of(config, size)
+    elif config.kind == "hybrid" and config.concat.kind in ("low_res", "inpaint"):
+        return write_part(config.tokens)
+    else:
+        kind, fields = config.kind, dict(vars(config))
+        if kind == "class":
+            fields["rows"] = len(config.classes) + config.null_class
+        elif kind == "semantic":
+            fields["rows"] = len(config.labels)
+        elif kind in ("layout", "text", "ids"):
+            fields |= {"vocab_size": config.vocab_size, "length": config.length}
+            kind = "text" if (kind, config.vocab_size) == ("text", WORD_PIECES) else "ids"
+        target = TARGETS[kind]
+    params = configs.write_fields(target, fields)
+    if "double_z" in params:
+        top = {k: params.pop(k) for k in ("embed_dim", "n_embed", "lossconfig") if k in params}
+        params = top | {"ddconfig": params}
+    return target if target.startswith("__") else {"target": target, "params": params}

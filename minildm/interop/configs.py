@@ -1,154 +1,120 @@
 """Configs of the other projects <-> ours, by the templates in tables.yaml, each for both ways.
 
-A template reads and writes named fields. Most are our config's own; the functions below derive the
-others, such as lists of block types.
+A template says which key holds which field. Most fields are our config's own; the functions below
+derive the others, such as lists of block types.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
-import yaml
-
 from minildm.compression.autoencoder import AutoencoderConfig
-from minildm.diffusion.latent_diffusion import LatentDiffusionConfig
 from minildm.diffusion.objective import ObjectiveConfig
 from minildm.diffusion.schedule import ScheduleConfig
 from minildm.diffusion.unet import UNetConfig
-from minildm.interop.engine import TABLES
-from minildm.training.checkpoint import CheckpointError
+from minildm.interop.weights import TABLES
 from minildm.training.configs import from_dict
 
 Fields = dict[str, Any]
-TEMPLATES = TABLES["configs"]
-_MISSING = object()
+TEMPLATES: dict[str, dict[str, Any]] = TABLES["configs"]
+EMPTY: dict[str, Any] = {"fields": {}, "defaults": {}, "words": {}, "fixed": {}}
 
 
-def read_fields(
-    template: Any, given: Any, *, strict: bool = True, fields: Fields | None = None
-) -> Fields:
-    """The fields in a foreign config, defaults included, added to `fields`.
+def read_fields(name: str, given: Mapping[str, Any], *, strict: bool = True) -> Fields:
+    """The fields in a foreign config, defaults included, by a template of tables.yaml.
 
-    template: a name in tables.yaml, or one itself. strict: all keys must be known. Raises
-    ValueError naming the first key that cannot be expressed.
+    strict: all keys must be known. Raises ValueError naming the first key that cannot be expressed.
     """
-    template = TEMPLATES[template] if isinstance(template, str) else template
-    fields = {} if fields is None else fields
+    template, ignored = EMPTY | TEMPLATES[name], TABLES["ignored"]
+    given = {**given, **given.get("ddconfig", {})}  # of official first stages
     for key, value in given.items():
-        known = key in template or key in TABLES["ignored"] or key[:1] == "_"
+        known = (
+            key in (*template["fields"], *template["fixed"], *ignored, "ddconfig") or key[:1] == "_"
+        )
         if strict and not known and value not in (None, False):
             raise ValueError(f"{key}={value!r:.80} is not known")
-    for key, entry in template.items():
-        name, default, words = _entry(entry)
-        value = given.get(key, default)
-        if value is _MISSING or (name and value is None) or key in TABLES["ignored"]:
+        if key not in ignored and value != template["fixed"].get(key, value):
+            only = template["fixed"][key]
+            raise ValueError(f"{key}={value!r:.80} cannot be expressed, only {only!r}")
+    fields: Fields = {}
+    for key, field in template["fields"].items():
+        value = given.get(key, template["defaults"].get(key))
+        if value is None or key in ignored:
             continue
-        if name is None and isinstance(entry, Mapping):
-            read_fields(entry, value, strict=strict, fields=fields)
-            continue
-        value = list(value) if isinstance(value, tuple) else value
-        ours = {theirs: mine for mine, theirs in words.items()}
-        allowed = list(ours) if words else [value]
-        if value in allowed:
-            value = ours[value] if words else value
-            allowed = [entry if name is None else fields.setdefault(name, value)]
+        ours = {theirs: word for word, theirs in template["words"].get(key, {}).items()}
+        allowed = list(ours) or [fields.get(field, value)]
         if value not in allowed:
             raise ValueError(f"{key}={value!r:.80} cannot be expressed, only {allowed}")
+        fields[field] = ours[value] if ours else value
     return fields
 
 
-def write_fields(template: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+def write_fields(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """A foreign config of these fields. Raises ValueError naming one that cannot be expressed."""
-    params = {}
-    for key, entry in (TEMPLATES[template] if isinstance(template, str) else template).items():
-        name, _, words = _entry(entry)
-        value = fields.get(name, _MISSING) if name else entry
-        if words and value not in words:
-            raise ValueError(f"cannot express {name}={value!r}, only {list(words)}")
-        value = words[value] if words else value
-        if name is None and isinstance(entry, Mapping):
-            value = write_fields(entry, fields)
-        if value is not _MISSING:
-            params[key] = list(value) if isinstance(value, tuple) else value
-    return params
+    template = EMPTY | TEMPLATES[name]
+    params = {key: fields[field] for key, field in template["fields"].items() if field in fields}
+    for key in params.keys() & template["words"].keys():
+        words = template["words"][key]
+        if params[key] not in words:
+            raise ValueError(f"cannot express {key}={params[key]!r}, only {list(words)}")
+        params[key] = words[params[key]]
+    params |= template["fixed"]
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in params.items()}
 
 
-def _entry(entry: Any) -> tuple[str | None, Any, Mapping[Any, Any]]:
-    """Of a template's entry: the field, None for a constant; their default; other words for it."""
-    words: Mapping[Any, Any] = {}
-    if isinstance(entry, Mapping) and str(next(iter(entry), ""))[:1] == "$":
-        ((entry, words),) = entry.items()
-    if not isinstance(entry, str) or entry[:1] != "$":
-        return None, _MISSING, words
-    name, has_default, default = entry[1:].partition(" = ")
-    return name, yaml.safe_load(default) if has_default else _MISSING, words
-
-
-def check_back(ours: Any, read: Any) -> None:
-    """Raise ValueError naming a field of our config that comes back otherwise."""
-    for name, value in vars(ours).items():
-        found = getattr(read, name, None)
-        if name in TABLES["free"] or value == found:
-            continue
+def check_same(ours: Mapping[str, Any], found: Any) -> None:
+    """Raise ValueError naming a field of ours that another config expresses otherwise."""
+    for name, value in ours.items():
+        other = getattr(found, name, value)
         if is_dataclass(value):
-            check_back(value, found)
-        else:
-            raise ValueError(f"cannot express {name}={value!r}, only {found!r}")
+            check_same(vars(value), other)
+        elif value != other and name not in TABLES["free"]:
+            raise ValueError(f"cannot express {name}={value!r}, only {other!r}")
 
 
-@contextmanager
-def reading(where: object) -> Iterator[None]:
-    """Errors of a wrong config become a ValueError that begins with `where`."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except KeyError as error:
-        raise ValueError(f"{where} lacks {error}") from error
-    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-# --- first stages and UNets ---
+def chosen(cls: type, fields: Fields) -> Any:
+    """Our config of those of the fields that it has."""
+    return from_dict(cls, {k: v for k, v in fields.items() if k in cls.__dataclass_fields__})
 
 
 def autoencoder_of(fields: Fields) -> AutoencoderConfig:
     """Our config of a first stage in either project."""
-    vq, hid = "codebook_size" in fields, fields.get("hid_z")
+    vq, hid = "codebook_size" in fields, fields["hid_z"]
     z = fields.get("z_channels", fields.get("vq_embed_dim", hid))
-    fields = fields | {"regularizer": "vq" if vq else "kl", "vq_legacy": vq, "z_channels": z}
-    fields["hid_z_channels"] = None if hid == z else hid
-    if "side" in fields:  # sides of the feature maps that attend, at the training's resolution
-        side, n = fields["side"], len(fields["channel_mult"])
-        levels = [i for i in range(n) if side // 2**i in fields["attn_sides"]]
+    fields = _levels(fields) | {"regularizer": "vq" if vq else "kl", "vq_legacy": vq}
+    fields |= {"z_channels": z, "hid_z_channels": None if hid == z else hid}
+    if "attn_sides" in fields:  # of the feature maps that attend, at the training's resolution
+        sides = [fields["side"] // 2**i for i in range(len(fields["channel_mult"]))]
+        levels = [i for i, side in enumerate(sides) if side in fields["attn_sides"]]
         fields["attn_levels"] = levels if fields["mid_attn"] else []
-    return _built(AutoencoderConfig, fields)
+    return chosen(AutoencoderConfig, fields)
 
 
 def unet_of(fields: Fields) -> UNetConfig:
     """Our config of a UNet in either project."""
-    across, number, width = "d_cond" in fields, None, fields.get("width", fields.get("head_dim"))
+    fields, head_dim = _levels(fields), fields.get("head_dim")
     if "factors" in fields:  # the official code
-        mult, number = fields["channel_mult"], fields["number"]
-        if mult[0] != 1 or across != fields["across"]:  # its last convolution has model_channels
-            raise ValueError(
-                f"channel_mult={mult} must begin with 1, and context_dim be given if and only if "
-                f"use_spatial_transformer={fields['across']}"
-            )
-        levels = [i for i in range(len(mult)) if 2**i in fields["factors"]]
-        fields = fields | {"attn_levels": levels}
-        number, width = (number, None) if width == -1 else (None, width)
-    elif across:  # "attention_head_dim" is the number of heads
-        number, widths = _single(width), fields["widths"]
-        width = widths[-1] // number[-1] if isinstance(number, list) else None
-        if width and [c // width for c in widths] != number:
-            raise ValueError(f"attention_head_dim={number} cannot be expressed for {widths}")
-        number = None if width else number
-        fields = fields | {"depth": _single(fields["depth"])}
-    elif not width:
-        number = 1
-    return _built(UNetConfig, fields | {"heads": number, "d_head": width})
+        levels = range(len(fields["channel_mult"]))
+        fields["attn_levels"] = [i for i in levels if 2**i in fields["factors"]]
+        fields["d_head" if fields["d_head"] == -1 else "heads"] = None
+    elif "d_cond" not in fields:
+        fields |= {"heads": None if head_dim else 1, "d_head": head_dim}
+    else:  # "attention_head_dim" is the number of heads, for all levels or for each
+        fields |= {"heads": _single(head_dim), "d_head": None, "depth": _single(fields["depth"])}
+        if isinstance(head_dim, list):
+            found = {c / n for c, n in zip(fields["widths"], head_dim, strict=True)}
+            fields |= {"heads": None, "d_head": int(found.pop())} if len(found) == 1 else {}
+    return chosen(UNetConfig, fields)
+
+
+def _levels(fields: Fields) -> Fields:
+    """Add what the blocks of diffusers say of our levels."""
+    if "widths" not in fields:
+        return dict(fields)
+    widths = fields["widths"]
+    levels = {"channels": widths[0], "channel_mult": [c // widths[0] for c in widths]}
+    attends = [i for i, name in enumerate(fields["down"]) if "Attn" in name]
+    return fields | levels | {"attn_levels": attends}
 
 
 def _single(value: Any) -> Any:
@@ -156,78 +122,35 @@ def _single(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(set(value)) == 1 else value
 
 
-def _built(cls: type, fields: Fields) -> Any:
-    down, up, widths = (fields.get(name) for name in ("down", "up", "widths"))
-    if widths:
-        fields |= {"channels": widths[0], "channel_mult": [c // widths[0] for c in widths]}
-        fields["attn_levels"] = [i for i, name in enumerate(down) if "Attn" in name]
-    own = {name: value for name, value in fields.items() if name in cls.__dataclass_fields__}
-    config = from_dict(cls, own)
-    if widths and (down, up, widths) != (*(written := _blocks(config)).values(),):
-        found = f"block_out_channels={widths}, down_block_types={down}, up_block_types={up}"
-        raise ValueError(f"{found} cannot be expressed, only {[*written.values()]}")
-    return config
-
-
-def _blocks(config: AutoencoderConfig | UNetConfig) -> Fields:
-    attends = [i in config.attn_levels for i in range(len(config.channel_mult))]
+def fields_of(config: AutoencoderConfig | UNetConfig, side: int = 64) -> Fields:
+    """All fields of a first stage or a UNet; side: of the images, or of the latents."""
+    widths = [config.channels * m for m in config.channel_mult]
+    attends = [i in config.attn_levels for i in range(len(widths))]
     if isinstance(config, AutoencoderConfig):
         down = [f"{'Attn' * a}DownEncoderBlock2D" for a in attends]
+        more = {"hid_z": config.hid_z_channels or config.z_channels}
+        more |= {"vq_embed_dim": config.z_channels}
+        more |= {"attn_sides": [side // 2**i for i in config.attn_levels]}
     else:
         across = config.d_cond is not None
         resnet = config.resblock_updown and not across
         plain = "ResnetDownsampleBlock2D" if resnet else "DownBlock2D"
-        attending = "CrossAttnDownBlock2D" if across else "AttnDownBlock2D"
-        down = [attending if a else plain for a in attends]
+        down = [f"{'Cross' * across}AttnDownBlock2D" if a else plain for a in attends]
+        numbers = config.heads or [max(1, c // config.d_head) for c in widths]
+        more = {
+            "channels": widths[0],  # the official code has no others in its last convolution
+            "channel_mult": [c // widths[0] for c in widths],
+            "factors": [2**i for i in config.attn_levels],
+            "across": across,
+            "heads": config.heads or -1,
+            "d_head": config.d_head or -1,
+            "head_dim": numbers if across else widths[-1] // config.heads_of(widths[-1]),
+        }
     up = [name.replace("Down", "Up").replace("Encoder", "Decoder") for name in reversed(down)]
-    return {"down": down, "up": up, "widths": [config.channels * m for m in config.channel_mult]}
+    return vars(config) | more | {"side": side, "widths": widths, "down": down, "up": up}
 
 
-def fields_of(config: AutoencoderConfig | UNetConfig, side: int) -> Fields:
-    """All fields of a first stage or a UNet; side: of the images, or of the latents."""
-    fields = vars(config) | _blocks(config) | {"side": side}
-    if isinstance(config, AutoencoderConfig):
-        fields |= {"hid_z": config.hid_z_channels or config.z_channels}
-        fields |= {"vq_embed_dim": config.z_channels}
-        return fields | {"attn_sides": [side // 2**i for i in config.attn_levels]}
-    widths, across = fields["widths"], config.d_cond is not None
-    numbers = config.heads or [max(1, c // config.d_head) for c in widths]
-    return fields | {
-        "factors": [2**i for i in config.attn_levels],
-        "across": across,
-        "number": config.heads or -1,
-        "width": config.d_head or -1,
-        "head_dim": numbers if across else widths[-1] // config.heads_of(widths[-1]),
-    }
-
-
-def write_part(name: str, config: AutoencoderConfig | UNetConfig, side: int) -> dict[str, Any]:
-    """The foreign config. Raises ValueError naming a field that would come back otherwise."""
-    params = write_fields(name, fields_of(config, side))
-    fields = read_fields(name, params)
-    if isinstance(config, AutoencoderConfig):
-        check_back(config, autoencoder_of(fields))
-        return params
-    read = unet_of(fields)
-    channels = [config.channels * config.channel_mult[i] for i in (*config.attn_levels, -1)]
-    if all(read.heads_of(c) == config.heads_of(c) for c in channels):  # said otherwise
-        read = replace(read, heads=config.heads, d_head=config.d_head)
-    check_back(config, read)
-    return params
-
-
-# --- schedules ---
-
-
-def timing_of(fields: Fields) -> tuple[ScheduleConfig, ObjectiveConfig]:
-    """The noise schedule, and what the UNet predicts."""
-    ends = () if fields["schedule"] == "cosine" else ("beta_start", "beta_end")
-    found = {k: fields[k] for k in ("T", "zero_terminal_snr", *ends) if k in fields}
-    schedule = from_dict(ScheduleConfig, found | {"kind": fields["schedule"]})
-    objective = {name: fields[name] for name in ("predict", "loss") if name in fields}
-    return schedule, from_dict(ObjectiveConfig, objective)
-
-
-def timing_fields(config: LatentDiffusionConfig) -> Fields:
-    """The inverse of `timing_of`."""
-    return vars(config.schedule) | vars(config.objective) | {"schedule": config.schedule.kind}
+def timing_of(fields: Fields) -> dict[str, Any]:
+    """The noise schedule and the objective of a whole model's config."""
+    schedule, objective = chosen(ScheduleConfig, fields), chosen(ObjectiveConfig, fields)
+    return {"schedule": schedule, "objective": objective}

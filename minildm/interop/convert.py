@@ -4,15 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.conditioning.text_encoders import frozen_parts
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.files import new_folder
 from minildm.interop.compvis import load_compvis, save_compvis
 from minildm.interop.diffusers import load_diffusers, save_diffusers
-from minildm.interop.engine import PathLike, read_mapping
-from minildm.training.checkpoint import load_model, pretrained, save_model
-
-FORMS = ("minildm", "diffusers", "compvis")
+from minildm.interop.weights import PathLike, read_mapping
+from minildm.training.checkpoint import find_model, load_model, save_model
 
 
 def convert(
@@ -23,7 +20,7 @@ def convert(
     config: PathLike | None = None,
     clip: PathLike | None = None,
 ) -> tuple[str, str]:
-    """Read a model from `source`, write it to the new `target`; return both forms, of FORMS.
+    """Read a model from `source`, write it to the new `target`; return both forms.
 
     source: an official `.ckpt` or `.safetensors` with its YAML (`config`; by default the one of
     the same name, or config.yaml, in its folder); a diffusers folder; a folder of ours, or the
@@ -35,27 +32,20 @@ def convert(
     path, target = Path(source), Path(target)
     card = path / "config.json"
     if path.is_file():
-        beside = (path.with_suffix(".yaml"), path.with_name("config.yaml"))
-        found = config or next((p for p in beside if p.is_file()), beside[0])
+        near = (path.with_suffix(".yaml"), path.with_name("config.yaml"))
+        found = config or next((p for p in near if p.is_file()), near[0])
         form, model = "compvis", load_compvis(found, path, clip=clip)
-    elif not path.is_dir():
-        form, model = "minildm", pretrained(str(source))
-    elif card.is_file() and "format" in read_mapping(card):
-        form, model = "minildm", load_model(path)
+    elif not path.is_dir() or (card.is_file() and "format" in read_mapping(card)):
+        form, model = "minildm", load_model(find_model(source))
     else:
         form, model = "diffusers", load_diffusers(path)
-    to = to or ("minildm" if form != "minildm" else "")
-    if to not in FORMS or to == form:
-        allowed = ", ".join(name for name in FORMS if name != form)
+    to = to or "minildm"
+    if to not in SAVE or to == form:
+        allowed = ", ".join(name for name in SAVE if name != form)
         raise ValueError(f"to={to!r} must be one of {allowed}: {source} is a {form} model")
-    if to == "diffusers":
-        save_diffusers(model, target)
-    elif to == "minildm":
-        _save_ours(model, target)
-    elif target.exists():
-        raise FileExistsError(f"{target} already exists: choose a new file")
-    else:
-        save_compvis(model, target)
+    if target.exists():
+        raise FileExistsError(f"{target} already exists: choose a new name")
+    SAVE[to](model, target)
     return form, to
 
 
@@ -63,11 +53,11 @@ def _save_ours(model: Any, target: Path) -> None:
     if not isinstance(model, Autoencoder | LatentDiffusion):
         raise ValueError(f"a {type(model).__name__} alone has no folder of ours")
     with new_folder(target) as folder:
-        if isinstance(model, Autoencoder):
+        if isinstance(model, LatentDiffusion):
+            save_model(model.autoencoder, folder / "first_stage")
+            save_model(model, folder, first_stage="first_stage")
+        else:
             save_model(model, folder)
-            return
-        text = getattr(model.config.conditioner, "tokens", model.config.conditioner)
-        if text.kind == "frozen_text":  # our folders do not hold it: its own must be complete
-            frozen_parts(text.encoder, text.path)
-        save_model(model.autoencoder, folder / "first_stage")
-        save_model(model, folder, first_stage="first_stage")
+
+
+SAVE = {"minildm": _save_ours, "diffusers": save_diffusers, "compvis": save_compvis}

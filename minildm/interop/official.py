@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
+from minildm.conditioning import look_up
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.interop.compvis import load_compvis, save_compvis
-from minildm.interop.engine import TABLES, PathLike
+from minildm.interop.weights import TABLES, PathLike
 from minildm.training.published import PUBLISHED
 
 
@@ -24,28 +25,22 @@ class Files(NamedTuple):
 FILES: dict[str, Files] = {name: Files(*files) for name, files in TABLES["files"].items()}
 
 
-class Found(NamedTuple):
-    """A model, whether its weights are the published ones, and a sentence that says so."""
-
-    model: LatentDiffusion
-    real: bool
-    said: str
-
-
-def official_model(name: str, folder: PathLike | None = None, *, seed: int = 0) -> Found:
-    """A published model from the official repository's `folder`, or a small stand-in.
+def official_model(
+    name: str, folder: PathLike | None = None, *, seed: int = 0
+) -> tuple[LatentDiffusion, bool, str]:
+    """A published model from the official repository's `folder`, or a small stand-in; whether its
+    weights are the published ones; and a sentence that says so.
 
     Raises ValueError for an unknown name, and as `load_compvis`.
     """
-    if name not in FILES:
-        raise ValueError(f"name={name!r} is not known; known: {', '.join(FILES)}")
+    look_up(name, list(FILES), "name")
     files, root = FILES[name], Path(folder or "")
     if folder is not None and (root / files.checkpoint).is_file():
         model = load_compvis(root / files.config, root / files.checkpoint)
-        return Found(model, True, f"{name}: the published weights, {files.checkpoint}")
+        return model, True, f"{name}: the published weights, {files.checkpoint}"
     where = f"{files.checkpoint} is not in {folder}" if folder else "no folder was given"
     said = f"{name}: {where}; a small model with random weights replaces the one at {files.url}"
-    return Found(stand_in(name, seed=seed), False, said)
+    return stand_in(name, seed=seed), False, said
 
 
 def stand_in(name: str, *, seed: int = 0) -> LatentDiffusion:

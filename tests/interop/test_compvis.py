@@ -28,8 +28,8 @@ from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionC
 from minildm.diffusion.objective import ObjectiveConfig
 from minildm.diffusion.schedule import ScheduleConfig
 from minildm.diffusion.unet import UNetConfig
-from minildm.interop.compvis import _part, whole_places
-from minildm.interop.engine import exported, read_tensors
+from minildm.interop.compvis import PARTS, _parts, _places
+from minildm.interop.weights import exported, read_tensors
 from minildm.training.published import PUBLISHED
 from minildm.training.published import RELEASED as PRESETS
 
@@ -53,7 +53,9 @@ def parameters(module: nn.Module) -> int:
 
 def official_state(part: Any) -> dict[str, Tensor]:
     """A part's tensors by their official names."""
-    return exported(part, _part(part.config)[1].places(part))
+    parts = _parts(part)
+    tensors = exported(nn.ModuleDict(parts), _places(parts))
+    return {n.removeprefix(PARTS[next(iter(parts))][0]): t for n, t in tensors.items()}
 
 
 # --- every published model, on the meta device ---
@@ -254,8 +256,8 @@ def test_averages_are_taken_if_there_are_any(semantic: Checkpoint) -> None:
     both = tensors | official.drawn(shapes, seed=5)
     trained, averaged = (interop.load_compvis(config, both, ema=ema) for ema in (False, True))
     for model, average in ((trained, False), (averaged, True)):
-        places = [p for p in whole_places(model, average) if p.ours.startswith("unet.")]
-        state = exported(model, places)
+        parts = {"unet": model.unet}
+        state = exported(nn.ModuleDict(parts), _places(parts, average))
         assert all(torch.equal(t, both[n]) for n, t in state.items())
     alone = {n: t for n, t in both.items() if not n.startswith("model.diffusion_model.")}
     assert official.same(interop.load_compvis(config, alone).state_dict(), averaged.state_dict())

@@ -14,7 +14,7 @@ from minildm.compression.autoencoder import AutoencoderConfig
 from minildm.conditioning import FrozenTextConfig
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.diffusion.unet import UNetConfig
-from minildm.interop.engine import read_tensors
+from minildm.interop.weights import read_tensors
 from minildm.interop.official import FILES, official_model, stand_in
 from minildm.training.checkpoint import CheckpointError, load_model, save_model
 from minildm.training.published import PUBLISHED

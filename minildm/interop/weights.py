@@ -1,0 +1,233 @@
+"""What all formats share: names of tensors, filling a model with them, files that run no code."""
+
+import json
+import os
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from einops import rearrange
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from minildm.files import atomic_write
+from minildm.layers import Downsample, ResBlock, SelfAttention2d, SpatialTransformer, Upsample
+from minildm.training.checkpoint import BAD_CONTENT, CheckpointError, NoInit
+
+PathLike = str | os.PathLike[str]
+TABLES = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
+NAMES = TABLES["names"]
+SHOWN = 10  # tensors listed in an error
+
+
+class Place(NamedTuple):
+    """One of our parameters, and the tensors of another project that hold its values.
+
+    theirs: one tensor, or three for q, k and v, whose rows ours interleaves by `heads`. flat: how
+    many trailing axes of size 1 theirs lack, as a linear layer does for a 1x1 convolution.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    heads: int
+    flat: int
+
+
+def places(
+    model: nn.Module, names: Mapping[str, str], flat: int = 0, prefix: str = ""
+) -> list[Place]:
+    """The place of every parameter; prefix: of ours, in a whole model.
+
+    names: pattern -> replacement, applied to our name one after the other as `re.sub` does;
+    "a.{q,k,v}.weight" is three tensors. flat: of the 1x1 convolutions of self-attention.
+    """
+    found = []
+    for ours, parameter in model.named_parameters():
+        theirs, heads = [renamed(ours, names)], 1
+        if several := re.fullmatch(r"(.*)\{(.*)\}(.*)", theirs[0]):
+            theirs = [several[1] + part + several[3] for part in several[2].split(",")]
+            heads = model.get_submodule(ours.rsplit(".", 2)[0]).heads
+        convolution = parameter.ndim == 4 and re.search(r"\.to_(qkv|out)\.weight$", ours)
+        found.append(Place(prefix + ours, tuple(theirs), heads, flat if convolution else 0))
+    return found
+
+
+def numbered(model: nn.Module, reverse: str = "") -> dict[str, str]:
+    """Names of blocks as other projects count them, by level and by type: "up.3.1." (stage 3 of
+    all, block 1) -> "up.1.attentions.0.", for `places`; reverse: a list that they count backwards.
+    """
+    names, levels, blocks = {}, Counter(), Counter()
+    for name, block in model.named_modules():
+        if (kind := _kind(block)) is None:
+            continue
+        stages = re.sub(r"[.\d]+$", "", name)
+        level = levels[stages]
+        at = len(model.get_submodule(stages)) - 1 - level if stages == reverse else level
+        names[rf"^{re.escape(name)}\."] = f"{stages}.{at}.{kind}.{blocks[stages, level, kind]}."
+        blocks[stages, level, kind] += 1
+        levels[stages] += kind == "samplers"  # each level ends with one
+    return names
+
+
+def _kind(block: nn.Module) -> str | None:
+    if isinstance(block, Downsample | Upsample) or getattr(block, "resample", "none") != "none":
+        return "samplers"
+    kinds = {ResBlock: "resnets", SelfAttention2d: "attentions", SpatialTransformer: "transformers"}
+    return kinds.get(type(block))
+
+
+def renamed(name: str, names: Mapping[str, str]) -> str:
+    """A name after all replacements."""
+    for pattern, replacement in names.items():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def exported(model: nn.Module, places: Sequence[Place]) -> dict[str, Tensor]:
+    """A model's tensors by their names."""
+    state, found = model.state_dict(), {}
+    for ours, theirs, heads, flat in places:
+        tensor = state[ours][(..., *(0,) * flat)]
+        parts = rearrange(tensor, "(h n d) ... -> n (h d) ...", h=heads, n=len(theirs))
+        found |= dict(zip(theirs, parts, strict=True))
+    return found
+
+
+def on_meta(build: Callable[[], Any]) -> Any:
+    """A model whose tensors take no memory, for `fill`."""
+    with torch.device("meta"), NoInit():
+        return build()
+
+
+def fill(
+    model: nn.Module,
+    places: Sequence[Place],
+    tensors: Mapping[str, Any],
+    unused: str = "$.",
+    *,
+    scale: float = 1.0,
+    shift: float = 0.0,
+) -> None:
+    """Give a model on the meta device its tensors, as float32 and in memory of their own.
+
+    unused: pattern of their names that inference does not need. scale, shift: of a first stage.
+    Trailing axes of size 1 may be missing. Raises ValueError with the first ten tensors that are
+    missing, unknown, of another shape, or not finite.
+    """
+    meta = model.state_dict()
+    wanted = {name: tuple(part.shape) for name, part in exported(model, places).items()}
+    given = {k: _shape(v) for k, v in tensors.items() if k in wanted or not re.fullmatch(unused, k)}
+    wrong = [
+        f"{name}: file {given.get(name, 'nothing')}, model {wanted.get(name, 'nothing')}"
+        for name in wanted | given
+        if _core(given.get(name)) != _core(wanted.get(name))
+    ]
+    if wrong:
+        listed = "\n  ".join(wrong[:SHOWN])
+        raise ValueError(f"{len(wrong)} tensors do not fit:\n  {listed}")
+    state = {}
+    for name in dict(model.named_buffers()).keys() & meta.keys():  # counters begin at 0
+        value = {"scale": scale, "shift": shift}.get(name.rpartition(".")[2], 0)
+        state[name] = torch.full(meta[name].shape, value, dtype=meta[name].dtype)
+    for ours, theirs, heads, _ in places:
+        parts = [tensors[name].detach() for name in theirs]
+        joined = rearrange(parts, "n (h d) ... -> (h n d) ...", h=heads)  # always a copy
+        state[ours] = joined.float().reshape(meta[ours].shape)
+    model.load_state_dict(state, strict=True, assign=True)
+
+
+def _shape(value: Any) -> Any:
+    """The shape of a tensor of finite floats, or what it is instead."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return f"{getattr(value, 'dtype', type(value).__name__)}, not floats"
+    if not value.is_meta and not all(b.isfinite() for b in value.detach().float().aminmax()):
+        return "values that are not finite"
+    return tuple(value.shape)
+
+
+def _core(shape: Any) -> Any:
+    """A shape without its trailing axes of size 1."""
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+@contextmanager
+def reading(where: object) -> Iterator[None]:
+    """Bad content, whatever it raises, becomes a CheckpointError that begins with `where`."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except KeyError as error:
+        raise CheckpointError(f"{where} lacks {error}") from error
+    except (*BAD_CONTENT, yaml.YAMLError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def read_mapping(config: PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
+    """A mapping, or the one in a YAML or JSON file. Raises CheckpointError."""
+    if isinstance(config, Mapping):
+        return config
+    with reading(config):
+        text = Path(config).read_text(encoding="utf-8")
+        content = json.loads(text) if Path(config).suffix == ".json" else yaml.safe_load(text)
+        if not isinstance(content, Mapping):
+            raise ValueError(f"a mapping is required, got {content!r:.80}")
+    return content
+
+
+class _Inert:
+    """Takes the place of a class that a pickle names: accepts anything, does nothing."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def read_tensors(checkpoint: PathLike | Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of a `.safetensors`, a `.ckpt` or a mapping, without an enclosing `state_dict`.
+
+    A pickle that names anything but tensors and a few inert stand-ins is refused, and nothing in
+    it runs. Raises CheckpointError.
+    """
+    content: Any = checkpoint if isinstance(checkpoint, Mapping) else _read_file(Path(checkpoint))
+    content = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{checkpoint} must hold tensors by name, not {type(content)}")
+    return {str(name): value for name, value in content.items()}
+
+
+def _read_file(path: Path) -> object:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        mapped = zipfile.is_zipfile(path)  # torch's older format cannot be memory-mapped
+        with torch.serialization.safe_globals([(_Inert, name) for name in TABLES["stand_ins"]]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a broken pickle raises nearly anything
+        # torch's first line advises to run the pickle; the reason is in a later one.
+        lines = [line for line in str(error).splitlines() if "WeightsUnpickler error: " in line]
+        reason = "".join(lines[:1] or str(error).splitlines()[:1]).partition(" Please use")[0]
+        raise CheckpointError(
+            f"{path} is cut short, not a checkpoint, or would run code; nothing was run: {reason}"
+        ) from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors atomically, as `.safetensors` or, in a `state_dict`, as a pickle."""
+    own = torch.contiguous_format  # each with its own memory
+    kept = {k: v.detach().cpu().clone(memory_format=own) for k, v in tensors.items()}
+    with atomic_write(path) as file:
+        if path.suffix == ".safetensors":
+            file.write(save(kept, metadata={"format": "pt"}))
+        else:
+            torch.save({"state_dict": kept}, file)
