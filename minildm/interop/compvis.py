@@ -22,7 +22,7 @@ UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
 FIRST_STAGES, CONDITIONS = TABLES["first_stages"], TABLES["conditions"]
 TARGETS = {kind: target for target, kind in (FIRST_STAGES | CONDITIONS).items()}
 WORD_PIECES, IMAGENET = 30522, 1000  # BERT's uncased vocabulary; classes
-PARTS: dict[str, tuple[str, str]] = TABLES["parts"]  # prefix of a part, what is not needed of it
+PREFIXES: dict[str, str] = TABLES["prefixes"]
 CLIP, AVERAGES = "cond_stage_model.transformer.text_model.", "model_ema.diffusion_model"
 
 
@@ -30,7 +30,6 @@ def load_compvis(
     config: PathLike | Mapping[str, Any],
     checkpoint: PathLike | Mapping[str, Tensor],
     *,
-    ema: bool = True,
     clip: PathLike | None = None,
 ) -> LatentDiffusion | Autoencoder | UNet | tau.Conditioner:
     """Load an official model, or a part: a first stage, a UNet, an encoder of conditions.
@@ -38,8 +37,8 @@ def load_compvis(
     config: the official YAML, a path or the parsed mapping, whole or from its `target` on; the
     target says what is loaded (Stable Diffusion v1 is a whole model). checkpoint: a `.ckpt`, a
     `.safetensors`, or tensors by their official names; a part is also found in a whole model's.
-    ema: use the averaged weights of a whole model's UNet if there are any. clip: for Stable
-    Diffusion, a folder with CLIP's config.json and tokenizer.
+    The UNet's averaged weights are taken if there are any. clip: for Stable Diffusion, a folder
+    with CLIP's config.json and tokenizer.
 
     The model is on the CPU, in float32 and in evaluation mode; a whole model's first stage has the
     scale 1 / scale_factor. Raises CheckpointError (a ValueError) for a config that cannot be
@@ -51,22 +50,18 @@ def load_compvis(
         ours = read_part(part, clip)
     with reading("checkpoint" if isinstance(checkpoint, Mapping) else checkpoint):
         parts = {name: _built(own, tensors) for name, own in _parts(ours).items()}
-        prefixes = tuple(PARTS[name][0] for name in parts)
-        if not any(name.startswith(prefixes) for name in tensors):  # the file of a part
-            tensors = {prefixes[0] + name: tensor for name, tensor in tensors.items()}
-        averages = ema and any(name.startswith(AVERAGES) for name in tensors)
-        found = _places(parts, averages)
-        holds = {place.ours.partition(".")[0] for place in found} - (
-            {"unet"} if averages else set()
-        )
-        unused = [rf"(?!{'|'.join(prefixes)}).*"]  # tables of the schedule, other parts
-        unused += [
-            f"{PARTS[name][0]}({PARTS[name][1] if name in holds else '.*'})" for name in parts
-        ]
+        prefixes = {name: PREFIXES[name] for name in parts}
+        if not any(name.startswith(tuple(prefixes.values())) for name in tensors):  # of a part
+            tensors = {prefixes[next(iter(parts))] + name: t for name, t in tensors.items()}
+        if any(name.startswith(AVERAGES) for name in tensors):
+            prefixes["unet"] = AVERAGES
+        used = tuple(prefixes[name] for name, module in parts.items() if [*module.parameters()])
+        inside = {name: t for name, t in tensors.items() if name.startswith(used)}
         params = part.get("params") or {}
         by_std = params.get("scale_by_std")
         factor = float(tensors["scale_factor"] if by_std else params.get("scale_factor", 1.0))
-        fill(nn.ModuleDict(parts), found, tensors, "|".join(unused), scale=1 / factor)
+        found = _places(parts, prefixes)
+        fill(nn.ModuleDict(parts), found, inside, TABLES["unused"], scale=1 / factor)
     model = LatentDiffusion(ours, **parts) if len(parts) > 1 else parts.popitem()[1]
     text = getattr(model, "conditioner", model)
     text = getattr(text, "tokens", text)
@@ -79,7 +74,7 @@ def load_compvis(
 def _parts(whole: Any) -> dict[str, Any]:
     """The parts of a model, or of a config, by name; of a part alone, itself."""
     if hasattr(whole, "unet"):
-        return {name: getattr(whole, name) for name in PARTS}
+        return {name: getattr(whole, name) for name in PREFIXES}
     config = getattr(whole, "config", whole)
     kinds = {AutoencoderConfig: "autoencoder", UNetConfig: "unet"}
     return {kinds.get(type(config), "conditioner"): whole}
@@ -101,19 +96,19 @@ def _built(config: Any, tensors: Mapping[str, Any]) -> Any:
     return conditioner
 
 
-def _places(parts: Mapping[str, nn.Module], averages: bool = False) -> list[Place]:
-    """The official places of all parameters; averages: of the UNet's averaged weights."""
+def _places(parts: Mapping[str, nn.Module], prefixes: Mapping[str, str]) -> list[Place]:
+    """The official places of all parameters."""
     found = []
     for name, part in parts.items():
-        names, prefix = NAMES[f"official_{name}"], PARTS[name][0]
+        names = NAMES[f"official_{name}"]
         if name == "autoencoder":
             names = weights.numbered(part, reverse="decoder.levels") | names
         elif name == "conditioner":
             names = _layers(getattr(part, "tokens", part).config) | names
-        elif averages:  # called without dots
-            names, prefix = names | {r"\.": ""}, AVERAGES
+        elif prefixes[name] == AVERAGES:  # called without dots
+            names = names | {r"\.": ""}
         flat = int(name == "unet")  # its attention consists of convolutions over flattened pixels
-        found += places(part, {**names, "^": prefix}, flat, f"{name}.")
+        found += places(part, {**names, "^": prefixes[name]}, flat, f"{name}.")
     return found
 
 
@@ -144,7 +139,8 @@ def save_compvis(
     shift, scale = (float(getattr(autoencoder, *item)) for item in (("shift", 0), ("scale", 1)))
     if shift or (scale != 1 and not whole):
         raise ValueError(f"the official code cannot express {shift=}, nor {scale=} of a part alone")
-    tensors = weights.exported(nn.ModuleDict(parts), _places(parts))
+    found = _places(parts, PREFIXES if whole else dict.fromkeys(parts, ""))
+    tensors = weights.exported(nn.ModuleDict(parts), found)
     if not tensors:
         raise ValueError("this part has no tensors: save the whole model")
     with reading("the official code"):
@@ -154,9 +150,6 @@ def save_compvis(
         configs.check_same(vars(model.config), read_part(part, clip))
     if whole:
         tensors["alphas_cumprod"] = model.schedule.alphas_cumprod
-    else:
-        prefix = PARTS[next(iter(parts))][0]
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     weights.write_tensors(path, tensors)
     with atomic_write(path.with_suffix(".yaml")) as file:
         file.write(yaml.safe_dump({"model": part}, sort_keys=False).encode())
@@ -172,7 +165,7 @@ def read_part(part: Any, clip: PathLike | None = None) -> Any:
     tau.look_up(target, (DIFFUSION, UNET, *FIRST_STAGES, *CONDITIONS), "target")
     fields = configs.read_fields(target, params)
     if target == DIFFUSION:
-        parts = {name: read_part(fields[name], clip) for name in PARTS}
+        parts = {name: read_part(fields[name], clip) for name in PREFIXES}
         stage, unet, conditioner = parts.values()
         if fields.get("key") == "hybrid":  # an image, or a latent and a mask
             mask = unet.in_channels == 2 * stage.z_channels + 1

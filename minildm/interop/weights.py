@@ -23,7 +23,8 @@ from minildm.training.checkpoint import BAD_CONTENT, CheckpointError, NoInit
 PathLike = str | os.PathLike[str]
 TABLES = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
 NAMES = TABLES["names"]
-SHOWN = 10  # tensors listed in an error
+KINDS = {ResBlock: "resnets", SelfAttention2d: "attentions", SpatialTransformer: "transformers"}
+KINDS |= {Downsample: "samplers", Upsample: "samplers"}
 
 
 class Place(NamedTuple):
@@ -64,8 +65,10 @@ def numbered(model: nn.Module, reverse: str = "") -> dict[str, str]:
     """
     names, levels, blocks = {}, Counter(), Counter()
     for name, block in model.named_modules():
-        if (kind := _kind(block)) is None:
+        if type(block) not in KINDS:
             continue
+        resamples = getattr(block, "resample", "none") != "none"
+        kind = "samplers" if resamples else KINDS[type(block)]
         stages = re.sub(r"[.\d]+$", "", name)
         level = levels[stages]
         at = len(model.get_submodule(stages)) - 1 - level if stages == reverse else level
@@ -75,13 +78,6 @@ def numbered(model: nn.Module, reverse: str = "") -> dict[str, str]:
     return names
 
 
-def _kind(block: nn.Module) -> str | None:
-    if isinstance(block, Downsample | Upsample) or getattr(block, "resample", "none") != "none":
-        return "samplers"
-    kinds = {ResBlock: "resnets", SelfAttention2d: "attentions", SpatialTransformer: "transformers"}
-    return kinds.get(type(block))
-
-
 def renamed(name: str, names: Mapping[str, str]) -> str:
     """A name after all replacements."""
     for pattern, replacement in names.items():
@@ -89,14 +85,14 @@ def renamed(name: str, names: Mapping[str, str]) -> str:
     return name
 
 
-def exported(model: nn.Module, places: Sequence[Place]) -> dict[str, Tensor]:
+def exported(model: nn.Module, found: Sequence[Place]) -> dict[str, Tensor]:
     """A model's tensors by their names."""
-    state, found = model.state_dict(), {}
-    for ours, theirs, heads, flat in places:
+    state, tensors = model.state_dict(), {}
+    for ours, theirs, heads, flat in found:
         tensor = state[ours][(..., *(0,) * flat)]
         parts = rearrange(tensor, "(h n d) ... -> n (h d) ...", h=heads, n=len(theirs))
-        found |= dict(zip(theirs, parts, strict=True))
-    return found
+        tensors |= dict(zip(theirs, parts, strict=True))
+    return tensors
 
 
 def on_meta(build: Callable[[], Any]) -> Any:
@@ -107,21 +103,19 @@ def on_meta(build: Callable[[], Any]) -> Any:
 
 def fill(
     model: nn.Module,
-    places: Sequence[Place],
+    found: Sequence[Place],
     tensors: Mapping[str, Any],
     unused: str = "$.",
-    *,
-    scale: float = 1.0,
-    shift: float = 0.0,
+    **buffers: float,
 ) -> None:
     """Give a model on the meta device its tensors, as float32 and in memory of their own.
 
-    unused: pattern of their names that inference does not need. scale, shift: of a first stage.
+    unused: pattern of their names that inference does not need. buffers: our `scale` and `shift`.
     Trailing axes of size 1 may be missing. Raises ValueError with the first ten tensors that are
     missing, unknown, of another shape, or not finite.
     """
     meta = model.state_dict()
-    wanted = {name: tuple(part.shape) for name, part in exported(model, places).items()}
+    wanted = {name: tuple(part.shape) for name, part in exported(model, found).items()}
     given = {k: _shape(v) for k, v in tensors.items() if k in wanted or not re.fullmatch(unused, k)}
     wrong = [
         f"{name}: file {given.get(name, 'nothing')}, model {wanted.get(name, 'nothing')}"
@@ -129,13 +123,13 @@ def fill(
         if _core(given.get(name)) != _core(wanted.get(name))
     ]
     if wrong:
-        listed = "\n  ".join(wrong[:SHOWN])
+        listed = "\n  ".join(wrong[:10])
         raise ValueError(f"{len(wrong)} tensors do not fit:\n  {listed}")
     state = {}
     for name in dict(model.named_buffers()).keys() & meta.keys():  # counters begin at 0
-        value = {"scale": scale, "shift": shift}.get(name.rpartition(".")[2], 0)
+        value = buffers.get(name.rpartition(".")[2], 0)
         state[name] = torch.full(meta[name].shape, value, dtype=meta[name].dtype)
-    for ours, theirs, heads, _ in places:
+    for ours, theirs, heads, _ in found:
         parts = [tensors[name].detach() for name in theirs]
         joined = rearrange(parts, "n (h d) ... -> (h n d) ...", h=heads)  # always a copy
         state[ours] = joined.float().reshape(meta[ours].shape)
@@ -198,10 +192,9 @@ def read_tensors(checkpoint: PathLike | Mapping[str, Any]) -> dict[str, Any]:
     it runs. Raises CheckpointError.
     """
     content: Any = checkpoint if isinstance(checkpoint, Mapping) else _read_file(Path(checkpoint))
-    content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{checkpoint} must hold tensors by name, not {type(content)}")
-    return {str(name): value for name, value in content.items()}
+    return {str(name): value for name, value in content.get("state_dict", content).items()}
 
 
 def _read_file(path: Path) -> object:

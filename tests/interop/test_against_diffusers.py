@@ -3,7 +3,6 @@
 Our models are saved for diffusers and theirs read by us: a tensor in a wrong place would show.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from helpers import randn, shaken
 from interop import diffusers_models as tiny
 from interop import official_models as official
 from interop.diffusers_models import LDM, PIXELS, STABLE, SUPER, TEXT, diffusers, error, quiet
-from torch import Tensor
 
 from minildm import interop
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
@@ -22,6 +20,7 @@ from minildm.conditioning import (
     CaptionTokenizer,
     ConditionerConfig,
     FrozenTextConfig,
+    IdsConfig,
     LowResConfig,
     TextConfig,
 )
@@ -41,8 +40,6 @@ with quiet():
         LDMBertModel,
     )
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=("float32", "float64"))
 KL = AutoencoderConfig(z_channels=3, channels=8, channel_mult=(1, 2), num_res_blocks=1, groups=4)
 VQ = replace(KL, regularizer="vq", codebook_size=32, hid_z_channels=5, vq_legacy=True)
 AUTOENCODERS = {
@@ -72,152 +69,116 @@ UNETS = {
 }
 
 
-def theirs_of(model: Any, folder: Path, dtype: torch.dtype) -> Any:
+def theirs_of(ours: Any, folder: Path) -> Any:
     """diffusers' model of ours."""
-    interop.save_diffusers(model, folder)
+    interop.save_diffusers(ours, folder)
     kind = getattr(diffusers, tiny.json.loads((folder / "config.json").read_text())["_class_name"])
     with quiet():
-        return kind.from_pretrained(folder).eval().to(dtype)
+        return kind.from_pretrained(folder).eval()
 
 
-@DTYPES
 @pytest.mark.parametrize("name", AUTOENCODERS)
 @torch.no_grad()
-def test_a_first_stage_equals_theirs(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    config, most = AUTOENCODERS[name], TOLERANCE[dtype]
+def test_a_first_stage_equals_theirs(name: str, tmp_path: Path) -> None:
+    config = AUTOENCODERS[name]
     ours = shaken(Autoencoder(config)).eval()
     ours.scale.fill_(1.7)
-    theirs, ours = theirs_of(ours, tmp_path / "theirs", dtype), ours.to(dtype)
-    factor = theirs.config.scaling_factor
-    x = randn(2, 3, 16, 24, dtype=dtype).clamp(-1, 1)
-    encoded = theirs.encode(x)
-    z = encoded.latents if config.regularizer == "vq" else encoded.latent_dist.mean
-    assert error(ours.encode(x, sample=False), z * factor) < max(most, 1e-7)  # float32 factor
+    theirs, ours = theirs_of(ours, tmp_path / "theirs").double(), ours.double()
+    x, encode = randn(2, 3, 16, 24, dtype=torch.float64).clamp(-1, 1), theirs.encode
     if config.regularizer == "kl":
-        posterior, moments = ours.posterior(x), encoded.latent_dist
-        assert error(posterior.logvar, moments.logvar) < most
-        assert error(posterior.kl(), moments.kl()) < most
-        noise = randn(*z.shape, seed=3, dtype=dtype)
+        moments, posterior = encode(x).latent_dist, ours.posterior(x)
+        z = moments.mean
+        assert error(posterior.logvar, moments.logvar) < 1e-10
+        assert error(posterior.kl(), moments.kl()) < 1e-10
+        noise = randn(*z.shape, seed=3, dtype=torch.float64)
         drawn = ours.encode(x, noise=lambda _: noise) * ours.scale
-        assert error(drawn, moments.mean + moments.std * noise) < most
+        assert error(drawn, z + moments.std * noise) < 1e-10
     else:
+        z = encode(x).latents
         codes, loss, (_, _, indices) = theirs.quantize(z)
         quantized = ours.decoder.quantizer(z)
         assert torch.equal(quantized.indices.flatten(), indices)
-        assert error(quantized.z, codes) < most and error(quantized.loss, loss) < most
-    z = randn(2, 3, 8, 6, dtype=dtype)
-    assert error(ours.decoder(z), theirs.decode(z).sample) < most
+        assert error(quantized.z, codes) < 1e-10 and error(quantized.loss, loss) < 1e-10
+    scaled = z * theirs.config.scaling_factor
+    assert error(ours.encode(x, sample=False), scaled) < 1e-7  # a float32 factor
+    z = randn(2, 3, 8, 6, dtype=torch.float64)
+    assert error(ours.decoder(z), theirs.decode(z).sample) < 1e-10
 
 
-@DTYPES
 @pytest.mark.parametrize("name", UNETS)
-@pytest.mark.parametrize("size", [(8, 12), (5, 7)], ids=("8x12", "5x7"))
-def test_a_unet_equals_theirs(
-    name: str, size: tuple[int, int], dtype: torch.dtype, tmp_path: Path
-) -> None:
+def test_a_unet_equals_theirs(name: str, tmp_path: Path) -> None:
     config = UNETS[name]
-    if config.resblock_updown and size == (5, 7):
-        size = (8, 4)
     ours = shaken(UNet(config)).eval()
-    theirs, ours = theirs_of(ours, tmp_path / "theirs", dtype), ours.to(dtype)
+    theirs, ours = theirs_of(ours, tmp_path / "theirs").double(), ours.double()
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-    z, t = randn(2, 3, *size, dtype=dtype).requires_grad_(), torch.tensor([3, 700])
-    tokens = [randn(2, 7, 5, seed=1, dtype=dtype)] if config.d_cond else []
-    if not config.d_cond and size == (5, 7):
-        z = randn(2, 3, 8, 4, dtype=dtype).requires_grad_()  # UNet2DModel takes no odd sizes
-    out, truth = ours(z, t, *tokens), theirs(z, t, *tokens).sample
-    assert error(out, truth) < TOLERANCE[dtype]
-    gradients = [torch.autograd.grad(y.square().sum(), z)[0] for y in (out, truth)]
-    assert error(*gradients) < 10 * TOLERANCE[dtype]
+    tokens = [randn(2, 7, 5, seed=1, dtype=torch.float64)] if config.d_cond else []
+    for size in [(8, 12), (5, 7)] if config.d_cond else [(8, 12)]:  # UNet2DModel: no odd sizes
+        z = randn(2, 3, *size, dtype=torch.float64).requires_grad_()
+        t = torch.tensor([3, 700])
+        out, truth = ours(z, t, *tokens), theirs(z, t, *tokens).sample
+        assert error(out, truth) < 1e-10
+        gradients = [torch.autograd.grad(y.square().sum(), z)[0] for y in (out, truth)]
+        assert error(*gradients) < 1e-9
 
 
 # --- official tensors, brought into diffusers' models by diffusers' own conversion ---
 
+OFFICIAL = replace(UNET, channels=32, channel_mult=(1, 2), attn_levels=(1,), d_cond=5, groups=32)
+STAGE = replace(KL, channels=32, channel_mult=(1, 2, 2), num_res_blocks=2, groups=32)
 
-def official_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"model.diffusion_model.{name}": tensor for name, tensor in tensors.items()}
 
-
-@pytest.mark.parametrize("name", ["layout2img-openimages256", "cin256-v2"])
+@pytest.mark.parametrize("heads", [{}, {"heads": 4, "d_head": None}], ids=("width", "number"))
 @torch.no_grad()
-def test_an_official_unet_computes_what_diffusers_computes(name: str) -> None:
-    config, shapes = official.unet(official.BY_NAME[name], narrow=True)
-    tensors, p = official.drawn(shapes), config["params"]
-    ours = interop.load_compvis(config, tensors)
-    widths = [p["model_channels"] * m for m in p["channel_mult"]]
-    attends = [2**i in p["attention_resolutions"] for i in range(len(widths))]
-    theirs = diffusers.UNet2DConditionModel(
-        in_channels=p["in_channels"],
-        out_channels=p["out_channels"],
-        block_out_channels=widths,
-        down_block_types=[f"{'CrossAttn' * a}DownBlock2D" for a in attends],
-        up_block_types=[f"{'CrossAttn' * a}UpBlock2D" for a in attends[::-1]],
-        layers_per_block=p["num_res_blocks"],
-        attention_head_dim=[ours.config.heads_of(width) for width in widths],
-        transformer_layers_per_block=p["transformer_depth"],
-        cross_attention_dim=p["context_dim"],
-    )
-    shape = {"layers_per_block": p["num_res_blocks"]}
-    theirs.load_state_dict(convert_ldm_unet_checkpoint(official_part(tensors), shape))
-    z, t = randn(2, 3, 8, 16), torch.tensor([3, 900])
-    tokens = randn(2, 5, p["context_dim"], seed=1)
-    assert error(ours(z, t, tokens), theirs.eval()(z, t, tokens).sample) < 1e-5
+def test_an_official_unet_computes_what_diffusers_computes(
+    heads: dict[str, Any], tmp_path: Path
+) -> None:
+    ours = shaken(UNet(replace(OFFICIAL, depth=2, **heads))).eval()
+    theirs = shaken(theirs_of(ours, tmp_path / "theirs"), seed=7)
+    tensors = official.saved(ours, tmp_path)[1]
+    whole = {f"model.diffusion_model.{name}": tensor for name, tensor in tensors.items()}
+    theirs.load_state_dict(convert_ldm_unet_checkpoint(whole, dict(theirs.config)))
+    z, t, tokens = randn(2, 3, 8, 16), torch.tensor([3, 900]), randn(2, 7, 5, seed=1)
+    assert error(ours(z, t, tokens), theirs(z, t, tokens).sample) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["kl-f4", "vq-f4"])
+@pytest.mark.parametrize("vq", [{}, {"regularizer": "vq", "codebook_size": 32, "vq_legacy": True}])
 @torch.no_grad()
-def test_an_official_first_stage_computes_what_diffusers_computes(name: str) -> None:
-    config, shapes = official.first_stage(official.RELEASED[name], official.quarter)
-    tensors, p = official.drawn(shapes), config["params"]["ddconfig"]
-    ours = interop.load_compvis(config, tensors)
-    n = len(p["ch_mult"])
-    shape = {
-        "block_out_channels": [p["ch"] * m for m in p["ch_mult"]],
-        "down_block_types": ["DownEncoderBlock2D"] * n,
-        "up_block_types": ["UpDecoderBlock2D"] * n,
-        "layers_per_block": p["num_res_blocks"],
-        "latent_channels": p["z_channels"],
-    }
-    state = convert_ldm_vae_checkpoint(dict(tensors), shape)
-    if name == "kl-f4":
-        theirs: Any = diffusers.AutoencoderKL(**shape)
-    else:
-        codes = state["quantize.embedding.weight"] = tensors["quantize.embedding.weight"]
-        theirs = diffusers.VQModel(**shape, num_vq_embeddings=len(codes))
+def test_an_official_first_stage_computes_what_diffusers_computes(
+    vq: dict[str, Any], tmp_path: Path
+) -> None:
+    ours = shaken(Autoencoder(replace(STAGE, **vq))).eval()
+    theirs = shaken(theirs_of(ours, tmp_path / "theirs"), seed=7)
+    tensors = official.saved(ours, tmp_path)[1]
+    state = convert_ldm_vae_checkpoint(dict(tensors), dict(theirs.config))
+    if vq:
+        state["quantize.embedding.weight"] = tensors["quantize.embedding.weight"]
     theirs.load_state_dict(state)
-    x, encoded = randn(1, 3, 8, 16).clamp(-1, 1), theirs.eval().encode
-    z = encoded(x).latent_dist.mean if name == "kl-f4" else encoded(x).latents
-    assert error(ours.encode(x, sample=False), z) < 1e-5
-    if name == "vq-f4":  # rounding must not choose another code
-        z = ours.decoder.quantizer.codes(ours.code_indices(z)) + 1e-3 * randn(*z.shape)
+    x, z = randn(1, 3, 8, 16).clamp(-1, 1), randn(1, 3, 2, 4)
+    encoded = theirs.encode(x)
+    truth = encoded.latents if vq else encoded.latent_dist.mean
+    assert error(ours.encode(x, sample=False), truth) < 1e-5
     assert error(ours.decode(z), theirs.decode(z).sample) < 1e-5
 
 
 @torch.no_grad()
-def test_official_self_attention_has_its_formula() -> None:
-    """q, k, v of a head are adjacent rows; heads from num_head_channels; in float64."""
-    config, shapes = official.unet(official.BY_NAME["semantic_synthesis256"], narrow=True)
-    tensors = official.drawn(shapes)
-    block = interop.load_compvis(config, tensors).middle[1].double()
-    w = {
-        n.removeprefix("middle_block.1."): t.double() for n, t in tensors.items() if "block.1." in n
-    }
-    x = randn(2, 256, 3, 4, dtype=torch.float64)
+def test_official_self_attention_has_its_formula(tmp_path: Path) -> None:
+    """q, k, v of a head are adjacent rows; in float64."""
+    ours = shaken(UNet(replace(OFFICIAL, d_cond=None))).eval()
+    tensors, block = official.saved(ours, tmp_path)[1], ours.middle[1].double()
+    w = {n.removeprefix("middle_block.1."): t.double() for n, t in tensors.items()}
+    x = randn(2, 64, 3, 4, dtype=torch.float64)
     normed = torch.nn.functional.group_norm(x, 32, w["norm.weight"], w["norm.bias"], 1e-5)
     qkv = torch.einsum("oi,bihw->bohw", w["qkv.weight"][..., 0], normed).flatten(2)
-    q, k, v = (qkv + w["qkv.bias"][:, None]).view(2, 8, 3, 32, 12).unbind(2)  # (B, head, d, N)
-    weights = (q.transpose(2, 3) @ k / 32**0.5).softmax(-1)
-    out = (v @ weights.transpose(2, 3)).reshape(2, 256, 12)
+    q, k, v = (qkv + w["qkv.bias"][:, None]).view(2, 8, 3, 8, 12).unbind(2)  # (B, head, d, N)
+    weights = (q.transpose(2, 3) @ k / 8**0.5).softmax(-1)
+    out = (v @ weights.transpose(2, 3)).reshape(2, 64, 12)
     out = w["proj_out.weight"][..., 0] @ out + w["proj_out.bias"][:, None]
     assert error(block(x), x + out.view_as(x)) < 1e-10
 
 
 @torch.no_grad()
 def test_an_official_encoder_computes_what_diffusers_computes(tmp_path: Path) -> None:
-    sizes = {"n_embed": 12, "n_layer": 2, "vocab_size": 40, "max_seq_len": 7}
-    tensors = official.drawn(official.transformer_shapes(sizes))
-    target = f"{official.ENCODERS}.TransformerEmbedder"
-    ours = interop.load_compvis({"target": target, "params": sizes}, tensors).double()
+    ours = shaken(IdsConfig(d_cond=12, vocab_size=40, length=7).build()).double()
     layers = {
         "0": ("self_attn_layer_norm", "final_layer_norm"),
         "1.to_out": ("self_attn.out_proj",),
@@ -226,18 +187,18 @@ def test_an_official_encoder_computes_what_diffusers_computes(tmp_path: Path) ->
     layers |= {"1.net.0.0": ("", "fc1"), "1.net.2": ("", "fc2")}
     tops = {"token_emb": "embed_tokens", "pos_emb.emb": "embed_positions", "norm": "layer_norm"}
     state = {}
-    for name, tensor in tensors.items():
+    for name, tensor in official.saved(ours, tmp_path)[1].items():
         module, kind = name.removeprefix("transformer.").rsplit(".", 1)
         if module.startswith("attn_layers."):
             i, part = module.removeprefix("attn_layers.layers.").split(".", 1)
-            module = f"model.layers.{int(i) // 2}.{layers[part][int(i) % 2]}"
-        elif module != "to_logits":
-            module = f"model.{tops[module]}"
+            module = f"layers.{int(i) // 2}.{layers[part][int(i) % 2]}"
+        else:
+            module = tops[module]
         state[f"{module}.{kind}"] = tensor
     shape = {"encoder_layers": 2, "encoder_ffn_dim": 48, "encoder_attention_heads": 8}
     shape |= {"vocab_size": 40, "max_position_embeddings": 7, "head_dim": 64, "d_model": 12}
     theirs = LDMBertModel(LDMBertConfig(**shape)).double().eval()
-    theirs.load_state_dict(state)
+    theirs.model.load_state_dict(state)
     ids = torch.arange(21).view(3, 7)
     truth = theirs.model(ids, return_dict=False)[0]
     assert error(ours({"ids": ids}).tokens, truth) < 1e-10

@@ -6,17 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from helpers import randn, shaken
+from helpers import randn, shaken, tiny_clip
 from interop import official_models as official
-from interop.official_models import BY_NAME, WHOLE
-from safetensors.torch import load_file
+from interop.official_models import BY_NAME, WHOLE, same
 from torch import Tensor, nn
 
 from minildm import interop
 from minildm.compression.autoencoder import AutoencoderConfig
 from minildm.conditioning import (
     ClassConfig,
+    FrozenTextConfig,
     HybridConfig,
     IdsConfig,
     InpaintConfig,
@@ -28,7 +27,8 @@ from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionC
 from minildm.diffusion.objective import ObjectiveConfig
 from minildm.diffusion.schedule import ScheduleConfig
 from minildm.diffusion.unet import UNetConfig
-from minildm.interop.compvis import PARTS, _parts, _places
+from minildm.interop.compvis import _parts, _places
+from minildm.interop.official import stand_in
 from minildm.interop.weights import exported, read_tensors
 from minildm.training.published import PUBLISHED
 from minildm.training.published import RELEASED as PRESETS
@@ -42,9 +42,10 @@ PRESET_OF = {  # of the configurations to train, whose names are longer
     "txt2img-1p4B-eval": "txt2img-1p4B",
 }
 KINDS = (  # one of each kind of condition
-    *("lsun_churches256", "cin256-v2", "txt2img-1p4B-eval"),
+    *("lsun_churches256", "cin256-v2", "txt2img-1p4B", "layout2img-openimages256"),
     *("semantic_synthesis256", "bsr_sr", "inpainting_big"),
 )
+ENCODERS = [name for name, c in BY_NAME.items() if "state_dict" in c["cond_stage"]]
 
 
 def parameters(module: nn.Module) -> int:
@@ -52,10 +53,9 @@ def parameters(module: nn.Module) -> int:
 
 
 def official_state(part: Any) -> dict[str, Tensor]:
-    """A part's tensors by their official names."""
+    """A part's tensors by their official names, without writing a file."""
     parts = _parts(part)
-    tensors = exported(nn.ModuleDict(parts), _places(parts))
-    return {n.removeprefix(PARTS[next(iter(parts))][0]): t for n, t in tensors.items()}
+    return exported(nn.ModuleDict(parts), _places(parts, dict.fromkeys(parts, "")))
 
 
 # --- every published model, on the meta device ---
@@ -64,8 +64,8 @@ def official_state(part: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize("path", official.FIRST_STAGES)
 def test_a_published_first_stage_loads_exactly(path: str) -> None:
     stage = official.FIRST_STAGES[path]
-    config, shapes = official.first_stage(stage)
-    model = interop.load_compvis({"model": config}, official.on_meta(shapes))
+    config, tensors = official.first_stage(stage)
+    model = interop.load_compvis({"model": config}, tensors)
     assert official.names_hash(official_state(model)) == stage["state_dict"]["keys_sha256"]
     assert parameters(model) == stage["params"]["total"]
     assert model.f == stage["f"]
@@ -75,33 +75,25 @@ def test_a_published_first_stage_loads_exactly(path: str) -> None:
 
 @pytest.mark.parametrize("path", official.DIFFERENT_UNETS.values())
 def test_a_published_unet_loads_exactly(path: str) -> None:
-    config, shapes = official.unet(WHOLE[path])
-    model = interop.load_compvis(config, official.on_meta(shapes))
+    model = interop.load_compvis(*official.unet(WHOLE[path]))
     wanted = WHOLE[path]["unet_state_dict"]["keys_sha256"]
     assert official.names_hash(official_state(model)) == wanted
     assert parameters(model) == WHOLE[path]["unet_params"]
 
 
-@pytest.mark.parametrize("name", [n for n, c in BY_NAME.items() if "state_dict" in c["cond_stage"]])
+@pytest.mark.parametrize("name", ENCODERS)
 def test_a_published_encoder_loads_exactly(name: str) -> None:
-    config, shapes = official.condition(BY_NAME[name])
-    model = interop.load_compvis(config, official.on_meta(shapes))
-    unused = {n for n in shapes if ".to_logits." in n}
-    assert official_state(model).keys() == shapes.keys() - unused
+    config, tensors = official.condition(BY_NAME[name])
+    model = interop.load_compvis(config, tensors)
+    unused = {n for n in tensors if ".to_logits." in n}
+    assert official_state(model).keys() == tensors.keys() - unused
     scores = BY_NAME[name]["cond_stage"].get("params_breakdown", {}).get("to_logits_unused", 0)
-    assert bool(scores) == bool(unused)
     assert parameters(model) == BY_NAME[name]["cond_stage"]["params"] - scores
 
 
 @pytest.mark.parametrize("name", [n for n in BY_NAME if "768x768" not in n])
 def test_a_published_model_loads_whole(name: str) -> None:
-    config, shapes = official.whole_model(BY_NAME[name])
-    shapes |= dict.fromkeys(official.TABLES, (1000,))
-    shapes |= official.averages(shapes) if BY_NAME[name]["diffusion"]["use_ema"] else {}
-    tensors = official.on_meta(shapes) | {"scale_factor": torch.tensor(0.7)}
-    by_std = BY_NAME[name]["diffusion"]["scale_by_std"]
-    tensors = {n: t for n, t in tensors.items() if by_std or n != "scale_factor"}
-    model = interop.load_compvis(config, tensors)
+    model = interop.load_compvis(*official.whole_model(BY_NAME[name]))
     assert model.config == PUBLISHED[PRESET_OF.get(name, name)]
     assert parameters(model.unet) == BY_NAME[name]["unet_params"]
     side = model.config.image_size // model.autoencoder.f
@@ -114,40 +106,11 @@ def test_all_published_are_covered() -> None:
     assert counts == (13, 19, 11, 14)
     names = {PRESET_OF.get(name, name) for name in BY_NAME}
     assert PUBLISHED.keys() - names == {"stable-diffusion-v1"}
-    with pytest.raises(ValueError, match="conditioning_key='crossattn' cannot be expressed"):
-        config, shapes = official.whole_model(WHOLE[official.RETRIEVAL])
-        interop.load_compvis(config, official.on_meta(shapes))
+    with pytest.raises(ValueError, match="in_channels"):
+        interop.load_compvis(*official.whole_model(WHOLE[official.RETRIEVAL]))
 
 
 # --- there and back ---
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_what_was_loaded_comes_out_again(name: str, tmp_path: Path) -> None:
-    config, tensors = official.narrow(name)
-    by_std = "scale_factor" in tensors
-    model = interop.load_compvis(config, tensors)
-    factor = 0.7 if by_std else config["model"]["params"]["scale_factor"]
-    assert model.autoencoder.scale.item() == pytest.approx(1 / factor)
-    first, second = tmp_path / "first.ckpt", tmp_path / "deep/second.safetensors"
-    interop.save_compvis(model, first, scale_by_std=by_std)
-    saved = dict(read_tensors(first))
-    assert saved.keys() == {n for n in tensors if ".to_logits." not in n}
-    assert all(torch.allclose(t, tensors[n], atol=0, rtol=1e-6) for n, t in saved.items())
-    assert all(torch.equal(t, tensors[n]) for n, t in saved.items() if n != "scale_factor")
-    again = interop.load_compvis(first.with_suffix(".yaml"), first)
-    assert again.config == model.config
-    assert official.same(again.state_dict(), model.state_dict())
-    interop.save_compvis(again, second, scale_by_std=by_std)
-    assert official.same(load_file(second), saved)
-    assert second.with_suffix(".yaml").read_text() == first.with_suffix(".yaml").read_text()
-    ours, theirs = (
-        c["model"]["params"]
-        for c in (yaml.safe_load(first.with_suffix(".yaml").read_text()), config)
-    )
-    same = ("image_size", "channels", "timesteps", "linear_start", "linear_end", "loss_type")
-    assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
-
 
 OWN_UNET = UNetConfig(
     in_channels=3, out_channels=3, channels=32, channel_mult=(1, 2), attn_levels=(1,), d_head=8
@@ -166,7 +129,9 @@ def own(**changes: Any) -> LatentDiffusion:
     conditioner = changes.get("conditioner", OWN.conditioner)
     channels = 3 + conditioner.concat_channels(3)
     unet = replace(OWN_UNET, in_channels=channels, d_cond=conditioner.d_cond)
-    return shaken(LatentDiffusion(replace(OWN, **{"unet": unet, **changes}))).eval()
+    model = shaken(LatentDiffusion(replace(OWN, **{"unet": unet, **changes}))).eval()
+    model.autoencoder.scale.fill_(0.37)
+    return model
 
 
 def through_files(model: Any, folder: Path, **options: Any) -> Any:
@@ -174,9 +139,16 @@ def through_files(model: Any, folder: Path, **options: Any) -> Any:
     return interop.load_compvis(folder / "own.yaml", folder / "own.safetensors", **options)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_small_published_model_comes_out_again(name: str, tmp_path: Path) -> None:
+    model = stand_in(name)  # of the same blocks
+    again = through_files(model, tmp_path)
+    assert again.config == model.config
+    assert same(again.state_dict(), model.state_dict())
+
+
 def test_a_model_of_our_own_is_read_as_official(tmp_path: Path) -> None:
     model = own()
-    model.autoencoder.scale.fill_(0.37)
     again = through_files(model, tmp_path)
     assert replace(again.config, conditioner=OWN.conditioner) == model.config
     assert again.config.conditioner.classes == ("0", "1", "2")  # numbers, one for "no class"
@@ -218,70 +190,67 @@ def test_a_hybrid_comes_back(concat: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "unet", "conditioner"])
-def test_a_part_is_saved_alone(name: str, tmp_path: Path) -> None:
-    part = getattr(own(), name)
-    again = through_files(part, tmp_path)
-    assert type(again) is type(part)
-    assert official.same(again.state_dict(), part.state_dict())
+def test_a_part_is_saved_alone_and_read_from_a_whole_model(name: str, tmp_path: Path) -> None:
+    model = own()
+    config, tensors = official.saved(model, tmp_path)
+    model.autoencoder.scale.fill_(1)  # belongs to the whole model
+    part = getattr(model, name)
+    assert same(through_files(part, tmp_path).state_dict(), part.state_dict())
+    key = {"autoencoder": "first_stage", "unet": "unet", "conditioner": "cond_stage"}[name]
+    inside = interop.load_compvis(config["params"][f"{key}_config"], {"state_dict": tensors})
+    assert type(inside) is type(part)
+    assert same(inside.state_dict(), part.state_dict())
 
 
-# --- whole checkpoints ---
+@torch.no_grad()
+def test_the_clip_of_a_checkpoint_is_read(tmp_path: Path) -> None:
+    clip = FrozenTextConfig(encoder="clip", path=str(tiny_clip(tmp_path)), d_cond=16, length=10)
+    model = own(conditioner=clip)
+    again = through_files(model, tmp_path, clip=tmp_path)
+    captions, prefix = {"caption": ["a red dog", ""]}, "cond_stage_model.transformer.text_model."
+    assert torch.equal(model.conditioner(captions).tokens, again.conditioner(captions).tokens)
+    (tmp_path / "model.safetensors").unlink()  # its words and config are enough
+    shaken(model.conditioner.network, seed=9)
+    tensors = read_tensors(tmp_path / "own.safetensors")
+    for name, tensor in model.conditioner.network.named_parameters():
+        tensors[prefix + name.removeprefix("text_model.")] = tensor
+    again = interop.load_compvis(tmp_path / "own.yaml", tensors, clip=tmp_path)
+    tokens = model.conditioner._vectors("a red dog")[None]  # which remembers none
+    assert torch.equal(tokens, again.conditioner({"caption": ["a red dog"]}).tokens)
+    assert again.sample("red", steps=2, guidance_scale=5.0).shape == (1, 3, 16, 16)
+    tensors[f"{prefix}final_layer_norm.bias"] = torch.ones(3)
+    with pytest.raises(ValueError, match=r"final_layer_norm\.bias: file \(3,\), model \(16,\)"):
+        interop.load_compvis(tmp_path / "own.yaml", tensors, clip=tmp_path)
 
-Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
 
-
-@pytest.fixture(scope="module")
-def semantic() -> Checkpoint:
-    return official.narrow("semantic_synthesis256")
-
-
-def test_a_loaded_model_samples_and_trains(semantic: Checkpoint) -> None:
+def test_a_loaded_model_samples_and_trains(tmp_path: Path) -> None:
+    config, tensors = official.saved(stand_in("semantic_synthesis256"), tmp_path)
+    config["params"] |= {"scale_by_std": True, "scale_factor": 1.0}
+    tensors["scale_factor"] = torch.tensor(0.7)
     before = torch.get_rng_state()
-    model = interop.load_compvis(*semantic)
+    model = interop.load_compvis(config, tensors)
     assert torch.equal(torch.get_rng_state(), before)
+    assert model.autoencoder.scale.item() == pytest.approx(1 / 0.7)
     assert not model.training
     assert not any(p.requires_grad for p in model.autoencoder.parameters())
     maps = torch.arange(32 * 32).reshape(1, 32, 32) % 182
     x = model.sample(maps, steps=2, seed=0)
     assert x.shape == (1, 3, 32, 32)
     model.train().loss({"image": x, "semantic": maps})["loss"].backward()
-    assert all(
-        p.grad is not None for p in (*model.unet.parameters(), model.conditioner.mapper.weight)
-    )
+    trained = (*model.unet.parameters(), model.conditioner.mapper.weight)
+    assert all(p.grad is not None for p in trained)
 
 
-def test_averages_are_taken_if_there_are_any(semantic: Checkpoint) -> None:
-    config, tensors = semantic
-    shapes = official.averages({name: tuple(t.shape) for name, t in tensors.items()})
-    both = tensors | official.drawn(shapes, seed=5)
-    trained, averaged = (interop.load_compvis(config, both, ema=ema) for ema in (False, True))
-    for model, average in ((trained, False), (averaged, True)):
-        parts = {"unet": model.unet}
-        state = exported(nn.ModuleDict(parts), _places(parts, average))
-        assert all(torch.equal(t, both[n]) for n, t in state.items())
-    alone = {n: t for n, t in both.items() if not n.startswith("model.diffusion_model.")}
-    assert official.same(interop.load_compvis(config, alone).state_dict(), averaged.state_dict())
-    del both["model_ema.diffusion_modeltime_embed0weight"]
+def test_averages_are_taken_if_there_are_any(tmp_path: Path) -> None:
+    model = own()
+    config, tensors = official.saved(model, tmp_path)
+    averaged = interop.load_compvis(config, tensors | official.averages(tensors))
+    doubled = {name: 2 * tensor for name, tensor in model.unet.state_dict().items()}
+    assert same(averaged.unet.state_dict(), doubled)
+    broken = tensors | official.averages(tensors)
+    del broken["model_ema.diffusion_modeltime_embed0weight"]
     with pytest.raises(ValueError, match=r"(?s)1 tensors do not fit.*time_embed0weight"):
-        interop.load_compvis(config, both)
-
-
-def test_parts_of_a_whole_checkpoint_are_read_alone(semantic: Checkpoint) -> None:
-    config, tensors = semantic
-    model, params = interop.load_compvis(config, tensors), config["model"]["params"]
-    for key, part in (("first_stage", model.autoencoder), ("cond_stage", model.conditioner)):
-        alone = interop.load_compvis(params[f"{key}_config"], {"state_dict": tensors})
-        assert official.same(alone.state_dict(), part.state_dict())
-
-
-def test_training_keeps_a_loaded_codebook_at_first() -> None:
-    config, shapes = official.first_stage(official.RELEASED["vq-f4"], official.quarter)
-    model = interop.load_compvis(config, official.drawn(shapes)).train()
-    codes = model.decoder.quantizer.codebook.detach().clone()
-    model.decoder.quantizer.restart_after = 2
-    model.decode(randn(1, 3, 2, 2))
-    assert torch.equal(model.decoder.quantizer.codebook, codes)
-    assert (model.config.vq_legacy, model.config.commitment) == (True, 0.25)
+        interop.load_compvis(config, broken)
 
 
 def test_pixels_have_no_tensors() -> None:
@@ -290,14 +259,15 @@ def test_pixels_have_no_tensors() -> None:
     assert torch.equal(model.decode(model.encode(x)), x)
 
 
-def test_any_precision_becomes_float32_and_the_caller_keeps_its_tensors() -> None:
-    config, shapes = official.first_stage(official.RELEASED["kl-f4"], official.quarter)
-    tensors = {name: t.half() for name, t in official.drawn(shapes).items()}
-    kept = {name: t.clone() for name, t in tensors.items()}
-    model = interop.load_compvis(config, tensors)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert all(torch.equal(t, kept[n].float()) for n, t in official_state(model).items())
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1)
-    assert official.same(tensors, kept)
+def test_any_precision_becomes_float32_and_the_caller_keeps_its_tensors(tmp_path: Path) -> None:
+    config, tensors = official.saved(own().unet, tmp_path)
+    for dtype in (torch.float32, torch.float16):
+        given = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        model = interop.load_compvis(config, given)
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        kept = {name: tensor.clone() for name, tensor in given.items()}
+        assert same(official_state(model), {n: t.float() for n, t in kept.items()})
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+        assert same(given, kept)

@@ -1,7 +1,7 @@
-"""Official files: every format is read, damaged ones are named; nothing in a pickle runs."""
+"""Files of every kind and age are read, nothing in a pickle runs, models are converted."""
 
-import copy
 import pickle
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -12,21 +12,30 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import shaken
-from interop import official_models as official
-from safetensors.torch import save_file
+from helpers import randn, shaken
+from interop import diffusers_models as tiny
+from interop.diffusers_models import SUPER, error
+from interop.official_models import same, saved
+from interop.test_bad_input import KL, UNET
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minildm import interop
-from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
-from minildm.conditioning import ClassConfig, HybridConfig, SemanticConfig, TextConfig
-from minildm.diffusion.unet import UNet, UNetConfig
-from minildm.training.checkpoint import CheckpointError
+from minildm.compression.autoencoder import Autoencoder
+from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
+from minildm.interop.official import FILES, official_model, stand_in
+from minildm.training.checkpoint import CheckpointError, load_model, save_model
+from minildm.training.published import PUBLISHED
 
-STAGE = official.RELEASED["vq-f4-noattn"]
-CONFIG, SHAPES = official.first_stage(STAGE, official.quarter)
-TENSORS = official.drawn(SHAPES)
-NAME = "quant_conv.bias"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+# --- official checkpoints ---
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The official config and tensors of a first stage."""
+    return saved(shaken(Autoencoder(KL)), tmp_path)
 
 
 def legacy(content: object, path: Path) -> None:
@@ -42,13 +51,15 @@ FORMATS: dict[str, Callable[[dict[str, Tensor], Path], None]] = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_is_read_and_a_damaged_one_is_named(name: str, tmp_path: Path) -> None:
-    path, config = tmp_path / name, tmp_path / "config.yaml"
-    FORMATS[name](TENSORS, path)
-    config.write_text(yaml.safe_dump({"model": CONFIG, "data": {"target": "anything"}}))
+def test_every_format_is_read_and_a_damaged_one_is_named(
+    name: str, stage: Any, tmp_path: Path
+) -> None:
+    (part, tensors), path, config = stage, tmp_path / name, tmp_path / "config.yaml"
+    FORMATS[name](tensors, path)
+    config.write_text(yaml.safe_dump({"model": part, "data": {"target": "anything"}}))
     before = path.read_bytes()
     model = interop.load_compvis(config, path)
-    assert torch.equal(model.encoder.to_moments.bias, TENSORS[NAME])
+    assert torch.equal(model.encoder.to_moments.bias, tensors["quant_conv.bias"])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
@@ -56,10 +67,7 @@ def test_every_format_is_read_and_a_damaged_one_is_named(name: str, tmp_path: Pa
     for size in (0, 3, 100, len(before) // 2, len(before) - 1):
         path.write_bytes(before[:size])
         with pytest.raises(CheckpointError, match=f"{name} is cut short"):
-            interop.load_compvis(CONFIG, path)
-    path.unlink()
-    with pytest.raises(CheckpointError, match=f"{name} is missing"):
-        interop.load_compvis(CONFIG, path)
+            interop.load_compvis(part, path)
 
 
 class Trap:
@@ -75,13 +83,15 @@ class Trap:
 @pytest.mark.parametrize(
     "save", [torch.save, legacy, lambda c, path: path.write_bytes(pickle.dumps(c))]
 )
-def test_code_in_a_pickle_does_not_run(save: Callable[..., None], tmp_path: Path) -> None:
+def test_code_in_a_pickle_does_not_run(
+    save: Callable[..., None], stage: Any, tmp_path: Path
+) -> None:
     path, sprung = tmp_path / "evil.ckpt", tmp_path / "sprung"
-    save({"state_dict": TENSORS, "callbacks": Trap(sprung)}, path)
-    with pytest.raises(CheckpointError, match=r"evil\.ckpt is .* nothing was run") as error:
-        interop.load_compvis(CONFIG, path)
+    save({"state_dict": stage[1], "callbacks": Trap(sprung)}, path)
+    with pytest.raises(CheckpointError, match=r"evil\.ckpt is .* nothing was run") as raised:
+        interop.load_compvis(stage[0], path)
     assert not sprung.exists()
-    assert "safe_globals" not in str(error.value)  # torch's advice, which is how to run it
+    assert "safe_globals" not in str(raised.value)  # torch's advice, which is how to run it
 
 
 @pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "numpy.load"])
@@ -90,10 +100,12 @@ def test_nothing_else_that_a_pickle_names_is_looked_up(name: str, tmp_path: Path
     pickled = b"\x80\x02" + f"c{module}\n{function}\n(X\x07\x00\x00\x00mkdir x".encode() + b"tR."
     (tmp_path / "evil.ckpt").write_bytes(pickled)
     with pytest.raises(CheckpointError, match=r"evil\.ckpt is .* nothing was run"):
-        interop.load_compvis(CONFIG, tmp_path / "evil.ckpt")
+        interop.load_compvis({}, tmp_path / "evil.ckpt")
 
 
-def test_what_lightning_leaves_is_inert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_lightning_leaves_is_inert(
+    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = "pytorch_lightning.callbacks.model_checkpoint"
     module: Any = types.ModuleType(name)
     module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": name})
@@ -103,118 +115,124 @@ def test_what_lightning_leaves_is_inert(tmp_path: Path, monkeypatch: pytest.Monk
     made.best = 3
     callbacks = {module.ModelCheckpoint: {"best": np.float64(0.25), "callback": made}}
     path = tmp_path / "lightning.ckpt"
-    legacy({"callbacks": callbacks, "state_dict": TENSORS}, path)
+    legacy({"callbacks": callbacks, "state_dict": stage[1]}, path)
     # As NumPy 1 wrote it: the module has moved since.
     path.write_bytes(path.read_bytes().replace(b"numpy._core.multi", b"numpy.core.multi"))
     monkeypatch.delitem(sys.modules, name)
-    assert torch.equal(interop.load_compvis(CONFIG, path).encoder.to_moments.bias, TENSORS[NAME])
+    interop.load_compvis(stage[0], path)
     with pytest.raises(pickle.UnpicklingError):  # allowed for our reading alone
         torch.load(path, weights_only=True)
 
 
-MISFITS: list[tuple[dict[str, Any], str]] = [
-    ({NAME: None}, r"quant_conv\.bias: file nothing, model \(3,\)"),
-    ({"more": torch.ones(1)}, r"more: file \(1,\), model nothing"),
-    ({NAME: torch.ones(4)}, r"quant_conv\.bias: file \(4,\), model \(3,\)"),
-    ({NAME: torch.full((3,), torch.nan)}, r"quant_conv\.bias: file values that are not finite"),
-    ({NAME: torch.ones(3).long()}, r"quant_conv\.bias: file torch\.int64, not floats"),
-    ({NAME: [1.0] * 3}, r"quant_conv\.bias: file list, not floats"),
-]
+# --- diffusers folders ---
 
 
-@pytest.mark.parametrize(("changes", "said"), MISFITS, ids=[said for _, said in MISFITS])
-def test_a_tensor_that_does_not_fit_is_named(changes: dict[str, Any], said: str) -> None:
-    tensors = {name: value for name, value in (TENSORS | changes).items() if value is not None}
-    with pytest.raises(CheckpointError, match=rf"(?s)checkpoint: 1 tensors do not fit.*{said}"):
-        interop.load_compvis(CONFIG, tensors)
-
-
-def test_what_inference_does_not_need_is_left() -> None:
-    extra = {"loss.logvar": torch.tensor(0.0), "model_ema.decay": torch.tensor(0.9)}
-    interop.load_compvis(CONFIG, TENSORS | extra | {"colorize": torch.ones(3, 4, 1, 1)})
-    foreign = {f"more.{i}": torch.ones(1) for i in range(30)}
-    with pytest.raises(CheckpointError, match="30 tensors do not fit") as raised:
-        interop.load_compvis(CONFIG, TENSORS | foreign)
-    assert len(str(raised.value).splitlines()) == 11  # ten of them are listed
-
-
-# --- configs that cannot be expressed ---
-
-SEMANTIC = official.narrow("semantic_synthesis256")
-ENCODERS, DDCONFIG = official.ENCODERS, "first_stage_config__params__ddconfig"
-BAD: list[tuple[dict[str, Any], str]] = [
-    ({"guidance": 3}, "guidance=3 is not known"),
-    ({"first_stage_config": ...}, "lacks 'autoencoder'"),
-    ({"unet_config__target": "ldm.UNet"}, "target='ldm.UNet' is not known; known: ldm.models"),
-    ({"given_betas": [0.1]}, r"given_betas=\[0\.1\] is not known"),
-    ({"beta_schedule": "sqrt"}, "beta_schedule='sqrt' cannot be expressed, only .'linear', 'sqrt_"),
-    ({"linear_end": 0.0001}, "beta_start"),
-    ({"linear_end": "0.01"}, "beta_end='0.01' must be float"),
-    ({"parameterization": "mu"}, "parameterization='mu' cannot be expressed"),
-    ({"loss_type": "huber"}, "loss='huber'"),
-    ({"channels": 4}, "channels=4 must be 3"),
-    ({"scale_factor": 0.0}, "scale_factor=.* must be positive"),
-    ({"scale_by_std": True}, "scale_factor=.* must be positive"),
-    ({"conditioning_key": "crossattn"}, "conditioning_key='crossattn' cannot be expressed with"),
-    ({"unet_config__params__in_channels": 5}, "in_channels=5"),
-    ({"unet_config__params__context_dim": 7}, "use_spatial_transformer=False"),
-    ({"unet_config__params__channel_mult": [2, 4]}, r"channel_mult=\[2, 4\] must begin with 1"),
-    ({f"{DDCONFIG}__double_z": True}, "double_z=True cannot be expressed, only .False."),
-    ({f"{DDCONFIG}__attn_type": "linear"}, "attn_type='linear' cannot be expressed"),
-    (
-        {"cond_stage_config": {"target": f"{ENCODERS}.FrozenCLIPEmbedder"}},
-        "clip=None must be a fold",
-    ),
-    ({"linear_end": 0.0155}, "alphas_cumprod are not of ScheduleConfig"),
-]
+def tensors_in(folder: Path) -> dict[str, Tensor]:
+    """All tensors below a folder, by file and name."""
+    return {
+        f"{path.relative_to(folder)}: {name}": tensor
+        for path in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"), BAD, ids=[str(next(iter(c.items())))[:40] for c, _ in BAD]
+    "build",
+    [
+        lambda: tiny.first_stage("AutoencoderKL", levels=3, layers_per_block=2),
+        lambda: tiny.first_stage(vq_embed_dim=2, scaling_factor=0.25),
+        tiny.unet,
+        lambda: tiny.unet(cross_attention_dim=5),
+    ],
 )
-def test_a_config_that_cannot_be_expressed_is_refused(changes: dict[str, Any], said: str) -> None:
-    config, tensors = copy.deepcopy(SEMANTIC[0]), SEMANTIC[1]
-    for key, value in changes.items():
-        *path, last = key.split("__")
-        at = config["model"]["params"]
-        for name in path:
-            at = at[name]
-        at[last] = value
-        if value is ...:
-            del at[last]
-    with pytest.raises(ValueError, match=said):
-        interop.load_compvis(config, tensors)
+def test_a_model_comes_back_exactly(build: Callable[[], Any], tmp_path: Path) -> None:
+    build().save_pretrained(tmp_path / "theirs")
+    ours = interop.load_diffusers(tmp_path / "theirs")
+    interop.save_diffusers(ours, tmp_path / "ours")
+    assert same(tensors_in(tmp_path / "theirs"), tensors_in(tmp_path / "ours"))
+    again = interop.load_diffusers(tmp_path / "ours")
+    assert again.config == ours.config and same(ours.state_dict(), again.state_dict())
+    said, truth = (
+        tiny.json.loads((tmp_path / f"{n}/config.json").read_text()) for n in ("ours", "theirs")
+    )
+    for key in said.keys() - {"sample_size", "norm_type", "scaling_factor"}:
+        assert said[key] == truth[key]
+    assert said.get("scaling_factor", 1) == pytest.approx(truth.get("scaling_factor", 1))
 
 
-UNET = UNetConfig(in_channels=3, out_channels=3, channels=32, channel_mult=(1, 2), attn_levels=(1,))
-KL = AutoencoderConfig(channels=32, channel_mult=(1, 2), num_res_blocks=1)
-TEXT = TextConfig(d_cond=32, vocab_size=40, heads=4)
+@torch.no_grad()
+def test_linear_layers_depth_and_heads_per_level_are_read(tmp_path: Path) -> None:
+    z, t, tokens = randn(2, 3, 8, 8), torch.tensor([3, 700]), randn(2, 7, 5, seed=1)
+    changes = {"use_linear_projection": True, "transformer_layers_per_block": [2, 2]}
+    theirs = tiny.unet(cross_attention_dim=5, attention_head_dim=[2, 4], **changes)
+    theirs.save_pretrained(tmp_path / "linear")
+    ours = interop.load_diffusers(tmp_path / "linear")
+    assert (ours.config.d_head, ours.config.heads, ours.config.depth) == (4, None, 2)
+    assert error(ours(z, t, tokens), theirs(z, t, tokens).sample) < 1e-5
+    theirs = tiny.unet(attention_head_dim=None)
+    theirs.save_pretrained(tmp_path / "one head")
+    assert error(interop.load_diffusers(tmp_path / "one head")(z, t), theirs(z, t).sample) < 1e-5
 
 
-def shifted() -> Autoencoder:
-    model = Autoencoder(KL)
-    model.shift.fill_(0.5)
-    return model
+def test_a_shift_and_scale_come_back(tmp_path: Path) -> None:
+    ours = shaken(Autoencoder(KL)).eval()
+    ours.scale.fill_(1.7)
+    ours.shift.fill_(-0.6)
+    interop.save_diffusers(ours, tmp_path / "ours")
+    assert same(ours.state_dict(), interop.load_diffusers(tmp_path / "ours").state_dict())
+    tiny.pipeline(SUPER, tmp_path / "words").save_pretrained(tmp_path / "p")
+    assert interop.load_diffusers(tmp_path / "p").autoencoder.scale == 1  # it does not read it
+    assert interop.load_diffusers(tmp_path / "p/vqvae").scale.item() == pytest.approx(1 / 0.18215)
 
 
-HYBRID = HybridConfig(
-    tokens=ClassConfig(classes=("a",)), concat=SemanticConfig(labels=("x",), stages=1)
-)
-OURS: list[tuple[Callable[[], Any], str]] = [
-    (lambda: UNet(UNetConfig(**vars(UNET) | {"groups": 8})), "cannot express groups=8, only 32"),
-    (lambda: UNet(UNetConfig(**vars(UNET) | {"channel_mult": (2, 2)})), "must begin with 1"),
-    (lambda: Autoencoder(AutoencoderConfig(**vars(KL) | {"patch": 2})), "patch=2, only 1"),
-    (shifted, "shift=0.5"),
-    (TEXT.build, r"cannot express TextConfig.*heads=4.*, only .*heads=8"),
-    (HYBRID.build, "cannot express HybridConfig"),
-]
+def test_names_of_the_first_year_pickles_and_half_precision_are_read(tmp_path: Path) -> None:
+    tiny.first_stage("AutoencoderKL").save_pretrained(tmp_path)
+    state, path = interop.load_diffusers(tmp_path).state_dict(), tmp_path / WEIGHTS
+    tensors = load_file(path)
+    save_file({n: t.half() for n, t in tensors.items()}, path.with_suffix(".fp16.safetensors"))
+    assert same(interop.load_diffusers(tmp_path).state_dict(), state)  # the precise one
+    path.unlink()
+    rounded = interop.load_diffusers(tmp_path).state_dict()["encoder.conv_in.weight"]
+    assert torch.equal(rounded, tensors["encoder.conv_in.weight"].half().float())
+    was = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, old in was.items():
+        tensors = {name.replace(f".{new}.", f".{old}."): v for name, v in tensors.items()}
+    torch.save(tensors, path.with_suffix(".bin"))
+    assert same(interop.load_diffusers(tmp_path).state_dict(), state)
 
 
-@pytest.mark.parametrize("case", range(len(OURS)))
-def test_what_has_no_official_form_is_refused(case: int, tmp_path: Path) -> None:
-    build, said = OURS[case]
-    with pytest.raises(ValueError, match=said):
-        interop.save_compvis(shaken(build()), tmp_path / "own.ckpt")
-    with pytest.raises(ValueError, match=r"x\.pt must end in \.ckpt or \.safetensors"):
-        interop.save_compvis(UNet(UNET), tmp_path / "x.pt")
-    assert list(tmp_path.iterdir()) == []
+# --- from one form to another ---
+
+
+@pytest.mark.parametrize(("form", "name"), [("diffusers", "theirs"), ("compvis", "model.ckpt")])
+def test_there_and_back_is_the_same_model(form: str, name: str, tmp_path: Path) -> None:
+    config = LatentDiffusionConfig(autoencoder=KL, unet=UNET, image_size=16)
+    model, folder = shaken(LatentDiffusion(config)).eval(), tmp_path / "ours"
+    model.autoencoder.scale.fill_(1.7)
+    save_model(model.autoencoder, folder / "first_stage")
+    save_model(model, folder, first_stage="first_stage")
+    assert interop.convert(folder, tmp_path / name, to=form) == ("minildm", form)
+    assert interop.convert(tmp_path / name, tmp_path / "back") == (form, "minildm")
+    shutil.move(tmp_path / "back", tmp_path / "elsewhere")  # the folder is complete
+    options = {"n": 2, "steps": 3, "seed": 1}
+    images, same = (m.sample(**options) for m in (model, load_model(tmp_path / "elsewhere")))
+    assert torch.allclose(images, same, atol=1e-5) and images.std() > 0.01
+    with pytest.raises(FileExistsError, match="already exists"):
+        interop.convert(folder, tmp_path / name, to=form)
+
+
+def test_published_files_are_read_if_they_exist(tmp_path: Path) -> None:
+    assert FILES.keys() == PUBLISHED.keys() - {"stable-diffusion-v1"}
+    files, model = FILES["celeba256"], stand_in("celeba256", seed=3)
+    found, real, said = official_model("celeba256", seed=3)
+    assert not real and "no folder was given" in said and files.url in said
+    assert found.sample(n=1, steps=2, seed=0).std() > 0.01
+    assert same(found.state_dict(), model.state_dict())
+    for part in ("channel_mult", "attn_levels", "resblock_updown", "scale_shift"):
+        assert getattr(model.config.unet, part) == getattr(PUBLISHED["celeba256"].unet, part)
+    interop.save_compvis(model, tmp_path / files.checkpoint)
+    (tmp_path / files.checkpoint).with_suffix(".yaml").rename(tmp_path / files.config)
+    found, real, said = official_model("celeba256", tmp_path)
+    assert real and files.checkpoint in said and same(found.state_dict(), model.state_dict())
+    _, real, said = official_model("ffhq256", tmp_path)
+    assert not real and f"is not in {tmp_path}" in said

@@ -1,0 +1,215 @@
+"""What does not fit or cannot be expressed is refused by name, and nothing is left of it."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import shaken
+from interop import diffusers_models as tiny
+from interop.diffusers_models import LDM, STABLE, TEXT, change_json
+from interop.official_models import ENCODERS, saved
+from safetensors.torch import load_file, save_file
+
+from minildm import interop
+from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
+from minildm.conditioning import ClassConfig, HybridConfig, SemanticConfig, TextConfig
+from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
+from minildm.diffusion.unet import UNet, UNetConfig
+from minildm.interop.official import official_model, stand_in
+from minildm.training.checkpoint import CheckpointError
+
+KL = AutoencoderConfig(z_channels=3, channels=32, channel_mult=(1, 2), num_res_blocks=1)
+UNET = UNetConfig(
+    in_channels=3, out_channels=3, channels=32, channel_mult=(1, 2), attn_levels=(1,), d_head=8
+)
+NAME = "quant_conv.bias"
+MISFITS: list[tuple[dict[str, Any], str]] = [
+    ({NAME: None}, r"1 tensors .*quant_conv\.bias: file nothing, model \(6,\)"),
+    ({"more": torch.ones(1)}, r"more: file \(1,\), model nothing"),
+    ({NAME: torch.ones(4)}, r"quant_conv\.bias: file \(4,\), model \(6,\)"),
+    ({NAME: torch.full((6,), torch.nan)}, r"quant_conv\.bias: file values that are not finite"),
+    ({NAME: torch.ones(6).long()}, r"quant_conv\.bias: file torch\.int64, not floats"),
+    ({NAME: [1.0] * 6}, r"quant_conv\.bias: file list, not floats"),
+    ({f"more.{i}": torch.ones(1) for i in range(30)}, "30 tensors do not fit"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), MISFITS, ids=[said for _, said in MISFITS])
+def test_a_tensor_that_does_not_fit_is_named(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    config, tensors = saved(shaken(Autoencoder(KL)), tmp_path)
+    unused = {"loss.logvar": torch.tensor(0.0), "colorize": torch.ones(3, 4, 1, 1)}
+    interop.load_compvis(config, tensors | unused)
+    tensors = {name: value for name, value in (tensors | changes).items() if value is not None}
+    with pytest.raises(CheckpointError, match=rf"(?s)checkpoint: .*{said}") as raised:
+        interop.load_compvis(config, tensors)
+    assert len(str(raised.value).splitlines()) <= 11  # ten of them are listed
+
+
+DDCONFIG = "first_stage_config__params__ddconfig"
+CLIP = {"cond_stage_config": {"target": f"{ENCODERS}.FrozenCLIPEmbedder"}}
+OFFICIAL: list[tuple[dict[str, Any], str]] = [
+    ({"guidance": 3}, "guidance=3 is not known"),
+    ({"first_stage_config": ...}, "lacks 'autoencoder'"),
+    ({"unet_config__target": "ldm.UNet"}, "target='ldm.UNet' is not known"),
+    ({"given_betas": [0.1]}, r"given_betas=\[0\.1\] is not known"),
+    ({"beta_schedule": "sqrt"}, "beta_schedule='sqrt' cannot be expressed, only .'linear', 'sqrt_"),
+    ({"linear_end": 0.0001}, "beta_start"),
+    ({"linear_end": "0.01"}, "beta_end='0.01' must be float"),
+    ({"parameterization": "mu"}, "parameterization='mu' cannot be expressed"),
+    ({"loss_type": "huber"}, "loss='huber'"),
+    ({"scale_factor": 0.0}, "division by zero"),
+    ({"scale_by_std": True}, "lacks 'scale_factor'"),
+    ({"unet_config__params__in_channels": 5}, "in_channels=5"),
+    ({"unet_config__params__context_dim": 7}, "d_cond=7"),
+    ({f"{DDCONFIG}__double_z": True}, "double_z=True cannot be expressed, only False"),
+    ({f"{DDCONFIG}__attn_type": "linear"}, "attn_type='linear' cannot be expressed"),
+    (CLIP, "clip=None must be a folder"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), OFFICIAL, ids=[said for _, said in OFFICIAL])
+def test_an_official_config_that_cannot_be_expressed_is_refused(
+    changes: dict[str, Any], said: str, semantic: Any
+) -> None:
+    config, tensors = copy.deepcopy(semantic[0]), semantic[1]
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        at = config["params"]
+        for name in path:
+            at = at[name]
+        at[last] = value
+        if value is ...:
+            del at[last]
+    with pytest.raises(ValueError, match=said):
+        interop.load_compvis(config, tensors)
+
+
+@pytest.fixture(scope="module")
+def semantic(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return saved(stand_in("semantic_synthesis256"), tmp_path_factory.mktemp("semantic"))
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "across": lambda: tiny.unet(cross_attention_dim=5),
+    "plain": tiny.unet,
+    "vae": lambda: tiny.first_stage("AutoencoderKL"),
+}
+KEYS: list[tuple[str, dict[str, Any], str]] = [
+    ("across", {"act_fn": "gelu"}, "act_fn='gelu' cannot be expressed, only 'silu'"),
+    ("plain", {"add_attention": False}, "add_attention=False cannot"),
+    ("plain", {"num_class_embeds": 9}, "num_class_embeds=9 is not known"),
+    ("across", {"attention_head_dim": [4, 3]}, r"heads=\[4, 3\] must be int"),
+    ("across", {"transformer_layers_per_block": [1, 2]}, r"depth=\[1, 2\] must be int"),
+    ("vae", {"use_quant_conv": False}, "use_quant_conv=False cannot .* only True"),
+    ("vae", {"latents_mean": [0.1]}, r"latents_mean=\[0.1\] is not known"),
+    ("vae", {"scaling_factor": 0}, "division by zero"),
+    ("vae", {"_class_name": "AutoencoderTiny"}, "'AutoencoderTiny' is not known"),
+]
+
+
+@pytest.mark.parametrize(("model", "changes", "said"), KEYS, ids=str)
+def test_a_key_of_diffusers_that_cannot_be_expressed_is_named(
+    model: str, changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    MODELS[model]().save_pretrained(tmp_path)
+    change_json(tmp_path / "config.json", **changes)
+    with pytest.raises(ValueError, match=rf"config\.json.*({said})"):
+        interop.load_diffusers(tmp_path)
+
+
+def spoil_weights(path: Path) -> None:
+    tensors = load_file(path)
+    tensors["conv_in.bias"][0] = torch.nan
+    save_file(tensors, path)
+
+
+UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+SCHEDULER = "scheduler/scheduler_config.json"
+PIPELINES: list[tuple[str, Callable[[Path], object], str]] = [
+    (LDM, lambda f: spoil_weights(f / UNET_FILE), "conv_in.bias: file values that are not finite"),
+    (LDM, lambda f: (f / UNET_FILE).write_bytes((f / UNET_FILE).read_bytes()[:-7]), "cut short"),
+    (LDM, lambda f: (f / "vqvae/config.json").write_text("{"), r"vqvae/config\.json"),
+    (LDM, lambda f: change_json(f / SCHEDULER, beta_schedule="sigmoid"), "'sigmoid' cannot"),
+    (LDM, lambda f: change_json(f / "model_index.json", _class_name="Flux"), "'Flux' is not"),
+    (LDM, lambda f: tiny.unet(in_channels=4).save_pretrained(f / "unet"), "unet.in_channels=4"),
+    (TEXT, lambda f: change_json(f / "bert/config.json", activation_function="relu"), "'relu' "),
+    (TEXT, lambda f: [p.unlink() for p in (f / "tokenizer").iterdir()], "is not a tokenizer"),
+    (STABLE, lambda f: (f / "text_encoder/model.safetensors").unlink(), "must hold|lacks"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(PIPELINES)))
+def test_a_pipeline_that_does_not_fit_is_refused(case: int, tmp_path: Path) -> None:
+    name, spoil, said = PIPELINES[case]
+    tiny.pipeline(name, tmp_path / "words").save_pretrained(tmp_path / "p")
+    spoil(tmp_path / "p")
+    with pytest.raises(ValueError, match=said):
+        interop.load_diffusers(tmp_path / "p")
+
+
+def whole(conditioner: Any, **changes: Any) -> LatentDiffusion:
+    unet, stage = replace(UNET, d_cond=conditioner.d_cond), replace(KL, **changes)
+    config = LatentDiffusionConfig(
+        autoencoder=stage, unet=unet, conditioner=conditioner, image_size=16
+    )
+    return LatentDiffusion(config)
+
+
+def shifted() -> Autoencoder:
+    model = Autoencoder(KL)
+    model.shift.fill_(0.5)
+    return model
+
+
+CLASSES = ClassConfig(classes=("a",), d_cond=8)
+TEXTS = TextConfig(d_cond=8, vocab_size=9, length=77)
+HYBRID = HybridConfig(tokens=CLASSES, concat=SemanticConfig(labels=("x",), stages=1))
+OURS: list[tuple[str, Callable[[], Any], str]] = [
+    ("compvis", lambda: UNet(replace(UNET, groups=8)), "cannot express groups=8, only 32"),
+    ("compvis", lambda: UNet(replace(UNET, channel_mult=(2, 2))), "channels=32, only 64"),
+    ("compvis", lambda: Autoencoder(replace(KL, patch=2)), "patch=2, only 1"),
+    ("compvis", shifted, "shift=0.5"),
+    ("compvis", replace(TEXTS, heads=4).build, "cannot express heads=4, only 8"),
+    ("compvis", HYBRID.build, "hybrid"),
+    ("diffusers", lambda: Autoencoder(replace(KL, patch=2)), "patch=2, only 1"),
+    ("diffusers", lambda: Autoencoder(replace(KL, channel_mult=(2, 2))), "channels=32, only 64"),
+    ("diffusers", lambda: Autoencoder(replace(KL, hid_z_channels=6)), "z_channels=3, only 6"),
+    ("diffusers", lambda: UNet(replace(UNET, heads=2, d_head=None)), "express heads=2, only None"),
+    ("diffusers", lambda: UNet(replace(UNET, d_cond=5, resblock_updown=True)), "resblock_updown"),
+    ("diffusers", lambda: whole(CLASSES), "has no pipeline for kind='class'"),
+    ("diffusers", lambda: whole(TEXTS, channel_mult=(1, 1, 1, 1)), "has no tokenizer"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(OURS)))
+def test_what_another_project_cannot_express_is_refused(case: int, tmp_path: Path) -> None:
+    project, build, said = OURS[case]
+    save = interop.save_compvis if project == "compvis" else interop.save_diffusers
+    with pytest.raises(ValueError, match=said):
+        save(build(), tmp_path / "own.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_wrong_arguments_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x\.pt must end in \.ckpt or \.safetensors"):
+        interop.save_compvis(UNet(UNET), tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="to='minildm' must be one of diffusers, compvis"):
+        interop.convert("emoji-kl-f4", tmp_path / "out")
+    with pytest.raises(ValueError, match="patch=2, only 1"):
+        interop.convert("emoji-kl-f4", tmp_path / "out", to="diffusers")
+    with pytest.raises(CheckpointError, match=r"missing\.ckpt is missing"):
+        interop.load_compvis({}, tmp_path / "missing.ckpt")
+    with pytest.raises(ValueError, match="name='celeba' is not known"):
+        official_model("celeba")
+    interop.save_diffusers(UNet(UNET), tmp_path / "unet")
+    with pytest.raises(FileExistsError, match="unet already exists"):
+        interop.save_diffusers(UNet(UNET), tmp_path / "unet")
+    with pytest.raises(ValueError, match="a UNet alone has no folder of ours"):
+        interop.convert(tmp_path / "unet", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
