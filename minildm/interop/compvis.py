@@ -192,7 +192,7 @@ def read_part(part: Any, clip: PathLike | None = None) -> Any:
         if not (path / "config.json").is_file():
             raise ValueError(f"clip={clip} must be a folder with CLIP's config.json and tokenizer")
         card = weights.read_mapping(path / "config.json")
-        d_cond = card.get("text_config", card)["hidden_size"]
+        d_cond = card.get("text_config", card).get("hidden_size", 512)
         fields |= {"encoder": "clip", "path": str(path), "d_cond": d_cond}
     elif kind == "text" and not fields.pop("reads", True):
         kind = "ids"
