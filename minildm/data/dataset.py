@@ -88,7 +88,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of images, columns and names; no place and no time of a file enters."""
+        """sha256 of names, columns and images; independent of the paths and times of files."""
         digest = hashlib.sha256(repr((self.classes, self.groups, self.styles)).encode())
         for key, column in {**self.columns, "image": self.images}.items():
             if isinstance(column, Tensor):

@@ -89,9 +89,9 @@ class EmojiDataset(ImageDataset):
     Items have a `hexcode` too; `hexcodes` lists those of the whole set.
 
     split: "train", "val", "all" or "unpaired". size: 32, 64 or 128.
-    styles: names of STYLES to keep; default: all.
-    subgroups: the classes, in this order; default: those with at least ten emoji, without signs,
-        buttons and arrows (the group "symbols"), in the file's order.
+    styles: names of STYLES to keep; default, or empty: all.
+    subgroups: the classes, in this order; default, or empty: those with at least ten emoji, without
+        signs, buttons and arrows (the group "symbols"), in the file's order.
     unpaired: one in so many emoji of "train" lacks one of its styles; the split "unpaired" has
         these drawings: pairs of object and style that training has never seen. 0: none.
     Raises ValueError for an unknown name, size or split, and for an empty selection.

@@ -51,8 +51,8 @@ class ScenesDataset(ImageDataset):
     -1; `semantic` (S, S) int64 into `semantic_classes`: BACKGROUNDS, then 8 + class. `label` is
     5 sky + ground, `group` the ground. At least a quarter of every object is visible.
 
-    styles: names of STYLES; default: all. background: "scene", or "plain": grey around the
-    objects, nothing else differs. Raises ValueError for a bad argument.
+    styles: names of STYLES; default, or empty: all. background: "scene", or "plain": grey around
+    the objects, nothing else differs. Raises ValueError for a bad argument.
     """
 
     objects, semantic_classes = OBJECTS, (*BACKGROUNDS, *OBJECTS)

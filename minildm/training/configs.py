@@ -88,15 +88,14 @@ class DataConfig:
 
     def dataset(self, split: str) -> ImageDataset:
         """Load the images of one split, "train" or "val"."""
-        styles, subgroups = self.styles or None, self.subgroups or None
         if self.kind == "folder":
             return ImageFolder(self.path, self.size, split=split)
         if self.kind == "photos":
             return PhotoDataset(split, self.size)
         if self.kind == "scenes":
-            return ScenesDataset(split, self.size, styles=styles, background=self.background)
-        unpaired = self.unpaired
-        return EmojiDataset(split, self.size, styles=styles, subgroups=subgroups, unpaired=unpaired)
+            return ScenesDataset(split, self.size, styles=self.styles, background=self.background)
+        names = {"styles": self.styles, "subgroups": self.subgroups}
+        return EmojiDataset(split, self.size, **names, unpaired=self.unpaired)
 
 
 @dataclass(frozen=True, kw_only=True)
