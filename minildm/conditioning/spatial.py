@@ -30,7 +30,7 @@ class SpatialConditioner(Conditioner):
             for key, (shape, lowest, highest) in self.wanted.items():
                 x, axes = batch[key], shape.strip("()").split(", ")
                 batch[key] = x = x.expand(n, *x.shape) if x.ndim == len(axes) - 1 else x
-                assert x.ndim == len(axes) and axes[1] in ("H", str(x.shape[1]))
+                assert x.ndim == len(axes) and axes[1] in ("H", str(x.shape[1]))  # channels
                 assert ((x >= lowest - 1e-3) & (x <= highest + 1e-3)).all()  # NaN is refused
         return batch
 

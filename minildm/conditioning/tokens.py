@@ -93,7 +93,7 @@ class TokenTransformer(nn.Module):
 class IdsConditioner(Conditioner):
     """`ids` (B, M) int64 -> transformer -> (B, M, d_cond): the official TransformerEmbedder.
 
-    There is no null condition. Subclasses turn other conditions into ids.
+    Ids have no null condition. Subclasses turn other conditions into ids, and may have one.
     """
 
     def __init__(self, config: "IdsConfig") -> None:
