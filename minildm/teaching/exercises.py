@@ -130,10 +130,7 @@ EXERCISES = {
         [(*LATENTS[:2], s) for s in (3.0, 1.0, 0.0)],
         {"It starts at eps_c: s = 0 must be unconditional.": lambda n, c, s: c + s * (c - n)},
     ),
-    "bits_per_dim": Exercise(
-        _bits,
-        [LATENTS],
-    ),
+    "bits_per_dim": Exercise(_bits, [LATENTS]),
     "weight": Exercise(
         lambda f, c, codes: torch.stack([3 * f**2 / c, codes.log2() / f**2], dim=1),
         [tuple(torch.tensor([[4.0, 3, 8192], [8, 4, 256], [16, 8, 16384]]).T)],
