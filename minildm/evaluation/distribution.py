@@ -5,7 +5,7 @@ The distances are of features (N, D) and (M, D), computed in float64 on the CPU.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,20 +128,25 @@ def kernel_distance(a: Tensor, b: Tensor, *, paired: bool = False) -> Tensor:
     Over all pairs but those of a row with itself. paired: b[i] was made from a[i]; their pairs
     are left out too, for an unbiased value (Gretton et al. 2012, Eq. 4).
     """
-
-    def mean(a: Tensor, b: Tensor, off_diagonal: bool = True) -> Tensor:
-        table = (a @ b.T / a.shape[1] + 1) ** 3
-        if not off_diagonal:
-            return table.mean()
-        return (table.sum() - table.trace()) / (len(table) * (len(table) - 1))
-
-    a, b = a.cpu().double(), b.cpu().double()
-    return mean(a, a) + mean(b, b) - 2 * mean(a, b, off_diagonal=paired)
+    return _mmd(*_tables(_kernel, a, b), paired=paired)
 
 
 def kid(real: Tensor, fake: Tensor, *, groups: Groups = 10, paired: bool = False) -> Measured:
     """`kernel_distance` with its interval. Unbiased at any N, so it can be slightly negative."""
-    return jackknife(partial(kernel_distance, paired=paired), real, fake, groups=groups)
+    statistic = partial(_mmd, paired=paired)
+    return _over_pairs(statistic, _tables(_kernel, real, fake), groups=groups)
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _mmd(within_a: Tensor, within_b: Tensor, between: Tensor, paired: bool) -> Tensor:
+    def off_diagonal(table: Tensor) -> Tensor:
+        return (table.sum() - table.trace()) / (len(table) * (len(table) - 1))
+
+    both = off_diagonal(between) if paired else between.mean()
+    return off_diagonal(within_a) + off_diagonal(within_b) - 2 * both
 
 
 class PrecisionRecall(NamedTuple):
@@ -158,15 +163,13 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> PrecisionRecall:
     its k-th nearest other member. precision: the share of fake inside real's manifold; recall:
     the share of real inside fake's. Both depend on N and M.
     """
+    of_real, of_fake, between = _tables(_squares, real, fake)
+    return PrecisionRecall(_inside(of_real, between, k), _inside(of_fake, between.T, k))
 
-    def inside(of: Tensor, between: Tensor) -> Tensor:
-        """The share of the others inside the manifold of a set."""
-        radii = _squares(of, of).kthvalue(k + 1, dim=1).values  # each row is its own nearest: k + 1
-        return (between <= radii[:, None]).any(0).double().mean()
 
-    real, fake = real.cpu().double(), fake.cpu().double()
-    between = _squares(real, fake)
-    return PrecisionRecall(inside(real, between), inside(fake, between.T))
+def _inside(within: Tensor, between: Tensor, k: int = 3) -> Tensor:
+    radii = within.kthvalue(k + 1, dim=1).values  # each row is its own nearest: k + 1
+    return (between <= radii[:, None]).any(0).double().mean()
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
@@ -179,15 +182,29 @@ def _squares(a: Tensor, b: Tensor) -> Tensor:
     return found.masked_fill_(found < ROUNDING * lengths, 0.0)
 
 
+def _tables(pairs: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> list[Tensor]:
+    """A value for each pair within a, within b, and between: (N, N), (M, M), (N, M) float64."""
+    a, b = a.cpu().double(), b.cpu().double()
+    return [pairs(a, a), pairs(b, b), pairs(a, b)]
+
+
+def _over_pairs(statistic: Callable[..., Tensor], tables: list[Tensor], **options: Any) -> Measured:
+    """`jackknife` over the rows of two sets, without computing the tables again."""
+    a, b, between = tables
+    return jackknife(
+        lambda i, j: statistic(a[i][:, i], b[j][:, j], between[i][:, j]),
+        *map(torch.arange, between.shape),
+        **options,
+    )
+
+
 def nearest_neighbours(a: Tensor, b: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """Euclidean distances and indices of the k rows of b nearest to each row of a: (N, k) twice.
 
     Shows whether a model copies. Rows are features, or whole images: `x.flatten(1)`.
     """
-    found = []
-    for part in a.cpu().split(ROWS):
-        table = [_squares(part.double(), rows.double()) for rows in b.cpu().split(ROWS)]
-        found.append(torch.cat(table, dim=1).topk(k, largest=False))
+    a, b = a.cpu(), b.cpu().double()
+    found = [_squares(part.double(), b).topk(k, largest=False) for part in a.split(ROWS)]
     squared, indices = map(torch.cat, zip(*found, strict=True))
     return squared.sqrt(), indices
 
@@ -238,11 +255,9 @@ def evaluate_images(
     name = "fid" if settings["features"] == "Inception" else "proxy_fid"
     name = name.replace("fid", "r_fid") if paired else name
     measured |= {name: proxy_fid(a, b, groups=drawn), "kid": kid(a, b, groups=drawn, paired=paired)}
-    shares: dict[str, Any] = {"groups": drawn, "bounds": (0.0, 1.0)}
-    for i, (share, of) in enumerate({"precision": b, "recall": a}.items()):
-        measured[share] = jackknife(
-            lambda *sets, i=i: precision_recall(*sets)[i], a, b, n=len(of), **shares
-        )
+    tables, shares = _tables(_squares, a, b), {"groups": drawn, "bounds": (0.0, 1.0)}
+    measured["precision"] = _over_pairs(lambda r, f, rf: _inside(r, rf), tables, n=len(b), **shares)
+    measured["recall"] = _over_pairs(lambda r, f, rf: _inside(f, rf.T), tables, n=len(a), **shares)
     if train is not None:
         train = extract_features(train, networks["features"]) if train.ndim == 4 else train
         near = [nearest_neighbours(x, train)[0] for x in (a, b)]
