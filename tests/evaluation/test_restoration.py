@@ -17,23 +17,7 @@ from minildm.diffusion.guidance import image_guided
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.evaluation.following import evaluate_restoration
 from minildm.evaluation.image_metrics import psnr
-from minildm.evaluation.restoration import (
-    baseline,
-    bicubic_psnr,
-    distance_to,
-    given_of,
-    kept,
-)
-
-
-class Answers:
-    """Stands for a model: `answer` makes images of a condition."""
-
-    def __init__(self, answer: Any) -> None:
-        self.autoencoder, self.answer = SimpleNamespace(f=4), answer
-
-    def sample(self, y: Any, **_options: Any) -> Tensor:
-        return self.answer(y)
+from minildm.evaluation.restoration import baseline, bicubic_psnr, distance_to, given_of, kept
 
 
 @pytest.fixture(scope="module")
@@ -41,27 +25,19 @@ def x() -> Tensor:
     return as_float(EmojiDataset("val", 64, subgroups=("food-fruit", "heart")).images[:40])
 
 
-def pixels() -> Autoencoder:
-    """Pixel space: the latent is the image."""
-    return Autoencoder(AutoencoderConfig(regularizer="identity", z_channels=3)).eval()
-
-
-def test_what_is_given_follows_the_seed_alone(x: Tensor) -> None:
+def test_what_is_given_follows_the_seed_and_the_baselines_are_bicubic_and_the_mean(
+    x: Tensor,
+) -> None:
     for task in ("low_res", "inpaint"):
-        one, same, other = (given_of(x, task, seed=s) for s in (0, 0, 1))
+        one, same = (given_of(x, task, degradation="degraded", seed=1) for _ in range(2))
         assert all(torch.equal(one[key], same[key]) for key in one)
-        if task == "inpaint":
-            assert not torch.equal(one["mask"], other["mask"])
-    assert torch.equal(given_of(x, "low_res")["low_res"], shrink(x, 4))
-    assert not torch.equal(given_of(x, "low_res", degradation="degraded")["low_res"], shrink(x, 4))
-
-
-def test_the_baselines_are_bicubic_and_the_mean(x: Tensor) -> None:
-    assert torch.equal(baseline(given_of(x, "low_res")), enlarge(shrink(x, 4), 4))
     given = given_of(x, "inpaint")
+    assert not torch.equal(given["mask"], one["mask"])
     assert torch.equal(baseline(given), mean_fill(x, given["mask"]))
-    expected = float(psnr(x, enlarge(shrink(x, 4), 4)).mean())
-    assert bicubic_psnr(x, 4).value == pytest.approx(expected)
+    assert torch.equal(given_of(x, "low_res")["low_res"], shrink(x, 4))
+    enlarged = baseline(given_of(x, "low_res"))
+    assert torch.equal(enlarged, enlarge(shrink(x, 4), 4))
+    assert bicubic_psnr(x, 4).value == pytest.approx(float(psnr(x, enlarged).mean()))
 
 
 def test_kept_is_the_psnr_of_what_was_given(x: Tensor) -> None:
@@ -76,22 +52,19 @@ def test_kept_is_the_psnr_of_what_was_given(x: Tensor) -> None:
 @pytest.mark.parametrize("task", ["low_res", "inpaint"])
 def test_who_follows_is_told_from_who_does_not(task: str, x: Tensor) -> None:
     """One model answers with the baseline, which is true to its condition; one with grey."""
-    noise = 0.05 * randn(*x.shape)
-
-    def follow(y: Any) -> Tensor:
-        return (baseline(y) + noise).clamp(-1, 1)
-
-    good, bad = (
-        evaluate_restoration(Answers(answer), x, given_of(x, task), groups=4, steps=7)
-        for answer in (follow, lambda y: noise.clone())
-    )
-    assert good["model"].settings["follows"]["kept"] and good["model"].settings["steps"] == 7
-    assert not bad["model"].settings["follows"]["kept"]
-    name = "bicubic" if task == "low_res" else "mean fill"
-    assert set(good) == {"model", name}
-    assert good["model"]["psnr"].value > bad["model"]["psnr"].high
-    names = {"psnr", "ssim", "perceptual", "kid", "precision", "recall", "kept", "kept_shuffled"}
-    assert names <= set(good["model"]) and good[name]["psnr"].n == len(x)
+    noise, found = 0.05 * randn(*x.shape), {}
+    for name, answer in (("good", baseline), ("bad", lambda given: 0.0)):
+        model = SimpleNamespace(
+            autoencoder=SimpleNamespace(f=4),
+            sample=lambda given, answer=answer, **_: (answer(given) + noise).clamp(-1, 1),
+        )
+        found[name] = evaluate_restoration(model, x, given_of(x, task), groups=4, steps=7)
+    good, bad = found["good"]["model"], found["bad"]["model"]
+    assert good.settings["follows"] == {"kept": True} and good.settings["steps"] == 7
+    assert bad.settings["follows"] == {"kept": False}
+    assert set(found["good"]) == {"model", "bicubic" if task == "low_res" else "mean fill"}
+    assert good["psnr"].value > bad["psnr"].high and good["psnr"].n == len(x)
+    assert {"ssim", "perceptual", "kid", "precision", "kept", "kept_shuffled"} <= set(good)
 
 
 # Super-resolution by guidance alone.
@@ -103,18 +76,17 @@ def mean_colour(x: Tensor, y: Tensor) -> Tensor:
 
 def test_the_distance_is_half_the_square_of_what_the_shrunk_image_misses() -> None:
     x, y = randn(3, 3, 8, 8).clamp(-1, 1), randn(3, 3, 2, 2, seed=1).clamp(-1, 1)
-    found = distance_to(y, pixels())(x)
+    pixels = Autoencoder(AutoencoderConfig(regularizer="identity", z_channels=3))
+    found = distance_to(y, pixels)(x)
     expected = 0.5 * (shrink(x, 4) - y).square().flatten(1).sum(1)
     assert found.shape == (3,) and torch.allclose(found, expected)
-    assert distance_to(shrink(x, 2), pixels(), factor=2)(x).max() < 1e-9
-    perceptual = distance_to(y, pixels(), mean_colour)(x)
+    perceptual = distance_to(y, pixels, mean_colour)(x)
     assert torch.allclose(perceptual, mean_colour(enlarge(y, 4), enlarge(shrink(x, 4), 4)))
 
 
 @pytest.mark.parametrize(("perceptual", "scale"), [(None, 0.05), (mean_colour, 20.0)])
 def test_guided_samples_come_nearer_to_the_small_image(perceptual: Any, scale: float) -> None:
-    config = tiny_ldm_config(ConditionerConfig())
-    model = shaken(LatentDiffusion(config)).eval()
+    model = shaken(LatentDiffusion(tiny_ldm_config(ConditionerConfig()))).eval()
     y = (0.3 * randn(3, 3, 4, 4)).clamp(-1, 1)
     distance = distance_to(y, model.autoencoder, perceptual)
     options = {"n": 3, "size": 16, "seed": 0, "steps": 15, "spacing": "trailing"}
