@@ -66,9 +66,8 @@ def image_guided(
 
     eps_hat = eps + scale sqrt(1 - abar) grad_z distance(z0_hat(z)). `distance` (B, c, h, w) ->
     (B,) measures how far a clean latent is from the target, such as 1/2 |y - T(D(z0))|^2 with the
-    decoder D and a differentiable T, or a perceptual distance. The gradient goes through the
-    denoiser; it is enabled there alone. At abar = 0, where z_t says nothing of z0, the denoiser's
-    answer stays.
+    decoder D and a differentiable T. The gradient goes through the denoiser. At abar = 0, where
+    z_t says nothing of z0, the denoiser's answer stays.
     """
 
     def steered(z: Tensor, t: Tensor) -> Prediction:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
 from minildm.conditioning import Conditioner, ConditionerConfig, Conditioning, look_up
-from minildm.diffusion.guidance import guided
+from minildm.diffusion.guidance import conditioned, guided
 from minildm.diffusion.objective import ObjectiveConfig, draw_t, ldm_loss, time_weights
 from minildm.diffusion.samplers import SAMPLERS, Denoise, EditFn, Step
 from minildm.diffusion.schedule import Prediction, ScheduleConfig
@@ -74,13 +74,11 @@ def seeded_noise(seed: int | None, first: int = 0) -> Noise:
     a CUDA generator would give other numbers than the CPU's. None: other numbers at each call.
     """
     base = torch.Generator().seed() if seed is None else seed
-    rows: list[torch.Generator] = []
+    row = cache(lambda i: torch.Generator().manual_seed(seed_of(base, first + i)))
 
     def noise(like: Tensor) -> Tensor:
-        for i in range(len(rows), len(like)):
-            rows.append(torch.Generator().manual_seed(seed_of(base, first + i)))
-        shape, own = like.shape[1:], rows[: len(like)]
-        drawn = [torch.randn(shape, generator=row, device=row.device) for row in own]
+        shape = like.shape[1:]
+        drawn = [torch.randn(shape, generator=row(i), device="cpu") for i in range(len(like))]
         return torch.stack(drawn).to(like.device, like.dtype)
 
     return noise
@@ -149,14 +147,13 @@ class LatentDiffusion(nn.Module):
         Random numbers: see `BatchRandom`. In evaluation mode no condition is dropped.
         """
         random, objective = BatchRandom(generator, rank, world), self.config.objective
-        z0 = batch.get("z")
+        z0, drop, p_uncond = batch.get("z"), None, self.config.conditioner.p_uncond
         if z0 is None:
             z0 = self.autoencoder.encode(batch["image"], noise=random.randn_like)
-        n, drop = len(z0), None
-        if self.training and self.config.conditioner.p_uncond:
-            drop = random.rand(n, device=z0.device) < self.config.conditioner.p_uncond
+        if self.training and p_uncond:
+            drop = random.rand(len(z0), device=z0.device) < p_uncond
         c = self._condition(batch, drop)
-        t = draw_t(random.rand(n, device=z0.device), self.schedule.T, self.config.t_bias)
+        t = draw_t(random.rand(len(z0), device=z0.device), self.schedule.T, self.config.t_bias)
         eps = random.randn_like(z0)
         per_sample = ldm_loss(self.network, self.schedule, z0, c, t, eps, objective)
         terms = {"loss": (self.time_weights[t] * per_sample).mean()}
@@ -170,7 +167,7 @@ class LatentDiffusion(nn.Module):
 
     def steps(self, y: object = None, *, n: int | None = None, **options: Any) -> Iterator[Step]:
         """Sample in one batch, yielding every Step: latents (B, c, h, w); arguments: `sample`."""
-        return self._steps(*self._conditions(y, n), **options)
+        return self._steps(*self._read(y, n), **options)
 
     @torch.no_grad()
     def sample(
@@ -187,7 +184,7 @@ class LatentDiffusion(nn.Module):
         between steps, as `keep_known` does; noise: like torch.randn_like, in place of seed.
         Raises ValueError for values outside their range.
         """
-        (batch, n), first, images = self._conditions(y, n), options.pop("first", 0), []
+        (batch, n), first, images = self._read(y, n), options.pop("first", 0), []
         if any(options.get(name) is not None for name in ("noise", "edit", "guide")):
             batch_size = n
         for i in range(0, n, batch_size):
@@ -196,7 +193,7 @@ class LatentDiffusion(nn.Module):
             images.append(self.autoencoder.decode(last.z).clamp(-1.0, 1.0))
         return torch.cat(images)
 
-    def _conditions(self, y: object, n: int | None) -> tuple[Batch, int]:
+    def _read(self, y: object, n: int | None) -> tuple[Batch, int]:
         """y as the conditioner reads it, and the number of its rows (n if it has none)."""
         batch = self.conditioner.batch_from(y, n or 1)
         count = len(next(iter(batch.values()))) if batch else (n or 1)
@@ -248,11 +245,11 @@ class LatentDiffusion(nn.Module):
 
     def _denoise(self, c: Conditioning, n: int, how: SamplingConfig) -> Denoise:
         """The network with its condition and guidance: (z_t, t) -> Prediction."""
-        c_null = c
+        network = conditioned(self.network, c)
         if how.guidance_scale != 1.0:
             c_null = self.conditioner.null(n)._replace(concat=c.concat)
-        guidance = {"rescale": how.guidance_rescale, "interval": how.guidance_interval}
-        network = guided(self.network, c, c_null, how.guidance_scale, **guidance)
+            guidance = {"rescale": how.guidance_rescale, "interval": how.guidance_interval}
+            network = guided(self.network, c, c_null, how.guidance_scale, **guidance)
         objective = self.config.objective.predict
         return lambda z, t: self.schedule.prediction(objective, network(z, t), z, t)
 

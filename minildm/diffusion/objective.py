@@ -55,11 +55,10 @@ def time_weights(schedule: NoiseSchedule, objective: ObjectiveConfig) -> Tensor:
     """The factor of each time's loss: (T,), in the schedule's dtype.
 
     simple: 1, DDPM Eq. 14. min_snr: a z0 error counts min(SNR, gamma) times, Hang et al. 2023,
-    Eq. 4. vlb: (SNR(t - 1) - SNR(t)) / 2, so that the weighted squared error summed over times
-    and dimensions is the variational bound's (DDPM Eq. 12, in nats; Kingma et al. 2021, Eq. 13);
-    the first entry, which would be infinite, repeats the second, as in the official code (T >= 2).
-    An eps error is the z0 error times SNR, a v error the z0 error over 1 - abar. At zero terminal
-    SNR min_snr gives the last time, where sampling begins, no weight.
+    Eq. 4. vlb, T >= 2: (SNR(t - 1) - SNR(t)) / 2, so that the weighted squared error summed over
+    times and dimensions is the variational bound's (DDPM Eq. 12, in nats; Kingma et al. 2021, Eq.
+    13); the first entry repeats the second, as in the official code. An eps error is the z0 error
+    times SNR, a v error the z0 error over 1 - abar.
     """
     abar = schedule.alphas_cumprod.double()
     snr = abar / (1 - abar)

@@ -1,4 +1,4 @@
-"""A denoiser, replayable noise, and diffusers' schedulers on our table."""
+"""A denoiser, and diffusers' schedulers on our table."""
 
 import warnings
 from typing import Any
@@ -27,26 +27,6 @@ def error(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference, relative to the largest value."""
     assert ours.shape == theirs.shape
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
-class Replay:
-    """Noise that is kept: after `rewind` the same again."""
-
-    def __init__(self, seed: int = 1) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.past: list[Tensor] = []
-        self.at = 0
-
-    def __call__(self, like: Tensor) -> Tensor:
-        if self.at == len(self.past):
-            drawn = torch.randn(like.shape, generator=self.generator, dtype=like.dtype)
-            self.past.append(drawn)
-        self.at += 1
-        return self.past[self.at - 1]
-
-    def rewind(self) -> "Replay":
-        self.at = 0
-        return self
 
 
 def scheduler(kind: type, schedule: NoiseSchedule = SCHEDULE, **options: Any) -> Any:

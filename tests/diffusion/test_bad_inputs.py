@@ -10,7 +10,6 @@ from helpers import tiny_ldm_config, tiny_unet_config
 from minildm.conditioning import ConditionerConfig, InpaintConfig
 from minildm.diffusion.latent_diffusion import LatentDiffusion, SamplingConfig
 from minildm.diffusion.objective import ObjectiveConfig
-from minildm.diffusion.samplers import SAMPLERS, timesteps
 from minildm.diffusion.schedule import NoiseSchedule, ScheduleConfig
 
 SCHEDULE, UNET, MODEL = ScheduleConfig(), tiny_unet_config(), tiny_ldm_config()
@@ -24,7 +23,6 @@ NONE, SAMPLING = ConditionerConfig(), SamplingConfig()
         (SCHEDULE, {"T": 1, "zero_terminal_snr": True}, r"T=1 must lie in 2\.\.10000"),
         (SCHEDULE, {"T": 10**9}, "T=1000000000"),
         (SCHEDULE, {"beta_start": float("nan")}, "beta_start=nan, .* 0 < beta_start <= beta_end"),
-        (SCHEDULE, {"beta_start": 0.5}, "beta_start=0.5, beta_end=0.0195"),
         (ObjectiveConfig(), {"snr_gamma": 0.0}, "snr_gamma=0.0 must lie"),
         (UNET, {"in_channels": 0}, r"in_channels=0 must lie in 1\.\.10000"),
         (UNET, {"channels": 10**9}, "channels=1000000000"),
@@ -40,7 +38,6 @@ NONE, SAMPLING = ConditionerConfig(), SamplingConfig()
         (MODEL, {"conditioner": NONE}, r"d_cond=8 must be \(2, 2, None\)"),
         (MODEL, {"conditioner": InpaintConfig()}, r"in_channels=2, .* must be \(5, 2, None\)"),
         (MODEL, {"image_size": 17}, "image_size=17 must be a multiple of f=2"),
-        (MODEL, {"image_size": 10**9}, "image_size=1000000000"),
         (MODEL, {"t_bias": 0.0}, "t_bias=0.0 must lie"),
         (MODEL, {"schedule": ScheduleConfig(zero_terminal_snr=True)}, "predict='eps' must be"),
         (SAMPLING, {"sampler": "ddmp"}, "sampler='ddmp' is not known; did you mean 'ddpm'"),
@@ -81,12 +78,3 @@ def test_impossible_samples_are_refused(conditioner: Any, options: dict, message
 def test_betas_outside_0_1_are_refused(betas: list) -> None:
     with pytest.raises(ValueError, match="betas must"):
         NoiseSchedule(torch.tensor(betas))
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_more_steps_than_times_are_refused(name: str) -> None:
-    schedule = NoiseSchedule.scaled_linear(10)
-    with pytest.raises(ValueError, match=r"steps=11 must lie in 1\.\.T=10"):
-        next(SAMPLERS[name](lambda z, t: z, schedule, torch.zeros(1), 11))
-    with pytest.raises(ValueError, match=r"steps=0"):
-        timesteps(10, 0)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
-from diffusion.references import F64, Replay
+from diffusion.references import F64
 from helpers import CLASSES, randn, shaken, tiny_ldm_config
 from torch import Tensor
 
@@ -119,10 +119,11 @@ def test_dicts_and_unconditional_models_are_sampled_in_batches() -> None:
 
 
 def test_noise_edit_and_guide_see_one_batch(model: LatentDiffusion) -> None:
-    noise, y = Replay(), ["red", "blue", "green"]
+    drawn, y = [], ["red", "blue", "green"]
     edit = keep_known(model.schedule, randn(3, 2, 8, 8), torch.ones(3, 1, 8, 8))
-    model.sample(y, steps=2, batch_size=1, eta=1.0, noise=noise)
-    assert [len(drawn) for drawn in noise.past] == [3, 3, 3]
+    noise = {"noise": lambda z: drawn.append(len(z)) or torch.randn_like(z)}
+    model.sample(y, steps=2, batch_size=1, eta=1.0, **noise)
+    assert drawn == [3, 3, 3]
     assert model.sample(y, steps=2, batch_size=1, edit=edit).shape == (3, 3, 16, 16)
 
 

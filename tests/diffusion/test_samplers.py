@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusion.references import F64, SCHEDULE, ZERO_SNR, Replay
+from diffusion.references import F64, SCHEDULE, ZERO_SNR
 from helpers import randn
 from torch import Tensor
 
+from minildm.diffusion.latent_diffusion import seeded_noise
 from minildm.diffusion.samplers import (
     SAMPLERS,
     SPACINGS,
@@ -26,6 +27,7 @@ from minildm.teaching.toy import gaussian_eps
 EACH_SAMPLER = pytest.mark.parametrize("name", SAMPLERS)
 MU, SPREAD = 2.0, 0.6
 BEST = gaussian_eps(SCHEDULE, MU, SPREAD)
+Z_T = randn(3, 2, 1, 4, dtype=F64)
 
 
 # --- times ---
@@ -56,11 +58,10 @@ def test_the_times_are_the_official_and_the_published_ones() -> None:
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 10])
 def test_one_step_and_all_steps_work(name: str, spacing: Any, steps: int) -> None:
-    schedule, z_T = NoiseSchedule.scaled_linear(10, dtype=F64), randn(3, 2, 1, 4, dtype=F64)
-    denoise = gaussian_eps(schedule, 0.0, 1.0)
-    path = list(SAMPLERS[name](denoise, schedule, z_T, steps, spacing=spacing, noise=Replay()))
+    schedule = NoiseSchedule.scaled_linear(10, dtype=F64)
+    path = list(SAMPLERS[name](BEST, schedule, Z_T, steps, spacing=spacing))
     assert [step.t for step in path] == timesteps(10, steps, spacing)
-    assert all(x.shape == z_T.shape and x.isfinite().all() for _, *xs in path for x in xs)
+    assert all(x.shape == Z_T.shape and x.isfinite().all() for _, *xs in path for x in xs)
 
 
 # --- the order ---
@@ -101,8 +102,7 @@ def test_at_zero_terminal_snr_a_prediction_reaches_the_point(name: str, steps: i
     def denoise(z: Tensor, t: Tensor) -> Prediction:
         return ZERO_SNR.prediction("z0", torch.full_like(z, 2.0), z, t)
 
-    z_T, options = randn(4, 1, 2, 2, dtype=F64), {"spacing": "trailing", "noise": Replay()}
-    *_, last = SAMPLERS[name](denoise, ZERO_SNR, z_T, steps, **options)
+    *_, last = SAMPLERS[name](denoise, ZERO_SNR, Z_T, steps, spacing="trailing")
     assert (last.z - 2.0).abs().max() < 1e-9
 
 
@@ -110,11 +110,9 @@ def test_at_zero_terminal_snr_a_prediction_reaches_the_point(name: str, steps: i
 
 
 def test_ddim_with_eta_one_and_all_steps_is_ddpm() -> None:
-    schedule, z_T, noise = NoiseSchedule.scaled_linear(200, dtype=F64), randn(4, 1, 2, 2), Replay()
-    denoise = gaussian_eps(schedule, MU, SPREAD)
-    ancestral = list(ddpm(denoise, schedule, z_T.double(), 200, noise=noise))
-    options = {"eta": 1.0, "spacing": "trailing", "noise": noise.rewind()}
-    implicit = ddim(denoise, schedule, z_T.double(), 200, **options)
+    options = {"steps": 1000, "spacing": "trailing"}
+    ancestral = ddpm(BEST, SCHEDULE, Z_T, **options, noise=seeded_noise(1))
+    implicit = ddim(BEST, SCHEDULE, Z_T, **options, noise=seeded_noise(1), eta=1.0)
     for one, other in zip(ancestral, implicit, strict=True):
         assert torch.allclose(one.z, other.z, atol=1e-9)
 
@@ -122,17 +120,20 @@ def test_ddim_with_eta_one_and_all_steps_is_ddpm() -> None:
 @EACH_SAMPLER
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_the_given_noise_is_all_the_randomness(name: str, eta: float) -> None:
-    noise, options = Replay(), {"eta": eta} if name == "ddim" else {}
+    options, drawn = {"eta": eta} if name == "ddim" else {}, []
 
-    def path(own: Replay) -> Tensor:
-        steps = SAMPLERS[name](BEST, SCHEDULE, randn(2, 1, 2, 2), 8, noise=own, **options)
-        return torch.stack([step.z for step in steps])
+    def path(seed: int) -> Tensor:
+        own = seeded_noise(seed)
+        noise = {"noise": lambda z: drawn.append(z) or own(z)}
+        return torch.stack(
+            [s.z for s in SAMPLERS[name](BEST, SCHEDULE, Z_T, 8, **noise, **options)]
+        )
 
-    state, first = torch.get_rng_state(), path(noise)
+    state, first = torch.get_rng_state(), path(1)
     draws = {"ddpm": 7, "ddim": 8 if eta else 0}.get(name, 0)  # ddpm: none in the last step
-    assert len(noise.past) == draws
-    assert torch.equal(path(noise.rewind()), first)
-    assert torch.allclose(path(Replay(seed=2)), first) == (not draws)
+    assert len(drawn) == draws
+    assert torch.equal(path(1), first)
+    assert torch.allclose(path(2), first) == (not draws)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -141,50 +142,43 @@ def test_the_given_noise_is_all_the_randomness(name: str, eta: float) -> None:
 
 @EACH_SAMPLER
 def test_the_denoiser_is_called_at_int64_times_without_gradients(name: str) -> None:
-    z_T, seen = randn(3, 1, 2, 2, dtype=F64), []
-    start, weight = z_T.clone(), torch.ones((), dtype=F64, requires_grad=True)
+    start, weight, seen = Z_T.clone(), torch.ones((), dtype=F64, requires_grad=True), []
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
         assert t.dtype == torch.int64 and t.shape == (3,)
         seen.append(int(t[0]))
         return weight * z
 
-    for spacing in ("trailing", "leading"):
-        times, seen[:] = [], []
-        for step in SAMPLERS[name](denoise, SCHEDULE, z_T, 6, spacing=spacing, noise=Replay()):
+    for spacing, times, end in (("trailing", [999, 499], []), ("leading", [501, 1], [0])):
+        seen.clear()
+        for step in SAMPLERS[name](denoise, SCHEDULE, Z_T, 2, spacing=spacing):
             assert not step.z.requires_grad and torch.is_grad_enabled()
-            times.append(step.t)
-        end = [0] if spacing == "leading" else []  # where Heun calls too: leading ends at index 0
-        several = {  # PLMS tries its first step; Heun calls again where each step ends
-            "plms": [times[0], times[1], *times[1:]],
-            "heun": [times[0], *(t for t in times[1:] for _ in range(2)), *end],
-        }
-        assert seen == several.get(name, times)
-    assert torch.equal(z_T, start)
+        a, b = times  # PLMS tries its first step; Heun calls again where each step ends
+        assert seen == {"plms": [a, b, b], "heun": [a, b, b, *end]}.get(name, times)
+    assert torch.equal(Z_T, start)
 
 
 @EACH_SAMPLER
 def test_all_but_ddpm_edit_before_each_step(name: str) -> None:
-    z_T, events = randn(2, 1, 2, 2, dtype=F64), []
+    calls, edits = {}, {}
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
-        events.append(("denoise", int(t[0]), z))
+        calls[int(t[0])] = z  # the last call at a time starts a step
         return BEST(z, t)
 
     def edit(z: Tensor, t: Tensor) -> Tensor:
-        events.append(("edit", int(t[0]), z))
+        edits[int(t[0])] = z
         return z + 10.0
 
-    path = list(SAMPLERS[name](denoise, SCHEDULE, z_T, 3, noise=Replay(), edit=edit))
-    edits = [i for i, event in enumerate(events) if event[0] == "edit"]
-    assert [events[i][1] for i in edits] == [step.t for step in path]
-    for i, before, step in zip(edits, [z_T, path[0].z, path[1].z], path, strict=True):
+    path = list(SAMPLERS[name](denoise, SCHEDULE, Z_T, 3, edit=edit))
+    assert list(edits) == [step.t for step in path]
+    for step, before in zip(path, [Z_T, path[0].z, path[1].z], strict=True):
         if name == "ddpm":
-            assert torch.equal(step.z, events[i][2] + 10.0)
+            assert torch.equal(calls[step.t], before)
+            assert torch.equal(step.z, edits[step.t] + 10.0)
         else:
-            assert torch.equal(events[i][2], before)
-            assert torch.equal(events[i + 1][2], before + 10.0)
-    assert edits[0] == (name == "ddpm")
+            assert torch.equal(edits[step.t], before)
+            assert torch.equal(calls[step.t], before + 10.0)
 
 
 # --- what is made of them ---
@@ -193,10 +187,10 @@ def test_all_but_ddpm_edit_before_each_step(name: str) -> None:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_repaint_takes_each_step_again(eta: float) -> None:
     """Twice: a step of DDIM, noise back to the same time, and the step again."""
-    z_T, noise = randn(2, 1, 2, 2, dtype=F64), Replay()
-    step = next(repaint(BEST, SCHEDULE, z_T, 4, again=2, eta=eta, noise=noise))
-    options = {"eta": eta, "noise": noise.rewind()}
-    once = next(ddim(BEST, SCHEDULE, z_T, 4, **options)).z
+    step = next(repaint(BEST, SCHEDULE, Z_T, 4, again=2, eta=eta, noise=seeded_noise(1)))
+    noise = seeded_noise(1)
+    options = {"eta": eta, "noise": noise}
+    once = next(ddim(BEST, SCHEDULE, Z_T, 4, **options)).z
     part = SCHEDULE.alphas_cumprod[751] / SCHEDULE.alphas_cumprod[501]
     back = part.sqrt() * once + (1 - part).sqrt() * noise(once)
     assert step.t == 751
@@ -207,20 +201,16 @@ def test_repaint_takes_each_step_again(eta: float) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_inversion_ends_where_ddim_starts(steps: int, spacing: Any) -> None:
     """With a constant eps both ways are exact, whatever the steps."""
-    z_0, eps = randn(4, 1, 2, 2, dtype=F64), randn(4, 1, 2, 2, seed=1, dtype=F64)
-    seen: list[int] = []
+    eps, seen = randn(3, 2, 1, 4, seed=1, dtype=F64), []
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
         seen.append(int(t[0]))
         return eps
 
-    *_, up = ddim_inversion(denoise, SCHEDULE, z_0, steps, spacing=spacing)
+    *_, up = ddim_inversion(denoise, SCHEDULE, Z_T, steps, spacing=spacing)
     assert seen == [0, *timesteps(1000, steps, spacing)[:0:-1]]
     *_, down = ddim(denoise, SCHEDULE, up.z, steps, spacing=spacing)
-    assert torch.allclose(down.z, z_0, atol=1e-10)
-    z0 = SCHEDULE.z0_from_eps(z_0, torch.tensor([0]), eps) if spacing == "leading" else z_0
-    first = torch.tensor([timesteps(1000, steps, spacing)[0]])
-    assert torch.allclose(up.z, SCHEDULE.q_sample(z0, first, eps), atol=1e-10)
+    assert torch.allclose(down.z, Z_T, atol=1e-10)
 
 
 def test_slerp_stays_on_the_sphere_and_turns_evenly() -> None:

@@ -25,10 +25,11 @@ from diffusers import (
     HeunDiscreteScheduler,
     PNDMScheduler,
 )
-from diffusion.references import F64, SCHEDULE, ZERO_SNR, Replay, error, scheduler, wavy
+from diffusion.references import F64, SCHEDULE, ZERO_SNR, error, scheduler, wavy
 from helpers import randn
 from torch import Tensor
 
+from minildm.diffusion.latent_diffusion import seeded_noise
 from minildm.diffusion.samplers import ddim, ddpm, dpm_solver_pp, euler, heun, plms, timesteps
 
 pytestmark = pytest.mark.filterwarnings(  # inside diffusers
@@ -65,17 +66,17 @@ def test_ddim(
     options = {"prediction_type": name, "rescale_betas_zero_snr": zero_snr, "clip_sample": False}
     theirs = scheduler(DDIMScheduler, schedule, **options, **spacing)
     theirs.set_timesteps(steps)
-    z, noise = Z_T, Replay()
+    z, noise = Z_T, seeded_noise(1)
 
     def denoise(z: Tensor, t: Tensor) -> Any:
         out = wavy(z, t)
         return out if objective == "eps" else schedule.prediction(objective, out, z, t)
 
-    options = {"eta": eta, "spacing": spacing["timestep_spacing"], "noise": noise}
+    options = {"eta": eta, "spacing": spacing["timestep_spacing"], "noise": seeded_noise(1)}
     path = list(ddim(denoise, schedule, z, steps, **options))
     assert [step.t for step in path] == theirs.timesteps.tolist()
-    for i, step in enumerate(path):
-        drawn = noise.past[i] if eta else None
+    for step in path:
+        drawn = noise(z) if eta else None
         out = theirs.step(called(z, step.t), step.t, z, eta, variance_noise=drawn)
         z = out.prev_sample
         assert error(step.z, z) < 1e-8
@@ -86,10 +87,10 @@ def test_ddim(
 def test_ddpm(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = scheduler(DDPMScheduler, clip_sample=False, **TRAILING)
     theirs.set_timesteps(steps)
-    noise, drawn, z = Replay(), Replay(), Z_T
+    noise, z = seeded_noise(1), Z_T
     replayed = "diffusers.schedulers.scheduling_ddpm.randn_tensor"
-    monkeypatch.setattr(replayed, lambda shape, **_: drawn(torch.empty(shape, dtype=F64)))
-    for step in ddpm(wavy, SCHEDULE, z, steps, noise=noise):
+    monkeypatch.setattr(replayed, lambda shape, **_: noise(torch.empty(shape, dtype=F64)))
+    for step in ddpm(wavy, SCHEDULE, z, steps, noise=seeded_noise(1)):
         z = theirs.step(called(z, step.t), step.t, z).prev_sample
         assert error(step.z, z) < 1e-8
 
