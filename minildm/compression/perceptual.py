@@ -41,7 +41,6 @@ class EfficientNetLite0(Frozen):
     """The ImageNet network that comes with a package; images keep their size, at least 32 x 32."""
 
     name = "EfficientNet-Lite0"
-    widths = (16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192, 320)  # per block
     min_side = 32  # the last map is then one pixel
 
     def __init__(self) -> None:

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from helpers import randn, shaken, tiny_autoencoder_config
 
-from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig, Decoder, Encoder
-from minildm.layers import ResBlock, SelfAttention2d
+from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
 
 VQ = tiny_autoencoder_config(regularizer="vq", codebook_size=11)
 
@@ -74,20 +73,6 @@ def test_a_patch_enters_as_channels() -> None:
     assert torch.allclose(F.pixel_unshuffle(patched.decode(z), 2), whole.decode(z), atol=1e-6)
 
 
-def test_the_decoder_has_one_more_block_a_level() -> None:
-    config = tiny_autoencoder_config(
-        channel_mult=(1, 2, 2), num_res_blocks=2, attn_levels=(2,), mid_attn=True
-    )
-    for half, blocks, attentions in ((Encoder(config), 3 * 2 + 2, 3), (Decoder(config), 11, 4)):
-        kinds = [type(m) for m in half.modules()]
-        assert (kinds.count(ResBlock), kinds.count(SelfAttention2d)) == (blocks, attentions)
-
-
-def test_moments_are_float32_under_autocast(autoencoder: Autoencoder) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        assert autoencoder.moments(randn(1, 3, 8, 8)).dtype == torch.float32
-
-
 @torch.no_grad()
 def test_the_decoder_quantises_first() -> None:
     model = shaken(Autoencoder(VQ)).eval()
@@ -108,14 +93,6 @@ def test_pixel_space_is_the_identity() -> None:
     assert torch.equal(model.decode(x), x)
 
 
-@pytest.mark.parametrize("config", [tiny_autoencoder_config(), VQ], ids=["kl", "vq"])
-def test_encode_and_decode_read_no_value(config: AutoencoderConfig) -> None:
-    """On the meta device there are none: reading one would wait for a GPU."""
-    x = torch.zeros(2, 3, 8, 12, device="meta")
-    model = Autoencoder(config).to("meta")
-    assert model.decode(model.encode(x)).shape == x.shape
-
-
 def test_images_that_do_not_fit_and_absent_posteriors_are_refused() -> None:
     with pytest.raises(ValueError, match="x is 7 x 8 pixels; both sides must be multiples of f=2"):
         Autoencoder(VQ).encode(torch.zeros(1, 3, 7, 8))
@@ -129,8 +106,6 @@ def test_images_that_do_not_fit_and_absent_posteriors_are_refused() -> None:
         ({"regularizer": "vae"}, "regularizer='vae' must be 'kl', 'vq' or 'identity'"),
         ({"z_channels": 0}, r"z_channels=0 must lie in 1\.\."),
         ({"channels": 10**9}, r"channels=1000000000 must lie in 1\.\."),
-        ({"num_res_blocks": 10**9}, "num_res_blocks=1000000000"),
-        ({"channel_mult": ()}, "channel_mult"),
         ({"channel_mult": (1,) * 1000}, "channel_mult"),
         ({"attn_levels": (2,)}, "attn_levels"),
         ({"regularizer": "vq"}, "codebook_size=None, regularizer='vq'"),

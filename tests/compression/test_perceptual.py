@@ -82,12 +82,6 @@ def test_the_gradient_is_the_slope_and_reaches_no_weight(distance: PerceptualDis
     assert float(slope) == pytest.approx(float(y.grad.norm()), rel=0.05)
 
 
-def test_features_of_zeros_have_finite_gradients() -> None:
-    hid = torch.zeros(1, 4, 2, 2, requires_grad=True)
-    perceptual._unit(hid).sum().backward()
-    assert hid.grad.isfinite().all()
-
-
 def test_it_always_evaluates_and_computes_in_float32(distance: PerceptualDistance) -> None:
     x, y = blobs(2), blobs(2, seed=1)
     expected = distance(x, y)
