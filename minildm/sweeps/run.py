@@ -37,7 +37,7 @@ from minildm.training.loop import Record, describe, pick_device
 from minildm.training.presets import PIXELS
 from minildm.training.stages import train_autoencoder, train_ldm
 
-Row = dict[str, Any]  # step, images, sampling, images_per_second, metric, value, n, seconds
+Row = dict[str, Any]  # step, sampling, images_per_second, metric, value, n, seconds
 RESULTS = "results.json"
 DEFAULT = "default"  # the label of a level's own sampling
 BOUND = "first stage"  # real images through the first stage: the best that samples can be
@@ -68,9 +68,9 @@ def data_of(run: Run, model: LatentDiffusion, split: str) -> ImageDataset:
         return run.experiment.data.dataset(split)
     conditioner = model.config.conditioner
     scenes = conditioner.kind in ("layout", "semantic")
-    options = {"subgroups": conditioner.classes} if conditioner.kind == "class" else {}
-    config = DataConfig(kind="scenes" if scenes else "emoji", size=model.config.image_size)
-    return replace(config, **options).dataset(split)
+    subgroups = conditioner.classes if conditioner.kind == "class" else ()
+    config = DataConfig(kind="scenes" if scenes else "emoji", subgroups=subgroups)
+    return replace(config, size=model.config.image_size).dataset(split)
 
 
 def conditions_of(run: Run, model: LatentDiffusion, data: ImageDataset) -> Conditions:
@@ -83,8 +83,8 @@ def conditions_of(run: Run, model: LatentDiffusion, data: ImageDataset) -> Condi
         val = data_of(run, model, "val")
         y, _, x = held_out(model, min(n, len(val)), seed, val)
         return Conditions(y, x, "psnr", x)
-    draw, rounds = torch.Generator().manual_seed(seed), range(-(-n // len(data)))
-    rows = torch.cat([torch.randperm(len(data), generator=draw) for _ in rounds])[:n]
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    rows = order[torch.arange(n) % len(data)]
     x, labels, groups = _images(data, rows), data.labels[rows], data.group_ids[rows]
     y = {"none": None, "class": [data.classes[label] for label in labels]}
     y = y.get(kind, [data.captions[i] for i in rows.tolist()])
@@ -102,18 +102,16 @@ def measure(run: Run, folder: Path, model: LatentDiffusion, step: int, name: str
 
     BOUND: real images, encoded and decoded. Returns all rows of `measured.json`.
     """
-    path, content = folder / "measured.json", {"run": to_dict(run), "rows": []}
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else content
-    if before["run"] != content["run"]:
+    path, fixed = folder / "measured.json", {"step": step, "sampling": name}
+    content = {"run": to_dict(run), "rows": []}
+    if path.is_file():
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if content["run"] != to_dict(run):
         raise ValueError(f"{path} is of other settings: choose another folder")
-    rows = before["rows"]
-    if any((row["step"], row["sampling"]) == (step, name) for row in rows):
-        return rows
+    if any(fixed.items() <= row.items() for row in content["rows"]):
+        return content["rows"]
     data = data_of(run, model, "train")
-    given = conditions_of(run, model, data)
-    fixed, began = {"step": step, "images": 0, "sampling": name}, time.perf_counter()
-    if run.experiment:
-        fixed["images"] = step * run.experiment.train.batch_size * run.experiment.train.accumulate
+    given, began = conditions_of(run, model, data), time.perf_counter()
     if name == BOUND:
         x = reconstruct(model.autoencoder, given.real)
     else:  # from the same noise at every step
@@ -123,11 +121,11 @@ def measure(run: Run, folder: Path, model: LatentDiffusion, step: int, name: str
         fixed["images_per_second"] = len(x) / (time.perf_counter() - began)
         x = pasted(x, given.y) if isinstance(given.y, dict) else x
     numbers = scores(x, given, data, model.device).items()
-    rows += [{**fixed, "metric": m, "value": v, "n": n} for m, (v, n) in numbers]
+    content["rows"] += [{**fixed, "metric": m, "value": v, "n": n} for m, (v, n) in numbers]
     with atomic_write(folder / "samples" / f"{step}-{slug(name)}.pt") as file:
         torch.save(((x[:8] + 1) * 127.5).round().to(torch.uint8), file)
-    write_json(path, {**content, "rows": rows})
-    return rows
+    write_json(path, content)
+    return content["rows"]
 
 
 def scores(

@@ -22,8 +22,8 @@ from minildm.training.configs import (
 )
 from minildm.training.presets import PIXELS, PRESETS
 
-COLUMNS = ("seed", "step", "seconds", "images", "sampling", "images_per_second", "metric")
-COLUMNS += ("value", "low", "high", "n", "device")  # of the table, after the level
+COLUMNS = ("seed", "step", "seconds", "sampling", "images_per_second", "metric", "value")
+COLUMNS += ("low", "high", "n", "device")  # of the table, after the level
 OF_RUN = ("sampling.", "first_stage.", "latent_std")  # other settings are the experiment's
 
 

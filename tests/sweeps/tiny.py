@@ -34,7 +34,7 @@ def pretend(sweep: Sweep, folder: Path, **values: float) -> None:
     for run in sweep.runs():
         if (value := values.get(f"{run.level}{run.seed}")) is None:
             continue
-        fixed = {"step": 4, "images": 16, "seconds": 2.0, "metric": "proxy_fid", "n": 20}
+        fixed = {"step": 4, "seconds": 2.0, "metric": "proxy_fid", "n": 20}
         samplings = {"default": 10.0, "ddim 3": 5.0}
         rows = [
             {**fixed, "sampling": name, "images_per_second": speed, "value": value + speed}
