@@ -142,7 +142,7 @@ def write_report(
         images += f'<p><img src="{name}.png" alt="{html.escape(figure.alt)}"></p>\n'
     for metric, axis in METRICS.items():
         ends[axis] = {label: str(end) for label, end in at_the_end(table, metric).items()}
-    states = {run.name: "not finished" for run in sweep.runs()} | dict(failed or {})
+    states = {run.name: (failed or {}).get(run.name, "not finished") for run in sweep.runs()}
     states |= {run.name: "finished" for run, _ in finished(sweep, folder)}
     for name, state in states.items():
         items += f'<li><a href="runs/{name}/{NOTEBOOK}">{name}</a>: {html.escape(state)}</li>\n'
