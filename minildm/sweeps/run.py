@@ -23,8 +23,13 @@ from minildm.data.dataset import ImageDataset, cached
 from minildm.data.scenes import crop
 from minildm.data.transforms import enlarge, shrink
 from minildm.diffusion.latent_diffusion import LatentDiffusion
-from minildm.evaluation import distribution
-from minildm.evaluation.distribution import OfflineFeatures, extract_features
+from minildm.evaluation.distribution import (
+    OfflineFeatures,
+    extract_features,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
 from minildm.evaluation.following import accuracy, held_out
 from minildm.evaluation.image_metrics import psnr, reconstruct
 from minildm.evaluation.restoration import pasted
@@ -147,9 +152,9 @@ def scores(
         return real, extract_features(x, network)
 
     head = features(None)
-    found = dict(zip(("precision", "recall"), distribution.precision_recall(*head), strict=True))
-    found["proxy_fid"] = distribution.frechet_distance(*features(10))
-    found["kid"] = distribution.kernel_distance(*head)
+    precision, recall = precision_recall(*head)
+    found = {"proxy_fid": frechet_distance(*features(10)), "kid": kernel_distance(*head)}
+    found |= {"precision": precision, "recall": recall}
     numbers = {name: (float(value), len(x)) for name, value in found.items()}
     return numbers | ({given.metric: follows(x, given, device)} if given.metric else {})
 
