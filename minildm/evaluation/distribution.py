@@ -208,7 +208,6 @@ def evaluate_images(
     fake: Tensor,
     *,
     paired: bool = False,
-    train: Tensor | None = None,
     features: nn.Module | None = None,
     perceptual: nn.Module | None = None,
     clusters: Tensor | None = None,
@@ -219,12 +218,10 @@ def evaluate_images(
 
     float in [-1, 1] or uint8 -> `fid` (`proxy_fid` without Inception), `kid`, `precision`,
     `recall`. paired: fake[i] was made from real[i]; adds `psnr`, `ssim` and `perceptual`, and the
-    Fréchet distance is `r_fid`. train, images or features: adds `nearer_to_train`, the share of
-    fake images nearer to a training image than the median real image: 0.5 where the model samples
-    as the data do, near 1 where it copies (real must then be held out). clusters, of pairs: (N,)
-    int, images that are not independent. features, perceptual: default `frechet_features()`,
-    `perceptual_distance()`. groups: of the jackknife, drawn by `seed` (0: no intervals). Raises
-    ValueError for values outside [-1, 1] and for too few images.
+    Fréchet distance is `r_fid`. clusters, of pairs: (N,) int, images that are not independent.
+    features, perceptual: default `frechet_features()`, `perceptual_distance()`. groups: of the
+    jackknife, drawn by `seed` (0: no intervals). Raises ValueError for values outside [-1, 1] and
+    for too few images.
     """
     for x in (real, fake):
         if x.is_floating_point() and not (x.abs() <= 1 + 1e-4).all():
@@ -251,12 +248,6 @@ def evaluate_images(
     tables, shares = _tables(_squares, a, b), {"groups": drawn, "bounds": (0.0, 1.0)}
     measured["precision"] = _over_pairs(lambda r, f, rf: _inside(r, rf), tables, n=len(b), **shares)
     measured["recall"] = _over_pairs(lambda r, f, rf: _inside(f, rf.T), tables, n=len(a), **shares)
-    if train is not None:
-        train = extract_features(train, networks["features"]) if train.ndim == 4 else train
-        near = [nearest_neighbours(x, train)[0] for x in (a, b)]
-        measured["nearer_to_train"] = jackknife(
-            lambda a, b: (b < a.median()).double().mean(), *near, n=len(b), **shares
-        )
     return Evaluation(measured, settings)
 
 

@@ -95,24 +95,22 @@ def group_of_class(data: ImageDataset) -> Tensor:
     return groups
 
 
-def evaluate_classes(
-    model: LatentDiffusion, classifier: Classifier, per_class: int, x: Tensor
-) -> Evaluation:
+def evaluate_classes(model: LatentDiffusion, classifier: Classifier, x: Tensor) -> Evaluation:
     """How often the classifier names the group of a sample's class; for models of emoji classes.
 
     `accuracy`, the mean over groups, so that sets with other shares of the groups compare, and that
     of held-out images, `accuracy_real`; each group's, "food-drink" and "food-drink_real".
-    x: samples, `per_class` of each class in order.
+    x: samples, equally many of each class, in order.
     """
     real = EmojiDataset("val", model.config.image_size, subgroups=model.config.conditioner.classes)
-    requested, measured = group_of_class(real).repeat_interleave(per_class), {}
+    requested, measured = group_of_class(real).repeat_interleave(len(x) // len(real.classes)), {}
     for which, images, truth in (("", x, requested), ("_real", real.images, real.group_ids)):
         present = truth.unique().tolist()
         found = [accuracy(classifier, images[truth == g], truth[truth == g]) for g in present]
         average = sum(m.value for m in found) / len(found)
         measured[f"accuracy{which}"] = Measured(average, n=len(images))
         measured |= {f"{real.groups[g]}{which}": m for g, m in zip(present, found, strict=True)}
-    return Evaluation(measured, {"per_class": per_class})
+    return Evaluation(measured, {})
 
 
 class Prompt(NamedTuple):
@@ -243,23 +241,22 @@ def evaluate_restoration(
     model: LatentDiffusion,
     x: Tensor,
     given: Batch,
-    *,
     groups: int = 10,
     seed: int = 0,
-    baselines: dict[str, Tensor] | None = None,
     **sampling: Any,
 ) -> dict[str, Evaluation]:
-    """A model of super-resolution or inpainting on images x (N, 3, H, W), and its baselines.
+    """A model of super-resolution or inpainting on images x (N, 3, H, W), and its baseline.
 
-    given: the inputs, as from `given_of`. Keys "model", "bicubic" or "mean fill", and those of
-    `baselines`, restorations by others; each as `evaluate_images(paired=True)`. The model also
-    has `kept`, its consistency with the input, and `kept_shuffled`, with permuted inputs.
+    given: the inputs, as from `given_of`. Keys "model", and "bicubic" or "mean fill"; each as
+    `evaluate_images(paired=True)`. The model also has `kept`, its consistency with the input, and
+    `kept_shuffled`, with permuted inputs.
     """
     f, raw = model.autoencoder.f, model.sample(given, seed=seed, **sampling).cpu()
     name = "mean fill" if "mask" in given else "bicubic"
-    sets = {"model": pasted(raw, given), name: baseline(given, f), **(baselines or {})}
-    options = {"paired": True, "groups": groups, "seed": seed}
-    found = {name: evaluate_images(x, images, **options) for name, images in sets.items()}
+    found = {
+        key: evaluate_images(x, images, paired=True, groups=groups, seed=seed)
+        for key, images in {"model": pasted(raw, given), name: baseline(given, f)}.items()
+    }
     consistency = controlled(lambda x, given, f: {"kept": mean_interval(kept(x, given, f))})
     follows = consistency(raw, given, f, seed=seed)
     found["model"] |= follows
@@ -351,7 +348,7 @@ def evaluate_model(
             how["guidance_scale"] = scale
             if kind == "class":
                 y = [name for name in config.classes for _ in range(per_class)]
-                evaluation = evaluate_classes(model, judge, per_class, model.sample(y, **how))
+                evaluation = evaluate_classes(model, judge, model.sample(y, **how))
             else:
                 y, truth, real = held_out(model, n, seed, styled=style == "styled, ")
                 x = model.sample(y, **how).cpu()
