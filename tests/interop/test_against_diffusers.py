@@ -12,21 +12,11 @@ import torch
 from helpers import randn, shaken
 from interop import diffusers_models as tiny
 from interop import official_models as official
-from interop.diffusers_models import LDM, PIXELS, STABLE, SUPER, TEXT, diffusers, error, quiet
+from interop.diffusers_models import LDM, diffusers, error, quiet
 
 from minildm import interop
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
-from minildm.conditioning import (
-    CaptionTokenizer,
-    ConditionerConfig,
-    FrozenTextConfig,
-    IdsConfig,
-    LowResConfig,
-    TextConfig,
-)
-from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
-from minildm.diffusion.objective import ObjectiveConfig
-from minildm.diffusion.schedule import ScheduleConfig
+from minildm.conditioning import IdsConfig
 from minildm.diffusion.unet import UNet, UNetConfig
 from minildm.interop.diffusers import PIPELINES
 
@@ -206,78 +196,41 @@ def test_an_official_encoder_computes_what_diffusers_computes(tmp_path: Path) ->
 
 # --- whole pipelines ---
 
-CAPTIONS = CaptionTokenizer.trained_on(tiny.PROMPTS)
-
-
-def made_here(name: str, clip: Path) -> LatentDiffusion:
-    """A small model of ours for which diffusers has that pipeline."""
-    conditioners = {
-        SUPER: LowResConfig(),
-        TEXT: TextConfig(d_cond=12, heads=2, d_head=4, length=77, vocab_size=len(CAPTIONS)),
-        STABLE: FrozenTextConfig(encoder="clip", path=str(clip), d_cond=16, length=10),
-    }
-    conditioner = conditioners.get(name, ConditionerConfig())
-    stages = {SUPER: VQ, PIXELS: AutoencoderConfig(regularizer="identity", z_channels=3)}
-    stages[TEXT] = replace(KL, channel_mult=(1, 2, 2, 2))
-    channels = 3 + conditioner.concat_channels(3)
-    unet = replace(UNET, channel_mult=(1, 2), attn_levels=(1,), in_channels=channels, d_head=4)
-    config = LatentDiffusionConfig(
-        autoencoder=stages.get(name, KL),
-        unet=replace(unet, d_cond=conditioner.d_cond),
-        conditioner=conditioner,
-        schedule=ScheduleConfig(beta_start=0.001, beta_end=0.02, kind="linear"),
-        objective=ObjectiveConfig(predict="v"),
-        image_size=16 if name == TEXT else 8,
-    )
-    model = shaken(LatentDiffusion(config)).eval()
-    if name not in (PIXELS, SUPER):
-        model.autoencoder.scale.fill_(1.7)
-    if name == TEXT:
-        model.conditioner.set_tokenizer(CAPTIONS)
-    return model
-
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_our_model_gives_the_same_images_there(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "clip").mkdir()
-    ours = made_here(name, tiny.tiny_clip(tmp_path / "clip"))
-    interop.save_diffusers(ours, tmp_path / "ours")
-    theirs = tiny.read_pipeline(name, tmp_path / "ours")
-    images = tiny.sampled_here(ours, name, 0.7)
-    assert images.std() > 0.1
-    assert error(tiny.sampled_there(theirs, name, 0.7, monkeypatch), images) < 1e-4
-    again = interop.load_diffusers(tmp_path / "ours")
-    assert error(tiny.sampled_here(again, name, 0.7), images) < 1e-5
-
-
-@pytest.mark.parametrize("name", PIPELINES)
-def test_their_pipeline_gives_the_same_images_here(
+def test_a_pipeline_gives_the_same_images_there_and_here(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = tiny.pipeline(name, tmp_path / "words")
     theirs.save_pretrained(tmp_path / "theirs")
     ours = interop.load_diffusers(tmp_path / "theirs")
-    truth = tiny.sampled_there(theirs, name, 0.7, monkeypatch)
-    assert truth.std() > 0.1
-    assert error(tiny.sampled_here(ours, name, 0.7), truth) < 1e-4
+    images = tiny.sampled_here(ours, name, eta=0.7)
+    assert images.std() > 0.1
+    assert error(tiny.sampled_there(theirs, name, 0.7, monkeypatch), images) < 1e-4
+    interop.save_diffusers(ours, tmp_path / "ours")
+    again = tiny.read_pipeline(name, tmp_path / "ours")
+    assert error(tiny.sampled_there(again, name, 0.7, monkeypatch), images) < 1e-4
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"beta_schedule": "linear", "num_train_timesteps": 50},
+        {"beta_schedule": "scaled_linear"},
+        {"beta_schedule": "linear", "num_train_timesteps": 50, "prediction_type": "sample"},
         {"beta_schedule": "squaredcos_cap_v2"},
         {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
     ],
     ids=str,
 )
-def test_their_schedule_is_ours(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_a_schedule_is_read_and_written(changes: dict[str, Any], tmp_path: Path) -> None:
     theirs = tiny.pipeline(LDM, tmp_path / "words")
     theirs.scheduler = tiny.scheduler(**changes)
     theirs.save_pretrained(tmp_path / "theirs")
     model = interop.load_diffusers(tmp_path / "theirs")
-    assert (model.config.objective.predict == "v") == ("prediction_type" in changes)
+    assert (model.config.objective.predict == "v") == ("rescale_betas_zero_snr" in changes)
     assert error(model.schedule.alphas_cumprod, theirs.scheduler.alphas_cumprod) < 1e-5
+    interop.save_diffusers(model, tmp_path / "ours")
+    read = tiny.read_pipeline(LDM, tmp_path / "ours").scheduler
+    for key, value in changes.items():
+        assert read.config[key] == value
+    assert torch.equal(read.alphas_cumprod, theirs.scheduler.alphas_cumprod)

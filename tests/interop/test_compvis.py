@@ -253,12 +253,6 @@ def test_averages_are_taken_if_there_are_any(tmp_path: Path) -> None:
         interop.load_compvis(config, broken)
 
 
-def test_pixels_have_no_tensors() -> None:
-    model = interop.load_compvis({"target": "ldm.models.autoencoder.IdentityFirstStage"}, {})
-    x = randn(1, 3, 5, 7).clamp(-1, 1)
-    assert torch.equal(model.decode(model.encode(x)), x)
-
-
 def test_any_precision_becomes_float32_and_the_caller_keeps_its_tensors(tmp_path: Path) -> None:
     config, tensors = official.saved(own().unet, tmp_path)
     for dtype in (torch.float32, torch.float16):
