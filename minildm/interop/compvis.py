@@ -22,7 +22,8 @@ UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
 FIRST_STAGES, CONDITIONS = TABLES["first_stages"], TABLES["conditions"]
 TARGETS = {kind: target for target, kind in (FIRST_STAGES | CONDITIONS).items()}
 WORD_PIECES, IMAGENET = 30522, 1000  # BERT's uncased vocabulary; classes
-PREFIXES: dict[str, str] = TABLES["prefixes"]
+CLASSES = {AutoencoderConfig: ("autoencoder", Autoencoder), UNetConfig: ("unet", UNet)}
+PREFIXES: dict[str, str] = TABLES["prefixes"]  # of the three parts
 CLIP, AVERAGES = "cond_stage_model.transformer.text_model.", "model_ema.diffusion_model"
 
 
@@ -51,12 +52,13 @@ def load_compvis(
     with reading("checkpoint" if isinstance(checkpoint, Mapping) else checkpoint):
         parts = {name: _built(own, tensors) for name, own in _parts(ours).items()}
         prefixes = {name: PREFIXES[name] for name in parts}
-        if not any(name.startswith(tuple(prefixes.values())) for name in tensors):  # of a part
-            tensors = {prefixes[next(iter(parts))] + name: t for name, t in tensors.items()}
+        first, *_ = known = tuple(prefixes.values())
+        if not any(name.startswith(known) for name in tensors):  # the file of one part
+            tensors = {first + name: tensor for name, tensor in tensors.items()}
         if any(name.startswith(AVERAGES) for name in tensors):
             prefixes["unet"] = AVERAGES
-        used = tuple(prefixes[name] for name, module in parts.items() if [*module.parameters()])
-        inside = {name: t for name, t in tensors.items() if name.startswith(used)}
+        used = tuple(prefixes[name] for name, own in parts.items() if list(own.parameters()))
+        inside = {name: tensor for name, tensor in tensors.items() if name.startswith(used)}
         params = part.get("params") or {}
         by_std = params.get("scale_by_std")
         factor = float(tensors["scale_factor"] if by_std else params.get("scale_factor", 1.0))
@@ -75,16 +77,14 @@ def _parts(whole: Any) -> dict[str, Any]:
     """The parts of a model, or of a config, by name; of a part alone, itself."""
     if hasattr(whole, "unet"):
         return {name: getattr(whole, name) for name in PREFIXES}
-    config = getattr(whole, "config", whole)
-    kinds = {AutoencoderConfig: "autoencoder", UNetConfig: "unet"}
-    return {kinds.get(type(config), "conditioner"): whole}
+    name, _ = CLASSES.get(type(getattr(whole, "config", whole)), ("conditioner", None))
+    return {name: whole}
 
 
 def _built(config: Any, tensors: Mapping[str, Any]) -> Any:
     """A part to fill; a frozen CLIP has its weights, of the checkpoint or else of its folder."""
-    if isinstance(config, AutoencoderConfig | UNetConfig):
-        cls = Autoencoder if isinstance(config, AutoencoderConfig) else UNet
-        return weights.on_meta(lambda: cls(config))
+    if type(config) in CLASSES:
+        return weights.on_meta(CLASSES[type(config)][1], config)
     if getattr(config, "tokens", config).kind != "frozen_text":
         return weights.on_meta(config.build)
     clip = {k.removeprefix(CLIP): v for k, v in tensors.items() if k.startswith(CLIP)}

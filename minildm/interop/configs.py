@@ -27,11 +27,9 @@ def read_fields(name: str, given: Mapping[str, Any], *, strict: bool = True) -> 
     """
     template, ignored = EMPTY | TEMPLATES[name], TABLES["ignored"]
     given = {**given, **given.get("ddconfig", {})}  # of official first stages
+    known = {*template["fields"], *template["fixed"], *ignored, "ddconfig"}
     for key, value in given.items():
-        known = (
-            key in (*template["fields"], *template["fixed"], *ignored, "ddconfig") or key[:1] == "_"
-        )
-        if strict and not known and value not in (None, False):
+        if strict and key not in known and key[:1] != "_" and value not in (None, False):
             raise ValueError(f"{key}={value!r:.80} is not known")
         if key not in ignored and value != template["fixed"].get(key, value):
             only = template["fixed"][key]

@@ -83,8 +83,7 @@ def _load_model(folder: Path) -> Any:
         cls, config_of = MODELS[kind]
         fields = configs.read_fields(kind, params)
         scale, shift = 1 / fields.get("scaling_factor", 1.0), fields.get("shift_factor", 0.0)
-        config = config_of(fields)
-        model = weights.on_meta(lambda: cls(config))
+        model = weights.on_meta(cls, config_of(fields))
     with reading(folder):
         fill(model, _places(model), _weights(folder), scale=scale, shift=shift)
     return model.eval()
@@ -102,9 +101,8 @@ def _weights(folder: Path) -> dict[str, Any]:
     ends = ("safetensors", "bin", "fp16.safetensors", "fp16.bin")
     paths = [path for end in ends for path in folder.glob(f"*model.{end}")]
     tensors = weights.read_tensors(paths[0] if paths else folder / WEIGHTS)
-    return {
-        weights.renamed(k, NAMES["diffusers_first_year"]): tensor for k, tensor in tensors.items()
-    }
+    was = NAMES["diffusers_first_year"]
+    return {weights.renamed(name, was): tensor for name, tensor in tensors.items()}
 
 
 def _load_conditioner(folder: Path, kind: str) -> tau.Conditioner:

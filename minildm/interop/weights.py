@@ -95,10 +95,10 @@ def exported(model: nn.Module, found: Sequence[Place]) -> dict[str, Tensor]:
     return tensors
 
 
-def on_meta(build: Callable[[], Any]) -> Any:
+def on_meta(build: Callable[..., Any], *config: Any) -> Any:
     """A model whose tensors take no memory, for `fill`."""
     with torch.device("meta"), NoInit():
-        return build()
+        return build(*config)
 
 
 def fill(

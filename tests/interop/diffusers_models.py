@@ -31,6 +31,7 @@ from minildm.interop.diffusers import LDM, PIXELS, STABLE, SUPER, TEXT
 
 DRAWING = (uncond, super_resolution, text2im, stable, pipeline_ddim, scheduling_ddim)
 STEPS, PROMPTS = 5, ["a red dog", "a dog"]
+GUIDANCE = {TEXT: 3.0, STABLE: 3.0}
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog", "##s", ",")
 
 
@@ -137,10 +138,6 @@ def small_images() -> Tensor:
     return randn(2, 3, 4, 6, seed=3).clamp(-1, 1)
 
 
-def guided_by(name: str) -> float:
-    return 3.0 if name in (TEXT, STABLE) else 1.0
-
-
 @torch.no_grad()
 def sampled_there(pipe: Any, name: str, eta: float, patch: MonkeyPatch) -> Tensor:
     """Two images of theirs: (2, 3, H, W) in [-1, 1]."""
@@ -154,7 +151,7 @@ def sampled_there(pipe: Any, name: str, eta: float, patch: MonkeyPatch) -> Tenso
     elif name == SUPER:
         options["image"] = small_images()
     else:
-        options |= {"prompt": PROMPTS, "guidance_scale": guided_by(name)}
+        options |= {"prompt": PROMPTS, "guidance_scale": GUIDANCE[name]}
     with quiet():
         return 2 * torch.as_tensor(pipe(**options).images).permute(0, 3, 1, 2) - 1
 
@@ -163,7 +160,7 @@ def sampled_here(model: Any, name: str, eta: float) -> Tensor:
     """The same of ours."""
     draw = torch.Generator().manual_seed(5)
     y = {LDM: None, PIXELS: None, SUPER: small_images()}.get(name, PROMPTS)
-    options = {"n": 2, "steps": STEPS, "eta": eta, "guidance_scale": guided_by(name)}
+    options = {"n": 2, "steps": STEPS, "eta": eta, "guidance_scale": GUIDANCE.get(name, 1.0)}
     return model.sample(y, **options, noise=lambda like: torch.randn(like.shape, generator=draw))
 
 

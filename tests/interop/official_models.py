@@ -19,7 +19,6 @@ CONFIGS = {c["path"]: c for c in json.loads((OFFICIAL / "params.json").read_text
 TENSORS = json.loads((OFFICIAL / "tensors.json").read_text())  # hash -> ["name (shape)", ...]
 FIRST_STAGES = {path: c for path, c in CONFIGS.items() if c["kind"].endswith(" first stage")}
 WHOLE = {path: c for path, c in CONFIGS.items() if "unet_config" in c}
-DIFFERENT_UNETS = {c["unet_state_dict"]["keys_sha256"]: path for path, c in WHOLE.items()}
 RETRIEVAL = "configs/retrieval-augmented-diffusion/768x768.yaml"  # needs a database of images
 BY_NAME = {path.split("/")[2].removesuffix(".yaml"): c for path, c in WHOLE.items()}
 UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"

@@ -45,7 +45,6 @@ KINDS = (  # one of each kind of condition
     *("lsun_churches256", "cin256-v2", "txt2img-1p4B", "layout2img-openimages256"),
     *("semantic_synthesis256", "bsr_sr", "inpainting_big"),
 )
-ENCODERS = [name for name, c in BY_NAME.items() if "state_dict" in c["cond_stage"]]
 
 
 def parameters(module: nn.Module) -> int:
@@ -73,37 +72,24 @@ def test_a_published_first_stage_loads_exactly(path: str) -> None:
         assert model.config == PRESETS[path.split("/")[2]].model
 
 
-@pytest.mark.parametrize("path", official.DIFFERENT_UNETS.values())
-def test_a_published_unet_loads_exactly(path: str) -> None:
-    model = interop.load_compvis(*official.unet(WHOLE[path]))
-    wanted = WHOLE[path]["unet_state_dict"]["keys_sha256"]
-    assert official.names_hash(official_state(model)) == wanted
-    assert parameters(model) == WHOLE[path]["unet_params"]
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_a_published_encoder_loads_exactly(name: str) -> None:
-    config, tensors = official.condition(BY_NAME[name])
-    model = interop.load_compvis(config, tensors)
-    unused = {n for n in tensors if ".to_logits." in n}
-    assert official_state(model).keys() == tensors.keys() - unused
-    scores = BY_NAME[name]["cond_stage"].get("params_breakdown", {}).get("to_logits_unused", 0)
-    assert parameters(model) == BY_NAME[name]["cond_stage"]["params"] - scores
-
-
 @pytest.mark.parametrize("name", [n for n in BY_NAME if "768x768" not in n])
 def test_a_published_model_loads_whole(name: str) -> None:
     model = interop.load_compvis(*official.whole_model(BY_NAME[name]))
     assert model.config == PUBLISHED[PRESET_OF.get(name, name)]
     assert parameters(model.unet) == BY_NAME[name]["unet_params"]
+    encoder = BY_NAME[name]["cond_stage"]
+    scores = encoder.get("params_breakdown", {}).get("to_logits_unused", 0)  # of next words
+    if "state_dict" in encoder:
+        assert parameters(model.conditioner) == encoder["params"] - scores
+    wanted = BY_NAME[name]["unet_state_dict"]["keys_sha256"]
+    assert official.names_hash(official_state(model.unet)) == wanted
     side = model.config.image_size // model.autoencoder.f
     assert [model.config.autoencoder.z_channels, side, side] == BY_NAME[name]["latent_shape"]
     assert not any(buffer.is_meta for buffer in model.schedule.buffers())
 
 
 def test_all_published_are_covered() -> None:
-    counts = len(official.FIRST_STAGES), len(WHOLE), len(official.DIFFERENT_UNETS), len(PUBLISHED)
-    assert counts == (13, 19, 11, 14)
+    assert (len(official.FIRST_STAGES), len(WHOLE), len(PUBLISHED)) == (13, 19, 14)
     names = {PRESET_OF.get(name, name) for name in BY_NAME}
     assert PUBLISHED.keys() - names == {"stable-diffusion-v1"}
     with pytest.raises(ValueError, match="in_channels"):

@@ -94,15 +94,6 @@ def test_code_in_a_pickle_does_not_run(
     assert "safe_globals" not in str(raised.value)  # torch's advice, which is how to run it
 
 
-@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "numpy.load"])
-def test_nothing_else_that_a_pickle_names_is_looked_up(name: str, tmp_path: Path) -> None:
-    module, _, function = name.rpartition(".")
-    pickled = b"\x80\x02" + f"c{module}\n{function}\n(X\x07\x00\x00\x00mkdir x".encode() + b"tR."
-    (tmp_path / "evil.ckpt").write_bytes(pickled)
-    with pytest.raises(CheckpointError, match=r"evil\.ckpt is .* nothing was run"):
-        interop.load_compvis({}, tmp_path / "evil.ckpt")
-
-
 def test_what_lightning_leaves_is_inert(
     stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
