@@ -9,7 +9,7 @@ Hooks recompute the weights from the module's input, since the fused attention d
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -67,15 +67,9 @@ def attention_maps(model: LatentDiffusion) -> Iterator[list[Tensor]]:
         maps.append(torch.stack(found).mean(0).cpu())
         blocks.clear()
 
-    handles = [model.conditioner.register_forward_hook(count)]
-    handles += [
-        block.cross_attn.register_forward_hook(keep_block)
-        for block in model.unet.modules()
-        if isinstance(block, TransformerBlock)
-    ]
-    handles.append(model.unet.register_forward_hook(keep_call))
-    try:
+    blocks_of = (m for m in model.unet.modules() if isinstance(m, TransformerBlock))
+    hooks = [(model.conditioner, count), *((m.cross_attn, keep_block) for m in blocks_of)]
+    with ExitStack() as stack:
+        for module, hook in [*hooks, (model.unet, keep_call)]:
+            stack.enter_context(module.register_forward_hook(hook))
         yield maps
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -3,6 +3,7 @@
 import csv
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ def preference_study(
     first, second: images (N, 3, H, W) in [-1, 1]; first[i] and second[i] are a pair. The seed
     draws the order of the pairs and the side of each image. Each vote is a line of
     folder/votes.csv (pair, left, right, chosen); an unfinished study continues.
-    choose(pair, left, right) -> "left" or "right" votes for all remaining pairs; without it,
-    buttons do. Raises ValueError for votes of another study.
+    choose(pair, left, right) -> "left" or "right" votes for the remaining pairs, "" stops; without
+    it, each pair is shown and the vote is typed. Raises ValueError for votes of another study.
     """
     draw = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(first), generator=draw).tolist()
@@ -61,47 +62,27 @@ def preference_study(
     votes = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
     if [row[:3] for row in votes] != pairs[: len(votes)]:
         raise ValueError(f"{path} holds votes of another study")
-
-    def images() -> Tensor:
-        """Left and right of the next pair."""
-        i = order[len(votes)]
-        return torch.stack([first[i], second[i]][:: -1 if swapped[i] else 1])
-
-    def vote(side: str) -> bool:
-        """Whether a pair is left after this vote."""
-        row = pairs[len(votes)]
+    for i, row in list(zip(order, pairs, strict=True))[len(votes) :]:
+        images = (second[i], first[i]) if swapped[i] else (first[i], second[i])
+        side = choose(i, *images) if choose else _typed(question, *images)
+        if not side:
+            break
         votes.append([*row, row[1 + SIDES.index(side)]])
         with path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(votes[-1])
-        return len(votes) < len(pairs)
-
-    while choose and len(votes) < len(pairs):
-        vote(choose(order[len(votes)], *images()))
-    if len(votes) < len(pairs):
-        _show_buttons(images, vote, question)
     chosen = [row[3] for row in votes]
     return proportion_interval(chosen.count(names[0]), len(chosen)) if chosen else None
 
 
-def _show_buttons(images: Callable[[], Tensor], vote: Callable[[str], bool], question: str) -> None:
-    """Show the remaining pairs one by one, with a button for each side."""
-    import ipywidgets as widgets
-    from IPython.display import display
+def _typed(question: str, left: Tensor, right: Tensor) -> str:
+    """Show a pair and read a side; "" for another answer, and where nobody can answer."""
+    from IPython.display import clear_output, display
 
-    def figure() -> plots.NotebookFigure:
-        return plots.image_grid(images(), SIDES, scale=2, title=question)
-
-    def clicked(button: widgets.Button) -> None:
-        if vote(button.description):
-            shown.update(figure())
-        else:
-            row.close()
-
-    shown = display(figure(), display_id=True)
-    row = widgets.HBox([widgets.Button(description=side) for side in SIDES])
-    for button in row.children:
-        button.on_click(clicked)
-    display(row)
+    clear_output(wait=True)
+    display(plots.image_grid(torch.stack([left, right]), SIDES, scale=2, title=question))
+    with suppress(NotImplementedError):  # a notebook that is executed without a person
+        return {"l": "left", "r": "right"}.get(input("l, r, or nothing to stop: ")[:1], "")
+    return ""
 
 
 def run_notebook(

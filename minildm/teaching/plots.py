@@ -115,12 +115,11 @@ def class_grid(
     return image_grid(x, columns=columns, scale=scale, title=title, rows=rows, heads=heads)
 
 
-def pairs(
-    x: Tensor, x_rec: Tensor, *, labels: Names = ("original", "reconstruction"), psnr: Numbers = ()
-) -> NotebookFigure:
+def pairs(x: Tensor, x_rec: Tensor, psnr: Numbers) -> NotebookFigure:
     """Each image above its reconstruction, both (N, 3, H, W); `psnr` (N,) in dB stands below."""
-    notes = [""] * len(psnr) + [f"{float(p):.1f} dB" for p in psnr]
-    return image_grid(torch.cat([x, x_rec]), notes, columns=len(x), rows=labels)
+    notes = [""] * len(x) + [f"{float(p):.1f} dB" for p in psnr]
+    rows = ("original", "reconstruction")
+    return image_grid(torch.cat([x, x_rec]), notes, columns=len(x), rows=rows)
 
 
 def trajectory(
@@ -144,7 +143,7 @@ def latent_maps(z: Tensor, *, rows: Names = ()) -> NotebookFigure:
     maps = repeat(z / limit, "b c h w -> (b c) rgb h w", rgb=3)
     heads = [f"channel {i + 1}" for i in range(c)]
     title = f"black {-limit:.2g}, white {limit:.2g}"
-    return class_grid(maps, rows or [""] * len(z), heads=heads, scale=1.1, title=title)
+    return image_grid(maps, columns=c, rows=rows, heads=heads, title=title)
 
 
 def word_maps(x: Tensor, words: Names, maps: Tensor, *, title: str = "") -> NotebookFigure:
