@@ -47,7 +47,7 @@ class Now(NamedTuple):
     noise: Noise
 
 
-Rule = Callable[..., Tensor]  # (now, past, **options) -> z at abar_next; past: the latest first
+Rule = Callable[..., Tensor]  # (now, past: the latest first, **options) -> z at abar_next
 Sampler = Callable[..., Iterator[Step]]
 
 
@@ -250,7 +250,7 @@ def repaint(*args: Any, again: int = 5, eta: float = 1.0, **options: Any) -> Ite
 def ddim_inversion(
     denoise: Denoise,
     schedule: NoiseSchedule,
-    z_0: Tensor,
+    z: Tensor,
     steps: int = 50,
     spacing: Spacing = "leading",
 ) -> Iterator[Step]:
@@ -259,7 +259,6 @@ def ddim_inversion(
     The same noise levels in rising order; eps is predicted at the lower end of each step, so the
     way back is exact in the limit of many steps. At zero terminal SNR there is none.
     """
-    z = z_0
     for (t, abar), (_, abar_up) in pairwise(_levels(schedule, steps, spacing)[::-1]):
         now = predict(denoise, z, t or 0, abar)
         z = _move(now, abar_up)
