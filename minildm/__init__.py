@@ -43,10 +43,8 @@ _NAMES = {  # by the module that defines them
         "AutoencoderExperiment ClassifierExperiment DataConfig LatentDiffusionExperiment "
         "TrainConfig override with_steps "
     ),
-    "training.ema": "EMA",
-    "training.loop": "Record describe pick_device",
-    "training.presets": "PRESETS",
-    "training.published": "PUBLISHED",
+    "training.loop": "EMA Record describe pick_device",
+    "training.presets": "PRESETS PUBLISHED",
     "training.stages": "progress train_autoencoder train_classifier train_ldm",
 }
 _HOME_OF = {name: home for home, names in _NAMES.items() for name in names.split()}

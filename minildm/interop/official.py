@@ -11,7 +11,7 @@ from minildm.conditioning import look_up
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.interop.compvis import load_compvis, save_compvis
 from minildm.interop.weights import TABLES, PathLike
-from minildm.training.published import PUBLISHED
+from minildm.training.presets import PUBLISHED
 
 
 class Files(NamedTuple):

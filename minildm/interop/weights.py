@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minildm.files import atomic_write
 from minildm.layers import Downsample, ResBlock, SelfAttention2d, SpatialTransformer, Upsample
-from minildm.training.checkpoint import BAD_CONTENT, CheckpointError, NoInit
+from minildm.training.checkpoint import CheckpointError, NoInit
 
 PathLike = str | os.PathLike[str]
 TABLES = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
@@ -161,7 +161,7 @@ def reading(where: object) -> Iterator[None]:
         raise
     except KeyError as error:
         raise CheckpointError(f"{where} lacks {error}") from error
-    except (*BAD_CONTENT, yaml.YAMLError) as error:
+    except Exception as error:
         raise CheckpointError(f"{where}: {error}") from error
 
 

@@ -1,16 +1,14 @@
 """Folders of models (`config.json`, `model.safetensors`, `ema.safetensors`, `tokenizer.json`) and
-of trainings (`log.csv`, `training/`). A diffusion model's folder names that of its first stage.
+of trainings (`log.json`, `training/`). A diffusion model's folder names that of its first stage.
 """
 
-import csv
+import io
 import json
-import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -25,15 +23,13 @@ from minildm.training.configs import from_dict, to_dict
 
 Model = Autoencoder | LatentDiffusion | Classifier | Segmenter
 FORMAT = 2
+RUN, STATE, LOG = "training/run.json", "training/state.pt", "log.json"
 KINDS: dict[str, tuple[type, type]] = {
     "autoencoder": (AutoencoderConfig, Autoencoder),
     "latent-diffusion": (LatentDiffusionConfig, LatentDiffusion),
     "classifier": (ClassifierConfig, Classifier),
     "segmenter": (SegmenterConfig, Segmenter),
 }
-# What torch, safetensors and our configs raise for damaged content
-BAD_CONTENT = (SafetensorError, OSError, TypeError, ValueError, ArithmeticError, LookupError)
-BAD_CONTENT += (AttributeError, RuntimeError, EOFError, pickle.UnpicklingError)
 
 
 class CheckpointError(ValueError):
@@ -89,13 +85,11 @@ def load_model(folder: str | Path, *, ema: bool = True, kind: str | None = None)
     folder, card = Path(folder), read_card(folder)
     if kind not in (None, card["kind"]):
         raise CheckpointError(f"{folder} holds a model of kind {card['kind']!r}, not {kind!r}")
-    tensors = _read_tensors(folder / "model.safetensors")
-    if ema and (folder / "ema.safetensors").exists():
-        tensors |= _read_tensors(folder / "ema.safetensors")
     try:
+        tensors = _read_tensors(folder / "model.safetensors")
+        if ema and (folder / "ema.safetensors").exists():
+            tensors |= _read_tensors(folder / "ema.safetensors")
         model = _built(folder, card)
-        dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-        tensors = {name: tensor.to(dtypes.get(name)) for name, tensor in tensors.items()}
         if isinstance(model, LatentDiffusion):
             stage = model.autoencoder.state_dict()
             tensors |= {f"autoencoder.{name}": tensor for name, tensor in stage.items()}
@@ -104,7 +98,7 @@ def load_model(folder: str | Path, *, ema: bool = True, kind: str | None = None)
             reader.set_tokenizer(CaptionTokenizer.load(folder / "tokenizer.json"))
     except CheckpointError:
         raise
-    except BAD_CONTENT as error:
+    except Exception as error:  # torch, safetensors and our configs raise all kinds
         said = "\n".join(str(error).splitlines()[:10])
         raise CheckpointError(f"{folder} cannot be loaded: {said}") from error
     return model.eval()
@@ -115,26 +109,20 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     try:
         card = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        written, kind = card.get("format"), card.get("kind")
+    except Exception as error:  # missing, no JSON, too deep, no table
         raise CheckpointError(f"{folder} has no readable config.json: {error}") from error
-    card = card if isinstance(card, dict) else {}
-    if card.get("format") == 1:
+    if written == 1:
         raise CheckpointError(f"{path} is of format 1, before version 0.2: train the model again")
-    if card.get("format") != FORMAT or card.get("kind") not in list(KINDS):
-        got = f"format {card.get('format')!r:.40}, kind {card.get('kind')!r:.40}"
+    if written != FORMAT or kind not in list(KINDS):
+        got = f"format {written!r:.40}, kind {kind!r:.40}"
         raise CheckpointError(f"{path} has {got}; known: format {FORMAT} of {', '.join(KINDS)}")
-    for part in ("config", "info", *["first_stage"] * (card["kind"] == "latent-diffusion")):
-        if not isinstance(card.get(part), dict):
-            raise CheckpointError(f"{path} has no table {part!r}")
     return card
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, floating point ones as float32."""
-    try:
-        tensors = load_file(path)
-    except BAD_CONTENT as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
+    tensors = load_file(path)
     for name, tensor in tensors.items():
         tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
         if not tensors[name].isfinite().all():
@@ -143,7 +131,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class NoInit(TorchFunctionMode):
-    """Initial values are not drawn: on the meta device that imports the compiler, two seconds."""
+    """Leaves out torch.nn.init: on the meta device it imports the compiler, for two seconds."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -153,24 +141,30 @@ class NoInit(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+def on_meta(build: Callable[[], Any]) -> Any:
+    """A module whose tensors take no memory."""
+    with torch.device("meta"), NoInit():
+        return build()
+
+
 def _built(folder: Path, card: Mapping[str, Any]) -> Model:
     """The card's model on the meta device; a diffusion model with its first stage and schedules."""
     config_class, model_class = KINDS[card["kind"]]
     config = from_dict(config_class, card["config"])
     if model_class is not LatentDiffusion:
-        with torch.device("meta"), NoInit():
-            return model_class(config)
+        return on_meta(lambda: model_class(config))
     reference = card["first_stage"]
     stage = load_model(folder / reference["path"], kind="autoencoder")
     if stage.config != config.autoencoder or fingerprint(stage) != reference["sha256"]:
         was = f"first_stage={reference['path']!r} is not the one that it was trained on"
         raise CheckpointError(f"{folder} cannot be loaded: {was}")
     text = getattr(config.conditioner, "tokens", config.conditioner)
-    frozen = isinstance(text, FrozenTextConfig)  # its weights are not in the folder
-    with torch.random.fork_rng([]), torch.device("cpu" if frozen else "meta"), NoInit():
-        conditioner = config.conditioner.build()
-    with torch.device("meta"), NoInit():
-        unet = UNet(config.unet)
+    with torch.random.fork_rng([]):
+        if isinstance(text, FrozenTextConfig):  # its weights are not in the folder
+            conditioner = config.conditioner.build()
+        else:
+            conditioner = on_meta(config.conditioner.build)
+    unet = on_meta(lambda: UNet(config.unet))
     return LatentDiffusion(config, autoencoder=stage, unet=unet, conditioner=conditioner)
 
 
@@ -212,46 +206,38 @@ class Record(NamedTuple):
     terms: dict[str, float]  # the loss and its parts: means over these steps
 
 
-class RunFolder:
-    """A training's files: `training/run.json` (what is trained on what), `training/state.pt` (to
-    resume from), `log.csv` (the Records until that state).
+def check_run(folder: str | Path, content: Mapping[str, Any]) -> None:
+    """Raise ValueError, with what differs, if the folder holds a training of other content."""
+    path = Path(folder) / RUN
+    old = flat(json.loads(path.read_text()) if path.exists() else content)
+    new = flat(content)
+    differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    if differ:
+        listed = ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in differ[:5])
+        raise ValueError(
+            f"run_dir={str(folder)!r} holds another run ({listed}): resume it with its own "
+            f"values, or choose another folder, and --init {folder} to train its model further"
+        )
 
-    Raises ValueError, with what differs, if the folder holds a run of other content.
-    """
 
-    def __init__(self, path: str | Path, content: Mapping[str, Any]) -> None:
-        self.path, self.content, self._run = Path(path), content, Path(path) / "training/run.json"
-        old = json.loads(self._run.read_text()) if self._run.exists() else content
-        old, new = flat(old), flat(content)
-        differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-        if differ:
-            listed = ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in differ[:5])
-            raise ValueError(
-                f"run_dir={str(path)!r} holds another run ({listed}): resume it with its own "
-                f"values, or choose another folder, and --init {path} to train its model further"
-            )
-
-    def save(self, state: dict[str, Any], records: list[Record]) -> None:
-        """Replace the log and what a resumed training starts from; each file atomically."""
-        write_json(self._run, self.content)
-        rows = [["step", "images", "seconds", "lr", *records[-1].terms]]
-        for step, images, *numbers, terms in records:
-            rows.append([step, images, *(f"{n:.6g}" for n in (*numbers, *terms.values()))])
-        with atomic_write(self.path / "log.csv") as file:
-            file.write("".join(",".join(map(str, row)) + "\n" for row in rows).encode())
-        with atomic_write(self.path / "training/state.pt") as file:  # last: it ends the save
-            try:
-                torch.save(state, file)
-            except RuntimeError as error:  # torch hides the OSError of a full disk
-                raise error.__context__ or error from None
+def save_run(
+    folder: str | Path, content: Mapping[str, Any], records: list[Record], state: dict[str, Any]
+) -> None:
+    """Write what is trained on what, the log, and the state to resume from; each atomically."""
+    folder = Path(folder)
+    write_json(folder / RUN, content)
+    write_json(folder / LOG, [record._asdict() for record in records])
+    torch.save(state, buffer := io.BytesIO())  # into a file, it would hide that the disk is full
+    with atomic_write(folder / STATE) as file:  # last: it ends the save
+        file.write(buffer.getbuffer())
 
 
 def read_state(folder: str | Path) -> dict[str, Any] | None:
     """What a training saved last, on the CPU; None in a new folder. Raises CheckpointError."""
-    path = Path(folder) / "training/state.pt"
+    path = Path(folder) / STATE
     try:
         return torch.load(path, "cpu", weights_only=True) if path.is_file() else None
-    except BAD_CONTENT as error:
+    except Exception as error:
         raise CheckpointError(
             f"{path} is damaged ({error!s:.80}): to train its model further choose another "
             f"folder, and --init {folder}"
@@ -265,12 +251,8 @@ def saved_step(folder: str | Path) -> int | None:
 
 def read_log(folder: str | Path) -> list[Record]:
     """The Records of a training, until its last save."""
-    path, records = Path(folder) / "log.csv", []
-    header, *rows = csv.reader(path.read_text().splitlines()) if path.exists() else [[]]
-    for step, images, seconds, lr, *terms in rows:
-        named = dict(zip(header[4:], map(float, terms), strict=True))
-        records.append(Record(int(step), int(images), float(seconds), float(lr), named))
-    return records
+    path = Path(folder) / LOG
+    return [Record(**row) for row in json.loads(path.read_text())] if path.exists() else []
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

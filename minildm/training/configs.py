@@ -6,10 +6,9 @@ An ablation is a `dataclasses.replace`, or an `override` by dotted names.
 import functools
 import json
 import types
-import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from minildm.compression.autoencoder import AutoencoderConfig
 from minildm.compression.loss import AdversarialConfig
@@ -37,26 +36,23 @@ class TrainConfig:
     batch_size: int = 64  # of all processes together
     lr: float = 1e-3
     warmup_steps: int = 100  # linear, from 0
-    decay: Literal["cosine", "linear", "constant"] = "cosine"  # the first two end at zero
+    decay: Literal["cosine", "constant"] = "cosine"  # cosine ends at zero
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     grad_clip: float = 1.0  # largest norm of the gradient
-    accumulate: int = 1  # batches per optimiser step
     ema_decay: float = 0.999
     flip: bool = True  # mirror half of the images
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # bf16 where the hardware has it
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # bf16 where the hardware has it
     seed: int = 0
     log_every: int = 1  # steps per Record; a GPU computes without a pause between two of them
     save_every: int = 100  # steps; a save also ends a Record
     workers: int = 0  # processes that load data
-    channels_last: bool = True  # the memory layout in which convolutions are fastest
     compile: bool = False  # torch.compile of the networks: takes minutes, then faster on a GPU
-    tf32: bool = True  # on a GPU: float32 products with 10 bits of mantissa
 
     def __post_init__(self) -> None:
         _check_types(self)
         check_fields(self, 1, 10**9, "steps", "log_every", "save_every")
-        check_fields(self, 1, 10**5, "batch_size", "accumulate")
+        check_fields(self, 1, 10**5, "batch_size")
         check_fields(self, 0, 10**9, "warmup_steps", "workers")
         check_fields(self, 1e-12, 1e12, "lr", "grad_clip")
         check_fields(self, 0, 0.999999, "ema_decay")
@@ -99,12 +95,18 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderExperiment:
+class Experiment:
+    """What all trainings have in common."""
+
+    train: TrainConfig
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderExperiment(Experiment):
     """Stage 1. The paper's loss is L1 + perceptual + adversarial + regulariser."""
 
     model: AutoencoderConfig
-    train: TrainConfig
-    data: DataConfig = field(default_factory=DataConfig)
     kl_weight: float = 1e-6  # of a KL latent
     mse_weight: float = 0.0  # of a squared error added to L1; not the paper's
     codebook_weight: float = 1.0  # of a VQ latent
@@ -118,17 +120,15 @@ class AutoencoderExperiment:
         check_fields(self, 0, 1e12, *weights, "restart_dead")
         if self.restart_dead and self.model.regularizer != "vq":
             raise ValueError(f"restart_dead={self.restart_dead} requires regularizer='vq'")
-        if self.adversarial and self.train.precision == "fp16":
-            raise ValueError("precision='fp16' must be 'bf16' or 'fp32' with an adversarial loss")
+        if self.model.regularizer == "identity":
+            raise ValueError("regularizer='identity': nothing to train")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentDiffusionExperiment:
+class LatentDiffusionExperiment(Experiment):
     """Stage 2, on a trained first stage. Names of classes and the vocabulary come from the data."""
 
     unet: UNetConfig
-    train: TrainConfig
-    data: DataConfig = field(default_factory=DataConfig)
     conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -143,20 +143,15 @@ class LatentDiffusionExperiment:
         Raises ValueError if the parts do not fit together.
         """
         shared = ("unet", "schedule", "objective", "t_bias", "sampling")
-        return LatentDiffusionConfig(
-            autoencoder=autoencoder,
-            conditioner=conditioner or self.conditioner,
-            image_size=self.data.size,
-            **{name: getattr(self, name) for name in shared},
-        )
+        parts = {name: getattr(self, name) for name in shared} | {"autoencoder": autoencoder}
+        conditioner = conditioner or self.conditioner
+        return LatentDiffusionConfig(conditioner=conditioner, image_size=self.data.size, **parts)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierExperiment:
+class ClassifierExperiment(Experiment):
     """A classifier of whole images, of objects in boxes (crops), or of pixels (maps)."""
 
-    train: TrainConfig
-    data: DataConfig = field(default_factory=DataConfig)
     channels: int = 32
     crops: bool = False  # scenes: objects cut out by their boxes, and "nothing"
     maps: bool = False  # scenes: a Segmenter, which labels each pixel
@@ -173,20 +168,6 @@ class ClassifierExperiment:
         return CropsDataset(data) if self.crops else data
 
 
-def as_regression(experiment: LatentDiffusionExperiment) -> LatentDiffusionExperiment:
-    """Turn diffusion into regression with the same network and data, the baseline of LDM Tab. 5.
-
-    A model that is trained only where z_t is pure noise, and predicts z0, learns the mean of all
-    latents given the condition. Sample it with steps=1.
-    """
-    return replace(
-        experiment,
-        schedule=ScheduleConfig(T=2, zero_terminal_snr=True),
-        objective=ObjectiveConfig(predict="z0"),
-        t_bias=1e9,  # t = T - 1 always
-    )
-
-
 def with_steps(experiment: T, steps: int, **train: Any) -> T:
     """The same experiment with another number of steps, and other fields of its TrainConfig."""
     return replace(experiment, train=replace(experiment.train, steps=steps, **train))
@@ -197,18 +178,16 @@ def override(config: T, changes: Mapping[str, Any]) -> T:
 
     Raises ValueError for an unknown name, with near ones, and for a value of another type.
     """
-    inner: dict[str, dict[str, Any]] = {}
+    content = to_dict(config)
     for name, value in changes.items():
-        head, _, rest = name.partition(".")
-        inner.setdefault(head, {})[rest] = value
-    new = {}
-    for head, values in inner.items():
-        hint = _hint(config, head)
-        if "" in values or not is_dataclass(getattr(config, head)):
-            new[head] = _revive(hint, values.get("", values), head)
-        else:
-            new[head] = override(getattr(config, head), values)
-    return replace(config, **new)
+        *path, last = name.split(".")
+        table = content
+        for part in path:
+            if not isinstance(table.get(part), dict):
+                table[part] = {}
+            table = table[part]
+        table[last] = value
+    return from_dict(type(config), content)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -221,13 +200,16 @@ def from_dict(cls: type[T], content: Mapping[str, Any]) -> T:
 
     Raises ValueError for unknown or missing fields, and for values of another type.
     """
-    family = {vars(c)["kind"]: c for c in _family(cls) if "kind" in vars(c)}
-    if len(family) > 1:
-        kind = str(content.get("kind", vars(cls).get("kind")))
-        cls = family[list(family)[look_up(kind, list(family), "kind")]]
-    new = {name: _revive(_hint(cls, name), value, name) for name, value in content.items()}
+    kinds = {vars(c)["kind"]: c for c in _family(cls) if "kind" in vars(c)}
+    if len(kinds) > 1:
+        kind = str(content.get("kind", cls.kind))
+        look_up(kind, list(kinds), "kind")
+        cls = kinds[kind]
+    hints = _hints(cls)
+    for name in content:
+        look_up(name, [f.name for f in fields(cls)], f"field of {cls.__name__}")
     try:
-        return cls(**new)
+        return cls(**{name: _revive(hints[name], value, name) for name, value in content.items()})
     except TypeError as error:  # a field without a default
         raise ValueError(f"{cls.__name__}: {error}") from error
 
@@ -236,27 +218,19 @@ def _family(cls: type) -> list[type]:
     return [cls, *(c for sub in cls.__subclasses__() for c in _family(sub))]
 
 
-def _hint(config: Any, name: str) -> Any:
-    """The annotated type of a field. Raises ValueError with near names."""
-    known = [f.name for f in fields(config)]
-    look_up(name, known, f"field of {getattr(config, '__name__', type(config).__name__)}")
-    return _hints(config if isinstance(config, type) else type(config))[name]
-
-
-_hints = functools.cache(typing.get_type_hints)
+_hints = functools.cache(get_type_hints)
 
 
 def _check_types(config: Any) -> None:
-    for f in fields(config):
-        _revive(_hint(config, f.name), getattr(config, f.name), f.name)
+    for name, hint in _hints(type(config)).items():
+        _revive(hint, getattr(config, name), name)
 
 
 def _revive(hint: Any, value: Any, name: str) -> Any:
     """The value as JSON, TOML or a command line holds it, as the annotated type."""
     origin, args = get_origin(hint), get_args(hint)
-    if isinstance(hint, types.UnionType):
-        other = next(h for h in args if h is not types.NoneType)
-        return None if value is None else _revive(other, value, name)
+    if isinstance(hint, types.UnionType):  # with None
+        return None if value is None else _revive(args[0], value, name)
     if is_dataclass(hint) and isinstance(value, Mapping):
         return from_dict(hint, value)
     if origin is tuple and isinstance(value, list | tuple):

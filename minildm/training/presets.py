@@ -1,18 +1,54 @@
-"""Experiments by name: the paper's first stages, and the small models of presets.yaml."""
+"""Experiments by name: the paper's first stages and small models; the paper's whole models."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from minildm.compression.autoencoder import AutoencoderConfig
-from minildm.training.configs import AutoencoderExperiment
-from minildm.training.published import FIRST_STAGES, Experiment, experiment_of, read_yaml
+from minildm.diffusion.latent_diffusion import LatentDiffusionConfig
+from minildm.training.configs import (
+    AutoencoderExperiment,
+    ClassifierExperiment,
+    Experiment,
+    LatentDiffusionExperiment,
+    from_dict,
+)
 
-_SMALL = {name: experiment_of(table) for name, table in read_yaml("presets.yaml").items()}
+
+def _read(name: str) -> dict[str, Any]:
+    """The tables of a YAML file, without the fragments, whose names begin with a dot."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    tables = yaml.load((Path(__file__).parent / name).read_text(), loader)
+    return {key: table for key, table in tables.items() if not key.startswith(".")}
+
+
+def _experiment(table: dict[str, Any]) -> Experiment:
+    """The experiment that a table describes; its fields say of which kind it is."""
+    if "unet" in table:
+        return from_dict(LatentDiffusionExperiment, table)
+    return from_dict(AutoencoderExperiment if "model" in table else ClassifierExperiment, table)
+
+
+def _model(table: dict[str, Any]) -> LatentDiffusionConfig:
+    """A whole model; a number in place of names stands for "0", "1", ..."""
+    conditioner = {
+        field: [str(i) for i in range(value)] if field in ("classes", "labels") else value
+        for field, value in table.get("conditioner", {}).items()
+    }
+    return from_dict(LatentDiffusionConfig, {**table, "conditioner": conditioner})
+
+
+_PAPER = _read("published.yaml")
+RELEASED = {name: _experiment(table) for name, table in _PAPER["released"].items()}
+_UNRELEASED = {name: _experiment(table) for name, table in _PAPER["unreleased"].items()}
+FIRST_STAGES = RELEASED | _UNRELEASED  # Tab. 8
+PUBLISHED = {name: _model(table) for name, table in _PAPER["published"].items()}
+_SMALL = {name: _experiment(table) for name, table in _read("presets.yaml").items()}
 PRESETS: dict[str, Experiment] = FIRST_STAGES | _SMALL
+
 PIXELS = AutoencoderConfig(regularizer="identity", z_channels=3)  # f = 1: nothing to train
-LADDER = {  # first stages of f = 2, 4, ..., 32
-    name: experiment
-    for name, experiment in _SMALL.items()
-    if isinstance(experiment, AutoencoderExperiment) and not name.endswith("-gpu")
-}
-_AT_FACTOR = {f: PRESETS[f"emoji-class-f{f}"].unet for f in (1, 2, 4, 8, 16, 32)}
-FACTOR_UNETS = {f: (u.channels, u.channel_mult, u.attn_levels) for f, u in _AT_FACTOR.items()}
+LADDER = {n: e for n, e in _SMALL.items() if hasattr(e, "model") and not n.endswith("-gpu")}
 CLEAR_SUBGROUPS = PRESETS["emoji-class"].data.subgroups
-SMALL_UNET = PRESETS["emoji-text"].unet
+_UNETS = {f: PRESETS[f"emoji-class-f{f}"].unet for f in (1, 2, 4, 8, 16, 32)}
+FACTOR_UNETS = {f: (u.channels, u.channel_mult, u.attn_levels) for f, u in _UNETS.items()}

@@ -24,9 +24,15 @@ from minildm.data.latents import LatentDataset, encode_dataset, measure_scale
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.files import fingerprint, relative_path
 from minildm.layers import Batch, BatchRandom
-from minildm.training import configs
 from minildm.training.checkpoint import load_model, read_card, reader_of, save_model
 from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter, SegmenterConfig
+from minildm.training.configs import (
+    AutoencoderExperiment,
+    ClassifierExperiment,
+    Experiment,
+    LatentDiffusionExperiment,
+    to_dict,
+)
 from minildm.training.loop import Record, open_run, optimise
 
 # What a spatial conditioner is made of, besides the latents
@@ -50,8 +56,8 @@ def new_model(
     state, hashed = trained.state_dict(), fingerprint(trained)
     if trained.config != config:
         parts = ("unet", "autoencoder")
-        pairs = [[getattr(c, part, None) for c in (config, trained.config)] for part in parts]
-        if any(ours is None or ours != theirs for ours, theirs in pairs):
+        ours, theirs = ([getattr(c, p, None) for p in parts] for c in (config, trained.config))
+        if ours != theirs or None in ours:
             raise ValueError(f"init={str(init)!r} holds a model of another kind or config")
         state = {k: v for k, v in state.items() if k.partition(".")[0] in parts}
     model.load_state_dict(state, strict=trained.config == config)
@@ -59,7 +65,7 @@ def new_model(
 
 
 def train_autoencoder(
-    experiment: configs.AutoencoderExperiment,
+    experiment: AutoencoderExperiment,
     data: ImageDataset | None = None,
     *,
     run_dir: str | Path,
@@ -74,42 +80,39 @@ def train_autoencoder(
     """
     data = experiment.data.dataset("train") if data is None else data
     distance = perceptual_distance(experiment.perceptual) if experiment.perceptual_weight else None
-    game, train = experiment.adversarial, experiment.train
-    _check_sides(experiment, data, distance.min_side if distance else 1)
+    game, train, config = experiment.adversarial, experiment.train, experiment.model
+    side, least = data[0]["image"].shape[-1], game.discriminator.least_side if game else 1
     if distance is not None:
         experiment = replace(experiment, perceptual=distance.kind)
-    model, start = new_model(Autoencoder, experiment.model, train.seed, init)
+        least = max(least, distance.min_side)
+    if side % config.f or side < least:
+        raise ValueError(
+            f"images of {side} px: the side must be a multiple of f={config.f}, at least {least} "
+            "for the perceptual distance and the discriminator"
+        )
+    model, start = new_model(Autoencoder, config, train.seed, init)
     critic = new_model(PatchDiscriminator, game.discriminator, train.seed)[0] if game else None
     run = open_run(run_dir, experiment, device, data, init=start)
-    distance = distance.to(run.accelerator.device) if distance else None
     if quantizer := model.decoder.quantizer:
         if experiment.restart_dead and run.accelerator.num_processes > 1:
             said = f"restart_dead={experiment.restart_dead} must be 0 with several processes"
             raise ValueError(said)
-        quantizer.epoch_latents = len(data) * data[0]["image"][0].numel() // model.f**2
+        quantizer.epoch_latents = len(data) * data[0]["image"][0].numel() // config.f**2
         quantizer.restart_after = experiment.restart_dead
         quantizer.begin(place_all=init is None)
+    weights = ("kl_weight", "mse_weight", "codebook_weight", "perceptual_weight")
+    options = {name: getattr(experiment, name) for name in weights}
+    options |= {"discriminator": critic, "adversarial": game}
+    options["perceptual"] = distance.to(run.accelerator.device) if distance else None
 
     def loss(batch: Batch, step: int, rng: BatchRandom) -> dict[str, Tensor]:
         x = batch["image"]
         if train.flip:
             chosen = rng.rand(len(x), device=x.device) < 0.5
             x = transforms.mirrored({"image": x}, chosen)["image"]
-        return autoencoder_loss(
-            model,
-            x,
-            kl_weight=experiment.kl_weight,
-            mse_weight=experiment.mse_weight,
-            codebook_weight=experiment.codebook_weight,
-            perceptual=distance,
-            perceptual_weight=experiment.perceptual_weight,
-            discriminator=critic,
-            adversarial=game,
-            step=step,
-            noise=rng.randn_like,
-        )
+        return autoencoder_loss(model, x, step=step, noise=rng.randn_like, **options)
 
-    info = _info(train, data) | ({"perceptual": distance.name} if distance else {})
+    info = _info(experiment, data) | ({"perceptual": distance.name} if distance else {})
     card = {"info": info | {"unfinished": "scale not measured yet"}}
     lr_factor = game.lr_factor if game else 1.0
     yield from optimise(model, loss, data, run, card=card, adversary=critic, adversary_lr=lr_factor)
@@ -120,21 +123,8 @@ def train_autoencoder(
     run.accelerator.wait_for_everyone()
 
 
-def _check_sides(experiment: configs.AutoencoderExperiment, data: ImageDataset, least: int) -> None:
-    """Raise ValueError for images of an unsuitable size, or if there is nothing to train."""
-    model, game, side = experiment.model, experiment.adversarial, data[0]["image"].shape[-1]
-    if model.regularizer == "identity":
-        raise ValueError("regularizer='identity': nothing to train, save_model(Autoencoder(...))")
-    least = max(least, game.discriminator.least_side if game else 1)
-    if side % model.f or side < least:
-        raise ValueError(
-            f"images of {side} px: the side must be a multiple of f={model.f}, at least {least} "
-            "for the perceptual distance and the discriminator"
-        )
-
-
 def train_ldm(
-    experiment: configs.LatentDiffusionExperiment,
+    experiment: LatentDiffusionExperiment,
     data: ImageDataset | None = None,
     *,
     first_stage: str | Path,
@@ -166,10 +156,9 @@ def train_ldm(
     if tokenizer is not None:
         reader_of(model).set_tokenizer(tokenizer)
     run = open_run(run_dir, experiment, device, data, first_stage=hashed, init=start)
+    model.autoencoder.to(run.accelerator.device)
     with run.accelerator.main_process_first():  # the others read the cache
-        moments = encode_dataset(
-            model.autoencoder.to(run.accelerator.device), data, run.config.precision
-        )
+        moments = encode_dataset(model.autoencoder, data, run.config.precision)
     task = getattr(conditioner, "concat", conditioner).kind
 
     def loss(batch: Batch, _step: int, rng: BatchRandom) -> dict[str, Tensor]:
@@ -187,8 +176,16 @@ def train_ldm(
         return transforms.with_styles(batch, data.styles, given.style_words, rng)
 
     latents = LatentDataset(data, moments, PAINTED.get(task, ()))
-    card = {"first_stage": relative_path(run_dir, first_stage), "info": _info(train, data)}
+    card = {"first_stage": relative_path(run_dir, first_stage), "info": _info(experiment, data)}
     yield from optimise(model, loss, latents, run, card=card, prepare=prepare, save_at=save_at)
+
+
+# Which names of the data complete which field of a conditioner's config
+NAMES = {
+    "class": ("classes", "classes"),
+    "layout": ("classes", "objects"),
+    "semantic": ("labels", "semantic_classes"),
+}
 
 
 def completed(
@@ -206,23 +203,17 @@ def completed(
         styles = [transforms.style_caption("", style) for style in data.styles if style_words]
         tokenizer = CaptionTokenizer.trained_on([*data.captions, *styles])
         return replace(conditioner, vocab_size=len(tokenizer)), tokenizer
-    sources = {
-        "class": ("classes", "classes"),
-        "layout": ("classes", "objects"),
-        "semantic": ("labels", "semantic_classes"),
-    }
-    if conditioner.kind not in sources:
+    if conditioner.kind not in NAMES:
         return conditioner, None
-    field, source = sources[conditioner.kind]
+    field, source = NAMES[conditioner.kind]
     if not hasattr(data, source):
-        raise ValueError(
-            f"conditioner.kind={conditioner.kind!r} requires scenes, got {data.name!r}"
-        )
+        kind = conditioner.kind
+        raise ValueError(f"conditioner.kind={kind!r} requires scenes, got {data.name!r}")
     return replace(conditioner, **{field: tuple(getattr(data, source))}), None
 
 
 def train_classifier(
-    experiment: configs.ClassifierExperiment,
+    experiment: ClassifierExperiment,
     data: ImageDataset | None = None,
     *,
     run_dir: str | Path,
@@ -231,7 +222,13 @@ def train_classifier(
 ) -> Iterator[Record]:
     """Train a Classifier, or a Segmenter where the experiment says `maps`; see the others."""
     data = experiment.dataset("train") if data is None else data
-    model, start = new_model(*classifier_of(experiment, data), experiment.train.seed, init)
+    if experiment.maps:
+        config = SegmenterConfig(labels=data.semantic_classes, channels=experiment.channels)
+    else:
+        names = {"labels": data.classes, "groups": data.groups, "styles": data.styles}
+        config = ClassifierConfig(**names, channels=experiment.channels)
+    build = Segmenter if experiment.maps else Classifier
+    model, start = new_model(build, config, experiment.train.seed, init)
     run = open_run(run_dir, experiment, device, data, init=start)
 
     def loss(batch: Batch, _step: int, rng: BatchRandom) -> dict[str, Tensor]:
@@ -239,32 +236,19 @@ def train_classifier(
         chosen = rng.rand(len(x), device=x.device) < 0.5 * experiment.train.flip
         return model.loss(transforms.mirrored(batch, chosen), rng)
 
-    yield from optimise(model, loss, data, run, card={"info": _info(experiment.train, data)})
+    yield from optimise(model, loss, data, run, card={"info": _info(experiment, data)})
 
 
-def classifier_of(experiment: configs.ClassifierExperiment, data: ImageDataset) -> tuple[type, Any]:
-    """The class and the config of the experiment's model, with the data's names."""
-    if experiment.maps:
-        labels = tuple(data.semantic_classes)
-        return Segmenter, SegmenterConfig(labels=labels, channels=experiment.channels)
-    names = {"labels": data.classes, "groups": data.groups, "styles": data.styles}
-    names = {key: tuple(value) for key, value in names.items()}
-    return Classifier, ClassifierConfig(**names, channels=experiment.channels)
-
-
-def _info(train: configs.TrainConfig, data: ImageDataset) -> dict[str, Any]:
-    return {"data": data.name, "images": len(data), "train": configs.to_dict(train)}
+def _info(experiment: Experiment, data: ImageDataset) -> dict[str, Any]:
+    return {"data": data.name, "images": len(data), "train": to_dict(experiment.train)}
 
 
 def progress(records: Iterator[Record], total: int, what: str) -> Iterator[Record]:
     """Show a progress bar with the loss while the records of a training pass through."""
-    bar = None
-    for record in records:
-        if bar is None:  # only now, so that an error in the input ends without a bar
-            others = int(os.environ.get("RANK", "0")) > 0
-            bar = tqdm(total=total, desc=what, unit="step", disable=others)
-        bar.update(record.step - bar.n)
-        bar.set_postfix(loss=f"{record.terms['loss']:.4f}", refresh=False)
-        yield record
-    if bar is not None:
-        bar.close()
+    options = {"total": total, "desc": what, "unit": "step"}
+    others = int(os.environ.get("RANK", "0")) > 0
+    with tqdm(**options, disable=others, delay=0.1) as bar:  # later than an error in the input
+        for record in records:
+            bar.update(record.step - bar.n)
+            bar.set_postfix(loss=f"{record.terms['loss']:.4f}", refresh=False)
+            yield record

@@ -30,8 +30,8 @@ from minildm.diffusion.unet import UNetConfig
 from minildm.interop.compvis import _parts, _places
 from minildm.interop.official import stand_in
 from minildm.interop.weights import exported, read_tensors
-from minildm.training.published import PUBLISHED
-from minildm.training.published import RELEASED as PRESETS
+from minildm.training.presets import PUBLISHED
+from minildm.training.presets import RELEASED as PRESETS
 
 PRESET_OF = {  # of the configurations to train, whose names are longer
     "celebahq-ldm-vq-4": "celeba256",

@@ -25,7 +25,7 @@ from minildm.compression.autoencoder import Autoencoder
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.interop.official import FILES, official_model, stand_in
 from minildm.training.checkpoint import CheckpointError, load_model, save_model
-from minildm.training.published import PUBLISHED
+from minildm.training.presets import PUBLISHED
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -1,5 +1,6 @@
 """Model folders: what goes in comes out; what is damaged is named, and runs no code."""
 
+import functools
 import json
 import pickle
 import random
@@ -10,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CLASSES, shaken, tiny_ldm_config
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from helpers import CLASSES, shaken, tiny_autoencoder_config, tiny_ldm_config
+from safetensors.torch import load_file, save, save_file
+from torch import nn
 
 from minildm.compression.autoencoder import Autoencoder
 from minildm.conditioning import (
@@ -38,99 +39,75 @@ from minildm.training.checkpoint import (
     shipped_names,
 )
 from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter, SegmenterConfig
-from minildm.training.ema import EMA
 
-KINDS = ("autoencoder", "latent-diffusion", "classifier", "segmenter")
+TEXT = TextConfig(vocab_size=8, length=8, d_cond=8, depth=1, heads=1, d_head=8)
+MAPS = SemanticConfig(labels=CLASSES, stages=1)
+CONDITIONERS = {
+    "none": ConditionerConfig(),
+    "class": ClassConfig(classes=CLASSES, d_cond=8),
+    "text": TEXT,
+    "layout": LayoutConfig(classes=CLASSES, grid=4, d_cond=8, depth=1, heads=1, d_head=8),
+    "ids": IdsConfig(vocab_size=9, d_cond=8, depth=1, heads=1, d_head=8),
+    "inpaint": InpaintConfig(),
+    "semantic": MAPS,
+    "hybrid": HybridConfig(tokens=TEXT, concat=MAPS),
+}
+NAMES = {"labels": ("a", "b"), "channels": 8}
+NETWORKS: dict[str, Callable[[], Any]] = {
+    "autoencoder": lambda: Autoencoder(tiny_autoencoder_config()),
+    "classifier": lambda: Classifier(ClassifierConfig(groups=("g",), styles=("s",), **NAMES)),
+    "segmenter": lambda: Segmenter(SegmenterConfig(**NAMES)),
+}
 
 
-@pytest.fixture
-def models() -> dict[str, Any]:
-    """One model of each kind with random weights; the first stage has a scale."""
-    ldm = shaken(LatentDiffusion(tiny_ldm_config()))
-    ldm.autoencoder.scale.fill_(1.7)
-    config = ClassifierConfig(labels=("a", "b"), groups=("g",), styles=("s",), channels=8)
-    segmenter = Segmenter(SegmenterConfig(labels=("a", "b"), channels=8))
-    autoencoder = Autoencoder(ldm.config.autoencoder)
-    autoencoder.load_state_dict(ldm.autoencoder.state_dict())
-    trained = (autoencoder, ldm, shaken(Classifier(config)), shaken(segmenter))
-    return dict(zip(KINDS, trained, strict=True))
+def model_of(kind: str) -> Any:
+    """A model with random weights, by its name above; all first stages are the same."""
+    if kind in NETWORKS:
+        return shaken(NETWORKS[kind]())
+    config = tiny_ldm_config(CONDITIONERS[kind])
+    model = LatentDiffusion(config, autoencoder=model_of("autoencoder"))
+    shaken(model.unet), shaken(model.conditioner)
+    if reader := reader_of(model):
+        reader.set_tokenizer(CaptionTokenizer.trained_on(["a red green blue"]))
+    return model
 
 
-@pytest.fixture
-def folders(models: dict[str, Any], tmp_path: Path) -> dict[str, Path]:
-    """The same, saved."""
-    for kind, model in models.items():
-        save_model(model, tmp_path / kind, first_stage="../autoencoder", info={"steps": 7})
-    return {kind: tmp_path / kind for kind in models}
+def saved(kind: str, folder: Path, **options: Any) -> Path:
+    """The folder of such a model, next to that of its first stage."""
+    save_model(model_of("autoencoder"), folder / "autoencoder")
+    save_model(model_of(kind), folder / kind, first_stage="../autoencoder", **options)
+    return folder / kind
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
-    first, second = one.state_dict(), other.state_dict()
+    """Also in the buffers that are not saved."""
+    first, second = ({**m.state_dict(), **dict(m.named_buffers())} for m in (one, other))
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def on_meta(model: nn.Module) -> list[str]:
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return [name for name, tensor in named if tensor.is_meta]
+def on_meta(model: nn.Module) -> bool:
+    return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
 # --- round trips ---
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_model_comes_back_bit_for_bit(kind: str, models: dict, folders: dict) -> None:
-    state = torch.get_rng_state()
-    loaded = load_model(folders[kind], kind=kind)
-    assert type(loaded) is type(models[kind])
-    assert loaded.config == models[kind].config
-    assert same(loaded, models[kind])
-    assert not on_meta(loaded)
-    assert not any(module.training for module in loaded.modules())
-    assert read_card(folders[kind])["info"] == {"steps": 7}
+@pytest.mark.parametrize("kind", [*NETWORKS, *CONDITIONERS])
+def test_a_model_comes_back_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    model, folder, state = model_of(kind), saved(kind, tmp_path), torch.get_rng_state()
+    loaded = load_model(folder, kind=kind if kind in NETWORKS else "latent-diffusion")
     assert torch.equal(torch.get_rng_state(), state)
-    trained = {name for name, p in models[kind].named_parameters() if p.requires_grad}
-    assert {name for name, p in loaded.named_parameters() if p.requires_grad} == trained
-    if kind == "latent-diffusion":
-        x, y = (m.eval().sample(["red"], steps=2, seed=0) for m in (loaded, models[kind]))
-        assert torch.equal(x, y)
-
-
-CONDITIONERS = {
-    "none": ConditionerConfig(),
-    "class": ClassConfig(classes=CLASSES, d_cond=8),
-    "text": TextConfig(vocab_size=8, length=8, d_cond=8, depth=1, heads=1, d_head=8),
-    "layout": LayoutConfig(classes=CLASSES, grid=4, d_cond=8, depth=1, heads=1, d_head=8),
-    "ids": IdsConfig(vocab_size=9, d_cond=8, depth=1, heads=1, d_head=8),
-    "inpaint": InpaintConfig(),
-    "semantic": SemanticConfig(labels=CLASSES, stages=1),
-    "hybrid": HybridConfig(
-        tokens=TextConfig(vocab_size=8, length=8, d_cond=8, depth=1, heads=1, d_head=8),
-        concat=SemanticConfig(labels=CLASSES, stages=1),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", CONDITIONERS)
-def test_every_conditioner_comes_back(name: str, tmp_path: Path) -> None:
-    config = tiny_ldm_config(CONDITIONERS[name])
-    model = shaken(LatentDiffusion(config))
-    if reader := reader_of(model):
-        reader.set_tokenizer(CaptionTokenizer.trained_on(["a red green blue"]))
-    save_model(model.autoencoder, tmp_path / "ae")
-    save_model(model, tmp_path / "ldm", first_stage="../ae")
-    loaded = load_model(tmp_path / "ldm")
-    assert loaded.config == model.config
+    assert type(loaded) is type(model) and loaded.config == model.config
     assert same(loaded, model)
-    assert not on_meta(loaded)
+    assert not any(module.training for module in loaded.modules())
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name, p in loaded.named_parameters() if p.requires_grad} == trained
     if reader := reader_of(loaded):
         assert reader.tokenizer(["a", "red"], 8).shape == (2, 8)
-    for name, buffer in model.named_buffers():
-        assert torch.equal(buffer, dict(loaded.named_buffers())[name]), name
 
 
 def test_a_frozen_encoder_is_not_in_the_folder(tmp_path: Path) -> None:
-    config = tiny_ldm_config(FrozenTextConfig(encoder="minilm", length=8))
-    model = LatentDiffusion(config)
+    model = LatentDiffusion(tiny_ldm_config(FrozenTextConfig(encoder="minilm", length=8)))
     save_model(model.autoencoder, tmp_path / "ae")
     save_model(model, tmp_path / "ldm", first_stage="../ae")
     assert {k.partition(".")[0] for k in load_file(tmp_path / "ldm/model.safetensors")} == {"unet"}
@@ -139,37 +116,21 @@ def test_a_frozen_encoder_is_not_in_the_folder(tmp_path: Path) -> None:
     assert torch.equal(a, b)
 
 
-def test_half_precision_comes_back_rounded_as_float32(models: dict, tmp_path: Path) -> None:
-    model = models["classifier"]
-    save_model(model, tmp_path / "half", half=True)
-    for name, weight in load_model(tmp_path / "half").state_dict().items():
+def test_half_precision_comes_back_rounded_as_float32(tmp_path: Path) -> None:
+    loaded, model = load_model(saved("classifier", tmp_path, half=True)), model_of("classifier")
+    for name, weight in loaded.state_dict().items():
         assert weight.dtype == torch.float32
         assert torch.equal(weight, model.state_dict()[name].half().float())
 
 
-def test_averaged_weights_are_preferred_until_a_save_without(models: dict, tmp_path: Path) -> None:
-    model = models["classifier"]
-    ema, folder = EMA(model), tmp_path / "m"
-    shaken(model, seed=1)
-    save_model(model, folder, ema=ema.shadow)
-    own, averaged = load_model(folder, ema=False), load_model(folder)
-    assert same(own, model)
-    assert not same(averaged, model)
-    save_model(model, folder)
-    assert same(load_model(folder), model)
-    ema.copy_to(model)
-    assert same(averaged, model)
-
-
-def test_another_first_stage_is_refused(models: dict, folders: dict) -> None:
-    save_model(shaken(models["autoencoder"], seed=9), folders["autoencoder"])
-    with pytest.raises(CheckpointError, match=r"first_stage='\.\./autoencoder' is not the one"):
-        load_model(folders["latent-diffusion"])
-    shutil.rmtree(folders["autoencoder"])
-    with pytest.raises(CheckpointError, match=r"autoencoder has no readable config\.json"):
-        load_model(folders["latent-diffusion"])
-    with pytest.raises(ValueError, match="first_stage=None must be the folder"):
-        save_model(models["latent-diffusion"], folders["latent-diffusion"])
+def test_averaged_weights_are_preferred_until_a_save_without(tmp_path: Path) -> None:
+    own, average = model_of("classifier"), shaken(model_of("classifier"), seed=1)
+    save_model(own, tmp_path, ema=dict(average.named_parameters()), info={"steps": 7})
+    assert read_card(tmp_path)["info"] == {"steps": 7}
+    assert same(load_model(tmp_path, ema=False), own)
+    assert same(load_model(tmp_path), average)
+    save_model(own, tmp_path)
+    assert same(load_model(tmp_path), own)
 
 
 # --- damaged folders ---
@@ -183,38 +144,37 @@ def edited(folder: Path, edit: Callable[[dict], Any]) -> Path:
     return folder
 
 
-CARDS: dict[str, tuple[str, Callable[[dict], Any]]] = {
-    "the first format": ("is of format 1", lambda c: c.update(format=1)),
-    "a later format": ("has format 3", lambda c: c.update(format=3)),
-    "kind": ("kind 'gan'; known: format 2 of autoencoder", lambda c: c.update(kind="gan")),
-    "no config": ("no table 'config'", lambda c: c.pop("config")),
-    "unknown field": (
-        "field of AutoencoderConfig='colour'",
-        lambda c: c["config"].update(colour=1),
-    ),
-    "value": ("z_channels=0", lambda c: c["config"].update(z_channels=0)),
-    "type": ("channels='wide' must be int", lambda c: c["config"].update(channels="wide")),
-    "other weights": ("size mismatch for", lambda c: c["config"].update(channels=16)),
-    "more layers": ("Missing key", lambda c: c["config"].update(mid_attn=True)),
-}
+CARDS: list[tuple[str, Callable[[dict], Any]]] = [
+    ("is of format 1, before version 0.2: train", lambda c: c.update(format=1)),
+    ("has format 3", lambda c: c.update(format=3)),
+    ("kind 'gan'; known: format 2 of autoencoder", lambda c: c.update(kind="gan")),
+    ("cannot be loaded: 'config'", lambda c: c.pop("config")),
+    ("field of AutoencoderConfig='colour'", lambda c: c["config"].update(colour=1)),
+    ("z_channels=0", lambda c: c["config"].update(z_channels=0)),
+    ("channels='wide' must be int", lambda c: c["config"].update(channels="wide")),
+    ("size mismatch for", lambda c: c["config"].update(channels=16)),  # other weights
+    ("Missing key", lambda c: c["config"].update(mid_attn=True)),
+]
 
 
-@pytest.mark.parametrize("case", CARDS)
-def test_a_config_that_does_not_fit_is_named(case: str, folders: dict) -> None:
-    said, edit = CARDS[case]
+@pytest.mark.parametrize(("said", "edit"), CARDS)
+def test_a_config_that_does_not_fit_is_named(
+    said: str, edit: Callable[[dict], Any], tmp_path: Path
+) -> None:
+    folder = edited(saved("autoencoder", tmp_path), edit)
     with pytest.raises(CheckpointError, match=said) as caught:
-        load_model(edited(folders["autoencoder"], edit))
-    assert str(folders["autoencoder"]) in str(caught.value)
+        load_model(folder)
+    assert str(folder) in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 10
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_refused_by_name(
-    name: str, value: float, models: dict, tmp_path: Path
+    name: str, value: float, tmp_path: Path
 ) -> None:
-    model = models["classifier"]
-    save_model(model, tmp_path, ema=EMA(model).shadow)
+    model = model_of("classifier")
+    save_model(model, tmp_path, ema=dict(model.named_parameters()))
     tensors = load_file(tmp_path / name)
     tensors["blocks.1.conv1.weight"][0, 0, 0, 0] = value
     save_file(tensors, tmp_path / name)
@@ -222,41 +182,37 @@ def test_values_that_are_not_finite_are_refused_by_name(
         load_model(tmp_path)
 
 
-def test_a_model_of_another_kind_is_refused(folders: dict, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="kind 'classifier', not 'autoencoder'"):
-        load_model(folders["classifier"], kind="autoencoder")
-    with pytest.raises(CheckpointError, match=r"nowhere has no readable config\.json"):
-        load_model(tmp_path / "nowhere")
+def test_another_model_than_required_is_refused(tmp_path: Path) -> None:
+    stage, folder = tmp_path / "autoencoder", saved("class", tmp_path)
+    with pytest.raises(CheckpointError, match="kind 'latent-diffusion', not 'autoencoder'"):
+        load_model(folder, kind="autoencoder")
+    save_model(shaken(load_model(stage), seed=9), stage)
+    with pytest.raises(CheckpointError, match=r"first_stage='\.\./autoencoder' is not the one"):
+        load_model(folder)
+    shutil.rmtree(stage)
+    with pytest.raises(CheckpointError, match=r"autoencoder has no readable config\.json"):
+        load_model(folder)
+    with pytest.raises(ValueError, match="first_stage=None must be the folder"):
+        save_model(model_of("class"), folder)
 
 
-NUMBERS = [
-    "autoencoder.z_channels",
-    "autoencoder.channels",
-    "autoencoder.num_res_blocks",
-    "autoencoder.codebook_size",
-    "unet.channels",
-    "unet.num_res_blocks",
-    "unet.depth",
-    "unet.d_cond",
-    "conditioner.d_cond",
-    "schedule.T",
-    "image_size",
-    "sampling.steps",
-]
+SIZES = (
+    "autoencoder.z_channels autoencoder.channels autoencoder.num_res_blocks "
+    "autoencoder.codebook_size unet.channels unet.num_res_blocks unet.depth unet.d_cond "
+    "conditioner.d_cond schedule.T image_size sampling.steps"
+)
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", SIZES.split())
 @pytest.mark.parametrize("value", [10**9, 10**30, -1])
-def test_sizes_of_a_billion_are_refused(name: str, value: int, folders: dict) -> None:
-    def edit(card: dict) -> None:
-        table = card["config"]
-        *path, last = name.split(".")
-        for key in path:
-            table = table[key]
-        table[last] = value
-
+def test_sizes_of_a_billion_are_refused(name: str, value: int, tmp_path: Path) -> None:
+    *path, last = name.split(".")
+    folder = edited(
+        saved("class", tmp_path),
+        lambda card: functools.reduce(dict.__getitem__, path, card["config"]).update({last: value}),
+    )
     with pytest.raises(CheckpointError):
-        load_model(edited(folders["latent-diffusion"], edit))
+        load_model(folder)
 
 
 class Bomb:
@@ -279,23 +235,19 @@ def corrupt(folder: Path, other: Path, bomb: Path, draw: random.Random) -> str:
         content = content[: draw.randrange(len(content))]
     elif how == "flip":
         for _ in range(draw.choice((1, 8, 64))):
-            content[draw.randrange(min(len(content), draw.choice((64, 4096, 10**9))))] ^= 1 << (
-                draw.randrange(8)
-            )
+            place = draw.randrange(min(len(content), draw.choice((64, 4096, 10**9))))
+            content[place] ^= 1 << draw.randrange(8)
     elif how == "pickle":
-        content = bytearray(pickle.dumps(Bomb(bomb)))
+        content = pickle.dumps(Bomb(bomb))
     elif how == "swap":
-        content = bytearray(
-            (other / file.name).read_bytes() if (other / file.name).exists() else b"{}"
-        )
+        content = (other / file.name).read_bytes() if (other / file.name).exists() else b"{}"
     elif how == "empty":
-        content = bytearray()
+        content = b""
     elif file.suffix == ".safetensors":
-        tensors: dict[str, Tensor] = load_file(file)
+        tensors = load_file(file)
         name = draw.choice(sorted(tensors))
         tensors[draw.choice(("new", "unet.", "autoencoder.scale", ""))] = tensors.pop(name)
-        save_file(tensors, file)
-        return f"{file.name} {how}"
+        content = save(tensors)
     else:
         table = whole = json.loads(content)
         key = draw.choice(sorted(table))
@@ -305,34 +257,26 @@ def corrupt(folder: Path, other: Path, bomb: Path, draw: random.Random) -> str:
             table.pop(key)
         else:
             table[key] = draw.choice([None, -1, 0, 10**9, 1e308, "x", "../..", [], {}, [[]], True])
-        content = bytearray(json.dumps(whole).encode())
+        content = json.dumps(whole).encode()
     file.write_bytes(content)
     return f"{file.name} {how}"
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "latent-diffusion", "text"])
-def test_random_damage_gives_a_named_error_or_loads(
-    kind: str, models: dict, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("kind", ["autoencoder", "class", "text"])
+def test_random_damage_gives_a_named_error_or_loads(kind: str, tmp_path: Path) -> None:
     """40 of each kind."""
-    good, model = tmp_path / "good", models.get(kind)
-    if kind == "text":
-        config = tiny_ldm_config(CONDITIONERS["text"], autoencoder=models["autoencoder"].config)
-        model = LatentDiffusion(config, autoencoder=models["autoencoder"])
-        reader_of(model).set_tokenizer(CaptionTokenizer.trained_on(["a red green blue"]))
-    save_model(models["autoencoder"], tmp_path / "autoencoder")
-    save_model(models["classifier"], tmp_path / "other")
+    good, model = tmp_path / "good", model_of(kind)
+    other = saved("classifier", tmp_path)
     save_model(model, good, first_stage="../autoencoder", ema=dict(model.named_parameters()))
-    refused = 0
+    refused, folder = 0, tmp_path / "damaged"
     for seed in range(40):
-        folder = tmp_path / "damaged"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(good, folder)
-        done = corrupt(folder, tmp_path / "other", tmp_path / "bomb", random.Random(seed))
+        done = corrupt(folder, other, tmp_path / "bomb", random.Random(seed))
         try:
             loaded = load_model(folder)
-        except (CheckpointError, FileNotFoundError) as error:
-            assert str(error), done
+        except CheckpointError as error:
+            assert str(folder) in str(error), done
             refused += 1
         else:
             assert not on_meta(loaded), done

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import randn
-from torch import Tensor, nn
+from torch import Tensor
 
 from minildm.data.scenes import ScenesDataset
 from minildm.layers import BatchRandom
@@ -26,9 +26,8 @@ from minildm.training.classifier import (
 from minildm.training.configs import ClassifierExperiment, DataConfig, TrainConfig
 from minildm.training.stages import train_classifier
 
-CONFIG = ClassifierConfig(labels=("dark", "light", "grey"), groups=("a", "b"), styles=("s",))
-CONFIG = replace(CONFIG, channels=8)
-SMALL = SegmenterConfig(labels=("sky", "grass", "dog"), channels=8, channel_mult=(1, 2))
+NAMES = {"labels": ("dark", "light", "grey"), "groups": ("a", "b"), "styles": ("s",)}
+CONFIG = ClassifierConfig(**NAMES, channels=8)
 
 
 def rng(seed: int = 0) -> BatchRandom:
@@ -55,8 +54,7 @@ def test_it_learns_two_classes() -> None:
     model.eval()
     x, label = squares(300, seed=1)
     assert correct(model, x, label, "label").float().mean() > 0.98
-    assert correct(model, x, label).float().mean() > 0.98  # "group" by default
-    assert correct(model, x, 1 - label).float().mean() < 0.02
+    assert correct(model, x, 1 - label).float().mean() < 0.02  # "group" by default
 
 
 def test_the_loss_is_the_sum_of_its_questions() -> None:
@@ -73,42 +71,16 @@ def test_the_loss_is_the_sum_of_its_questions() -> None:
     assert torch.allclose(terms["loss"], sum(terms[q] for q in QUESTIONS))
 
 
-class Silent(BatchRandom):
-    """No normal noise."""
-
-    def randn_like(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
-
 def test_augmentation_shifts_zooms_and_blurs_on_white() -> None:
-    silent = Silent(torch.Generator().manual_seed(0))
     white, black = torch.ones(50, 3, 16, 16), torch.full((200, 3, 16, 16), -1.0)
-    assert torch.allclose(soften(moved(white, silent), silent), white, atol=1e-6)
-    out = soften(moved(black, silent), silent)
+    assert torch.allclose(moved(white, rng()), white, atol=1e-6)
+    out = moved(black, rng())
     assert out.min() >= -1 - 1e-5
     assert 0.9 < out.max() <= 1 + 1e-5  # what enters is white
-    assert (out[:, :, 8, 8] + 1).abs().max() < 1e-5  # none left the middle
-    same, _ = squares(1, seed=0)
-    assert (
-        len({tuple(image.flatten().tolist()) for image in moved(same.expand(8, -1, -1, -1), rng())})
-        == 8
-    )
+    assert (out[:, :, 8, 8] + 1).abs().max() < 1e-5  # the middle stays inside
+    assert len(out.unique(dim=0)) > 150
     noise = soften(white, rng()) - 1
     assert noise.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.3)  # 0.1 U times normal
-
-
-class Fixed(nn.Module):
-    """Says label 1 of every image."""
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        logits = torch.tensor([0.0, 2.0, 1.0]).expand(len(x), 3)
-        return {"label": logits, "group": logits[:, :1]}
-
-
-def test_correct_compares_the_top_answer() -> None:
-    x, truth = torch.zeros(4, 3, 8, 8), torch.tensor([1, 0, 2, 1])
-    assert correct(Fixed(), x, truth, "label").tolist() == [True, False, False, True]
-    assert correct(Fixed(), x, truth).tolist() == [False, True, False, False]
 
 
 def test_agreement_counts_pixels_and_labels() -> None:
@@ -120,7 +92,6 @@ def test_agreement_counts_pixels_and_labels() -> None:
     pixels, iou = agreement(found, maps)
     assert pixels.tolist() == [14 / 16]
     assert torch.allclose(iou, torch.tensor([(12 / 14 + 2 / 4) / 2]))
-    assert torch.equal(torch.stack(agreement(maps, maps)), torch.ones(2, 1))
     found[0, 3, 3] = 1  # a label that is not in the map counts against the sky alone
     assert torch.allclose(agreement(found, maps)[1], torch.tensor([(11 / 14 + 2 / 4) / 2]))
 
@@ -130,10 +101,8 @@ def test_a_segmenter_learns_scenes_and_loads(tmp_path: Path) -> None:
     train = TrainConfig(steps=50, batch_size=8, lr=1e-2, warmup_steps=5, precision="fp32")
     data = DataConfig(kind="scenes", size=32)
     experiment = ClassifierExperiment(train=train, data=data, channels=8, maps=True)
-    run = train_classifier(experiment, scenes, run_dir=tmp_path / "run", device="cpu")
-    losses = [record.terms["loss"] for record in run]
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
-    model = load_model(tmp_path / "run", kind="segmenter")
+    list(train_classifier(experiment, scenes, run_dir=tmp_path, device="cpu"))
+    model = load_model(tmp_path, kind="segmenter")
     items = [scenes[i] for i in range(16)]
     x, maps = (torch.stack([item[key] for item in items]) for key in ("image", "semantic"))
     right, chance = (agreement(segmented(model, x), m)[0].mean() for m in (maps, maps.roll(1, 0)))
@@ -143,4 +112,4 @@ def test_a_segmenter_learns_scenes_and_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{"channels": 12}, {"labels": ()}, {"channel_mult": ()}])
 def test_impossible_configs_are_refused(changes: dict) -> None:
     with pytest.raises(ValueError, match="must be a multiple of 8"):
-        replace(SMALL, **changes)
+        replace(SegmenterConfig(labels=("sky",), channels=8), **changes)
