@@ -1,6 +1,7 @@
 """What a sweep varies: settings are resolved, and mistakes are found before anything runs."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,17 +59,16 @@ def test_a_level_changes_what_it_names_and_nothing_else() -> None:
         ({"sampling.sampler": "dim"}, "sampler='dim' is not known"),
         ({"preset": "emoji-clas"}, "did you mean 'emoji-class'"),
         ({"first_stage": "emoji-kl-f3"}, "did you mean 'emoji-kl-f"),
-        ({"first_stage.model.z_chanels": 3}, "did you mean 'z_channels'"),
+        ({"first_stage": "emoji-kl-f4", "first_stage.kl_weigth": 3}, "did you mean 'kl_weight'"),
         ({"first_stage": "emoji-kl-f8"}, "unet.in_channels=3"),
         ({"latent_std": 0.0}, "latent_std=0.0 must lie in"),
         ({"model": "emoji-clas"}, "did you mean 'emoji-class'"),
-        ({"model": "emoji-class", "train.lr": 1.0}, "is trained already"),
+        ({"model": "emoji-class"}, "unet.channels has no effect: model='emoji-class' is trained"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_level(level: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=r"^x=bad: ") as caught:
-        Sweep(name="x", levels={"good": {}, "bad": level})
-    assert message in str(caught.value)
+    with pytest.raises(ValueError, match=rf"^rate=bad: .*{re.escape(message)}"):
+        tiny_sweep(levels={"good": {}, "bad": level})
 
 
 @pytest.mark.parametrize(
@@ -78,16 +78,12 @@ def test_a_wrong_setting_is_refused_with_its_level(level: dict[str, Any], messag
         ({"levels": {}}, "levels=[]"),
         ({"levels": {"a b": {}, "A-b": {}}}, "must be different"),
         ({"samples": 19}, "at least 20 samples"),
-        (
-            {"samplings": {"few": {"step": 2}}},
-            "rate=low: field of SamplingConfig",
-        ),
+        ({"samplings": {"few": {"step": 2}}}, "rate=low: field of SamplingConfig"),
     ],
 )
 def test_a_wrong_sweep_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         tiny_sweep(**changes)
-    assert message in str(caught.value)
 
 
 def test_a_toml_file_with_a_grid_or_with_levels(tmp_path: Path) -> None:
@@ -116,9 +112,8 @@ def test_a_toml_file_with_a_grid_or_with_levels(tmp_path: Path) -> None:
 )
 def test_a_wrong_file_is_named(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(text)
-    with pytest.raises(ValueError, match=r"mine\.toml: ") as caught:
+    with pytest.raises(ValueError, match=rf"mine\.toml: .*{message}"):
         read_sweep(tmp_path / "mine.toml")
-    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
