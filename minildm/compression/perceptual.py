@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from einops import reduce
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 VGG_FILE = "vgg16-397923af.pth"  # torchvision's, for ImageNet
-EPS = 1e-10  # in the lengths of feature vectors, whose roots then have gradients at 0 too
 
 
 def weights_file(name: str) -> Path | None:
@@ -88,13 +88,9 @@ class PerceptualDistance(Frozen):
         with torch.autocast(x.device.type, enabled=False):
             # One after the other: where x is the original, its pass stores nothing for a gradient.
             maps = zip(self._maps(x.to(dtype)), self._maps(y.to(dtype)), strict=True)
-            weighed = [self._weigh(i, (_unit(a) - _unit(b)) ** 2) for i, (a, b) in enumerate(maps)]
+            squares = [(normalize(a, eps=1e-10) - normalize(b, eps=1e-10)) ** 2 for a, b in maps]
+            weighed = [self._weigh(i, layer) for i, layer in enumerate(squares)]
             return torch.stack([reduce(y, "b 1 h w -> b", "mean") for y in weighed]).sum(0)
-
-
-def _unit(hid: Tensor) -> Tensor:
-    """Scale each pixel's features to length 1: (B, c, h, w)."""
-    return hid * (hid.square().sum(1, keepdim=True) + EPS).rsqrt()
 
 
 class OfflineDistance(PerceptualDistance):

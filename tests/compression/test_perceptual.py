@@ -80,6 +80,9 @@ def test_the_gradient_is_the_slope_and_reaches_no_weight(distance: PerceptualDis
     with torch.no_grad():
         slope = (distance(x, y + step) - distance(x, y - step)) / (2 * step.norm())
     assert float(slope) == pytest.approx(float(y.grad.norm()), rel=0.05)
+    flat = torch.zeros(1, 3, 32, 32, requires_grad=True)
+    distance(flat, torch.zeros(1, 3, 32, 32)).sum().backward()
+    assert flat.grad.isfinite().all()
 
 
 def test_it_always_evaluates_and_computes_in_float32(distance: PerceptualDistance) -> None:
