@@ -54,23 +54,23 @@ def share(right: Tensor, clusters: Tensor) -> Measured:
 
 
 def controlled(measure: Callable[[Tensor, Any, Any], dict[str, Measured]]) -> Following:
-    """Turn measure(samples, conditions, judge) into a function that measures the controls too.
+    """Turn measure(samples, conditions, classifier) into a function that measures the controls too.
 
     It takes `real`, real images of the same conditions, and the `seed` of the permutation.
     """
 
     @wraps(measure)
     def following(
-        x: Tensor, y: Any, judge: Any, *, real: Tensor | None = None, seed: int = 0
+        x: Tensor, y: Any, classifier: Any, *, real: Tensor | None = None, seed: int = 0
     ) -> Evaluation:
         order = shuffled(len(x), seed)
         if isinstance(y, dict):
             other: Any = {name: column[order] for name, column in y.items()}
         else:
             other = [y[i] for i in order.tolist()]
-        found = {"": measure(x, y, judge), "_shuffled": measure(x, other, judge)}
+        found = {"": measure(x, y, classifier), "_shuffled": measure(x, other, classifier)}
         if real is not None:
-            found["_real"] = measure(real, y, judge)
+            found["_real"] = measure(real, y, classifier)
         measured = {f"{name}{which}": found[which][name] for name in found[""] for which in found}
         follows = {name: m.low > found["_shuffled"][name].high for name, m in found[""].items()}
         return Evaluation(measured, {"shuffle_seed": seed, "follows": follows})
@@ -257,8 +257,8 @@ def evaluate_restoration(
         key: evaluate_images(x, images, paired=True, groups=groups, seed=seed)
         for key, images in {"model": pasted(raw, given), name: baseline(given, f)}.items()
     }
-    consistency = controlled(lambda x, given, f: {"kept": mean_interval(kept(x, given, f))})
-    follows = consistency(raw, given, f, seed=seed)
+    consistency = controlled(lambda x, given, _: {"kept": mean_interval(kept(x, given, f))})
+    follows = consistency(raw, given, None, seed=seed)
     found["model"] |= follows
     found["model"].settings |= follows.settings | sampling
     return found
@@ -339,20 +339,20 @@ def evaluate_model(
     if kind not in FOLLOWING:
         raise ValueError(f"a model with the condition {kind!r} has nothing to evaluate it by")
     name, follow = FOLLOWING[kind]
-    judge = classifier or pretrained(name).to(model.device)
+    classifier = classifier or pretrained(name).to(model.device)
     known = {"layout": CROP_CLASSES, "semantic": getattr(config, "labels", None)}
-    if judge.config.labels != known.get(kind, judge.config.labels):
+    if classifier.config.labels != known.get(kind, classifier.config.labels):
         raise ValueError(f"classifier must know the model's labels, as {name!r} does")
     for scale in guidance_scale if config.has_null else (1.0,):
         for style in ("plain, ", "styled, ") if follow is text_following else ("",):
             how["guidance_scale"] = scale
             if kind == "class":
                 y = [name for name in config.classes for _ in range(per_class)]
-                evaluation = evaluate_classes(model, judge, model.sample(y, **how))
+                evaluation = evaluate_classes(model, classifier, model.sample(y, **how))
             else:
                 y, truth, real = held_out(model, n, seed, styled=style == "styled, ")
                 x = model.sample(y, **how).cpu()
-                evaluation = follow(x, truth, judge, real=real, seed=seed)
+                evaluation = follow(x, truth, classifier, real=real, seed=seed)
             evaluation.settings |= how
             found[f"{style}guidance {scale:g}"] = evaluation
     return found
