@@ -128,9 +128,9 @@ def save_compvis(
     """Write a model's tensors by their official names, and its official config next to them.
 
     path: a `.ckpt` or a `.safetensors`; the config has the same name and `.yaml`. `load_compvis`
-    of both gives the same tensors. A frozen CLIP stays in its folder. Class names, own
-    vocabularies and layouts have no official place: they become numbers. Raises ValueError naming
-    the field that the official code cannot express, such as groups, patch, shift or predict="v".
+    of both gives the same tensors. A frozen CLIP is in the checkpoint, its tokenizer is not. Class
+    names, own vocabularies and layouts have no official place: they become numbers. Raises
+    ValueError naming the field that the official code cannot express, such as groups or patch.
     """
     path, parts = Path(path), _parts(model)
     if path.suffix not in (".ckpt", ".safetensors"):
@@ -150,6 +150,9 @@ def save_compvis(
         configs.check_same(vars(model.config), read_part(part, clip))
     if whole:
         tensors["alphas_cumprod"] = model.schedule.alphas_cumprod
+        if isinstance(model.conditioner, tau.FrozenTextConditioner):
+            clip = model.conditioner.network
+            tensors |= weights.exported(clip, places(clip, {**NAMES["clip"], "^": CLIP}))
     weights.write_tensors(path, tensors)
     with atomic_write(path.with_suffix(".yaml")) as file:
         file.write(yaml.safe_dump({"model": part}, sort_keys=False).encode())

@@ -31,6 +31,7 @@ from minildm.interop.diffusers import LDM, PIXELS, STABLE, SUPER, TEXT
 
 DRAWING = (uncond, super_resolution, text2im, stable, pipeline_ddim, scheduling_ddim)
 STEPS, PROMPTS = 5, ["a red dog", "a dog"]
+SMALL = randn(2, 3, 4, 6, seed=3).clamp(-1, 1)
 GUIDANCE = {TEXT: 3.0, STABLE: 3.0}
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog", "##s", ",")
 
@@ -110,11 +111,14 @@ def pipeline(name: str, folder: Path) -> Any:
     """A tiny random one; `folder` is for the files of its words."""
     folder.mkdir()
     parts = {
-        LDM: lambda: {"vqvae": first_stage(scaling_factor=0.5), "unet": unet()},
+        LDM: lambda: {
+            "vqvae": first_stage(scaling_factor=0.5, vq_embed_dim=2),
+            "unet": unet(in_channels=2, out_channels=2),
+        },
         PIXELS: lambda: {"unet": unet()},
         SUPER: lambda: {"vqvae": first_stage(), "unet": unet(in_channels=6)},
         TEXT: lambda: {
-            "vqvae": first_stage("AutoencoderKL", levels=4, scaling_factor=0.4),
+            "vqvae": first_stage("AutoencoderKL", levels=4, layers_per_block=2, scaling_factor=0.4),
             "unet": unet(side=2, cross_attention_dim=12),
             **bert(folder),
         },
@@ -134,10 +138,6 @@ def read_pipeline(name: str, folder: Path) -> Any:
         return getattr(diffusers, name).from_pretrained(folder)
 
 
-def small_images() -> Tensor:
-    return randn(2, 3, 4, 6, seed=3).clamp(-1, 1)
-
-
 @torch.no_grad()
 def sampled_there(pipe: Any, name: str, eta: float, patch: MonkeyPatch) -> Tensor:
     """Two images of theirs: (2, 3, H, W) in [-1, 1]."""
@@ -149,7 +149,7 @@ def sampled_there(pipe: Any, name: str, eta: float, patch: MonkeyPatch) -> Tenso
     if name in (LDM, PIXELS):
         options["batch_size"] = 2
     elif name == SUPER:
-        options["image"] = small_images()
+        options["image"] = SMALL
     else:
         options |= {"prompt": PROMPTS, "guidance_scale": GUIDANCE[name]}
     with quiet():
@@ -159,7 +159,7 @@ def sampled_there(pipe: Any, name: str, eta: float, patch: MonkeyPatch) -> Tenso
 def sampled_here(model: Any, name: str, eta: float) -> Tensor:
     """The same of ours."""
     draw = torch.Generator().manual_seed(5)
-    y = {LDM: None, PIXELS: None, SUPER: small_images()}.get(name, PROMPTS)
+    y = {LDM: None, PIXELS: None, SUPER: SMALL}.get(name, PROMPTS)
     options = {"n": 2, "steps": STEPS, "eta": eta, "guidance_scale": GUIDANCE.get(name, 1.0)}
     return model.sample(y, **options, noise=lambda like: torch.randn(like.shape, generator=draw))
 

@@ -210,6 +210,7 @@ def test_a_pipeline_gives_the_same_images_there_and_here(
     interop.save_diffusers(ours, tmp_path / "ours")
     again = tiny.read_pipeline(name, tmp_path / "ours")
     assert error(tiny.sampled_there(again, name, 0.7, monkeypatch), images) < 1e-4
+    assert interop.load_diffusers(tmp_path / "ours/unet").config == ours.unet.config
 
 
 @pytest.mark.parametrize(
