@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minildm.layers import Batch
+from minildm.layers import Batch, check_fields
 
 Encode = Callable[[Tensor], Tensor]  # images -> latents, for conditions that are images
 LIMITS = {"vocab_size": 10**6, "grid": 1000}  # of counts in configs; of others 10,000
@@ -23,7 +23,9 @@ class Conditioning(NamedTuple):
 
 
 class Conditioner(nn.Module):
-    """tau_theta; this base class is the unconditional one: the UNet receives z_t and t alone."""
+    """tau_theta. The base class is the unconditional one: the UNet receives z_t and t alone."""
+
+    null_batch: ClassVar[Batch] = {}  # of one null condition, where there is one
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -41,15 +43,14 @@ class Conditioner(nn.Module):
         """
         tokens = self.tokens_of(batch)
         if drop is not None and tokens is not None:
-            null = self.tokens_of(self.null_batch())  # (1, M, d_cond)
-            tokens = torch.where(self.here(drop)[:, None, None], null, tokens)
+            tokens = torch.where(self.here(drop)[:, None, None], self.null(1).tokens, tokens)
         return Conditioning(tokens, self.concat_of(batch, encode))
 
     def null(self, n: int) -> Conditioning:
-        """The null tokens (n, M, d_cond). Raises ValueError if there is no null condition."""
+        """The null tokens (n, M, d_cond). Raises ValueError without a null condition."""
         if not self.config.has_null:
             raise ValueError(f"kind={self.config.kind!r} has no null condition: do not guide")
-        return Conditioning(self.tokens_of(self.null_batch()).expand(n, -1, -1))
+        return Conditioning(self.tokens_of(self.null_batch).expand(n, -1, -1))
 
     def tokens_of(self, batch: Batch) -> Tensor | None:
         """The tokens of a batch's conditions (B, M, d_cond); None without tokens."""
@@ -59,15 +60,8 @@ class Conditioner(nn.Module):
         """What is concatenated with z_t (B, c', h, w); None if nothing is."""
         return None
 
-    def null_batch(self) -> Batch:
-        """A batch of one null condition."""
-        raise NotImplementedError
-
     def batch_from(self, y: Any, n: int) -> Batch:
-        """User input -> a checked batch; a single condition is repeated n times.
-
-        Raises ValueError with what is allowed.
-        """
+        """User input -> a batch; one condition is repeated n times. ValueError: what is allowed."""
         with expecting(y, "None: this model is unconditional"):
             assert y is None
         return {}
@@ -79,15 +73,13 @@ class Conditioner(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionerConfig:
-    """No condition. Subclasses configure one conditioner each and are named by their `kind`.
-
-    Raises ValueError for a field out of its range.
-    """
+    """No condition; subclasses by `kind`. Raises ValueError for a field out of its range."""
 
     conditioner: ClassVar[type[Conditioner]] = Conditioner  # the class to build
     p_uncond: ClassVar[float] = 0.0  # share of conditions that training drops, for guidance
-    d_cond: ClassVar[int | None] = None  # width of the tokens; None: no tokens
+    d_cond: ClassVar[int | None] = None  # width of the tokens, if there are any
     channels: ClassVar[int] = 0  # that are concatenated with z_t
+    has_null: ClassVar[bool] = False  # whether a condition can be null, so that samples are guided
     kind: Literal["none"] = "none"
 
     def __post_init__(self) -> None:
@@ -95,24 +87,15 @@ class ConditionerConfig:
             wanted = "must lie in [0, 1), and be 0 without a null condition"
             raise ValueError(f"p_uncond={self.p_uncond} {wanted}")
         for name, value in vars(self).items():
-            high = LIMITS.get(name, 10_000)  # checked before memory is taken
-            if isinstance(value, int) and not 0 <= value <= high:
-                raise ValueError(f"{name}={value} must lie in 0..{high}")
-
-    @property
-    def has_null(self) -> bool:
-        """Whether there is a null condition, so that samples can be guided."""
-        return self.d_cond is not None
+            if isinstance(value, int):  # checked before memory is taken
+                check_fields(self, 0, LIMITS.get(name, 10_000), name)
 
     def concat_channels(self, z_channels: int) -> int:
         """Number of channels that are concatenated with z_t."""
         return self.channels
 
     def build(self) -> Conditioner:
-        """The conditioner, untrained. Raises ValueError if the data's names were not filled in."""
-        for name in ("classes", "labels", "vocab_size"):
-            if not getattr(self, name, True):
-                raise ValueError(f"{name} must not be empty to build kind={self.kind!r}")
+        """The conditioner, untrained."""
         return self.conditioner(self)
 
 

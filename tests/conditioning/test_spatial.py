@@ -74,11 +74,13 @@ def test_inpainting_sees_the_latent_of_the_known_part_and_1_in_the_hole() -> Non
     x = INPUT["inpaint"]["image"]
     coarse = (torch.rand(2, 1, 4, 6) < 0.5).float()
     mask = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    tau = InpaintConfig().build()
     black = x * mask - (1 - mask)  # -1 is black
     assert torch.equal(masked(x, mask), black)
     inside = torch.where(mask > 0.5, x, torch.rand(2, 3, 8, 12))  # has no effect
     for image in (x, inside):
-        concat = InpaintConfig().build()({"image": image, "mask": mask}, encode).concat
+        batch = tau.batch_from({"image": image, "mask": mask.bool()}, 2)
+        concat = tau(batch, encode).concat
         assert torch.equal(concat[:, :-1], encode(black))
         assert torch.equal(concat[:, -1:], 1 - 2 * coarse)  # 1 = hole, as in the official code
 
@@ -92,4 +94,5 @@ def test_a_semantic_map_is_averaged_over_pixels_and_mixed(stages: int) -> None:
     shares = torch.stack([(maps == k).double() for k in range(4)], dim=1)
     shares = shares.view(2, 4, 8 // f, f, 12 // f, f).mean((3, 5))
     expected = torch.einsum("cl,blhw->bchw", tau.mapper.weight[:, :, 0, 0], shares)
-    assert torch.allclose(tau({"semantic": maps}).concat, expected, atol=1e-12)
+    concat = tau(tau.batch_from(maps.byte(), 2)).concat  # any type that holds integers
+    assert torch.allclose(concat, expected, atol=1e-12)

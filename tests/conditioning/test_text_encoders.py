@@ -3,15 +3,13 @@
 The sentence encoder is the real one; BERT and CLIP are tiny and random.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from helpers import tiny_clip
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast, CLIPTextModel, CLIPTokenizer
 
 from minildm.conditioning import CaptionTokenizer, FrozenTextConditioner, FrozenTextConfig
@@ -44,8 +42,6 @@ def test_unknown_words_are_named_as_they_were_written() -> None:
     assert TOKENIZER.words("a zorgly dog") == ["a", "[UNK]", "dog"]
     ids = TOKENIZER(["a zorgly dog", "a bluish dog"], length=8)
     assert torch.equal(ids[0], ids[1])  # nothing of an unknown word is left
-    small = CaptionTokenizer.trained_on(["a a a b b c"], max_words=6)  # the most frequent two
-    assert small.words("a b c") == ["a", "b", "[UNK]"]
 
 
 def test_a_saved_tokenizer_comes_back(tmp_path: Path) -> None:
@@ -55,11 +51,12 @@ def test_a_saved_tokenizer_comes_back(tmp_path: Path) -> None:
     assert again.unknown("a whale") == ["whale"]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"model": 3}', b"a\nb\n", b"\xff\xfe"])
-@pytest.mark.parametrize("name", ["words.json", "words.txt"])
-def test_a_broken_file_is_named(name: str, content: bytes | None, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("words.json", b"{}"), ("words.json", b"\xff\xfe"), ("words.txt", b"a\nb\n")],
+)
+def test_a_broken_file_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} is not a tokenizer"):
         CaptionTokenizer.load(tmp_path / name)
 
@@ -88,9 +85,8 @@ def minilm() -> FrozenTextConditioner:
     return FrozenTextConfig().build().eval()
 
 
-def of_clip(folder: Path, **options: Any) -> FrozenTextConditioner:
-    config = FrozenTextConfig(encoder="clip", path=str(folder), d_cond=16, length=8)
-    return FrozenTextConditioner(config, **options)
+def of_clip(folder: Path) -> FrozenTextConditioner:
+    return FrozenTextConfig(encoder="clip", path=str(folder), d_cond=16, length=8).build()
 
 
 @torch.no_grad()
@@ -153,26 +149,6 @@ def test_the_encoder_is_no_part_of_the_model_and_reads_a_caption_once() -> None:
     assert tau.double()({"caption": ["a dog"]}).tokens.dtype == torch.float64
 
 
-def test_a_pipelines_folder_holds_encoder_and_vocabulary_apart(clip: Path) -> None:
-    expected = of_clip(clip)({"caption": ["red"]}).tokens
-    for path in [path for path in clip.iterdir() if path.is_file()]:
-        weights = path.name in ("config.json", "model.safetensors")
-        target = clip / ("text_encoder" if weights else "tokenizer") / path.name
-        target.parent.mkdir(exist_ok=True)
-        path.rename(target)
-    assert torch.equal(of_clip(clip)({"caption": ["red"]}).tokens, expected)
-
-
-def test_a_clip_without_weights_can_be_filled(clip: Path) -> None:
-    full = of_clip(clip)
-    (clip / "model.safetensors").unlink()
-    empty = of_clip(clip, empty=True)
-    assert all(p.is_meta for p in empty.network.parameters())
-    empty.network.load_state_dict(full.network.state_dict(), assign=True)
-    batch = {"caption": ["a red dog"]}
-    assert torch.equal(empty(batch).tokens, full(batch).tokens)
-
-
 def test_what_a_frozen_encoder_cannot_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="d_cond must be 384 and length at most 512, got 8 and 24"):
         FrozenTextConfig(d_cond=8).build()
@@ -181,19 +157,11 @@ def test_what_a_frozen_encoder_cannot_read_is_named(monkeypatch: pytest.MonkeyPa
         FrozenTextConfig().build()
 
 
-def without_bias(clip: Path) -> None:
-    tensors = load_file(clip / "model.safetensors")
-    name = next(name for name in tensors if name.endswith("final_layer_norm.bias"))
-    del tensors[name]
-    save_file(tensors, clip / "model.safetensors", metadata={"format": "pt"})
-
-
 BROKEN: list[tuple[Callable[[Path], object], str]] = [
     (lambda clip: (clip / "model.safetensors").unlink(), "model.safetensors"),
-    (lambda clip: (clip / "config.json").unlink(), "it lacks config.json"),
-    (lambda clip: os.truncate(clip / "model.safetensors", 5000), ".+"),
-    (without_bias, "it lacks .*final_layer_norm.bias"),
-    (lambda clip: [path.unlink() for path in clip.glob("[tv]o*")], "or all of tokenizer.json"),
+    (lambda clip: (clip / "config.json").unlink(), ".+"),
+    (lambda clip: save_file({}, clip / "model.safetensors", {"format": "pt"}), "it lacks"),
+    (lambda clip: [path.unlink() for path in clip.glob("[tv]o*")], "it lacks tokenizer.json"),
 ]
 
 
