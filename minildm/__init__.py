@@ -6,11 +6,9 @@ Names are imported at their first use, so that `import minildm` costs little mor
 from importlib import import_module
 from typing import Any
 
-_NAMES = {  # by the module that defines them
+_NAMES = {  # by the module that defines them, or that they are
     "compression.autoencoder": "Autoencoder AutoencoderConfig",
-    "compression.loss": "AdversarialConfig",
     "compression.perceptual": "perceptual_distance",
-    "compression.quantizer": "DiagonalGaussian VectorQuantizer code_usage",
     "conditioning": (
         "ClassConfig ConditionerConfig Conditioning FrozenTextConfig HybridConfig IdsConfig "
         "InpaintConfig LayoutConfig LowResConfig SemanticConfig TextConfig "
@@ -36,8 +34,10 @@ _NAMES = {  # by the module that defines them
     "evaluation.image_metrics": "psnr reconstruct ssim",
     "evaluation.intervals": "Measured mean_interval proportion_interval",
     "files": "data_dir write_json",
+    "interop": "interop",
     "sweeps": "Run Sweep read_sweep read_table run_sweep standard_sweeps",
     "teaching.notebook": "setup",
+    "teaching.plots": "plots",
     "training.checkpoint": "load_model pretrained save_model",
     "training.configs": (
         "AutoencoderExperiment ClassifierExperiment DataConfig LatentDiffusionExperiment "
@@ -48,17 +48,15 @@ _NAMES = {  # by the module that defines them
     "training.stages": "progress train_autoencoder train_classifier train_ldm",
 }
 _HOME_OF = {name: home for home, names in _NAMES.items() for name in names.split()}
-_MODULES = {"interop": "interop", "plots": "teaching.plots"}
 
-__all__ = sorted([*_HOME_OF, *_MODULES])
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"minildm.{_MODULES[name]}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'minildm' has no attribute {name!r}")
-    return getattr(import_module(f"minildm.{_HOME_OF[name]}"), name)
+    module = import_module(f"minildm.{_HOME_OF[name]}")
+    return module if module.__name__.endswith(f".{name}") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from minildm.files import write_json
 from minildm.training.checkpoint import find_model, load_model
 from minildm.training.configs import (
     AutoencoderExperiment,
@@ -62,11 +63,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="optimiser steps")] = None,
     batch_size: Annotated[int | None, typer.Option(help="images a step, in all")] = None,
     lr: Annotated[float | None, typer.Option(help="highest learning rate")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="all of emoji, scenes or photos instead of the preset's data")
-    ] = None,
     folder: Annotated[Path | None, typer.Option(help="train on this folder of images")] = None,
-    size: Annotated[int | None, typer.Option(help="side of the images in pixels")] = None,
     change: Set = None,
     device: Device = None,
     seed: Seed = 0,
@@ -77,12 +74,11 @@ def train(
     if preset not in PRESETS:
         raise ValueError(f"preset={preset!r} is not known; known: {', '.join(PRESETS)}")
     experiment, place = PRESETS[preset], pick_device(device)
-    if data is not None or folder is not None:
-        experiment = replace(experiment, data=_data(data, folder, experiment.data.size))
-    changes = {"train.steps": steps, "train.batch_size": batch_size, "train.lr": lr}
-    changes |= {"data.size": size, "train.seed": seed, **_settings(change)}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    experiment = override(experiment, changes)
+    if folder is not None:
+        experiment = replace(experiment, data=_data("folder", folder, experiment.data.size))
+    fields = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    changes = {f"train.{name}": value for name, value in fields.items() if value is not None}
+    experiment = override(experiment, changes | _settings(change))
     options: dict[str, Any] = {"run_dir": run_dir, "device": device, "init": init}
     if isinstance(experiment, AutoencoderExperiment):
         records = stages.train_autoencoder(experiment, **options)
@@ -97,11 +93,9 @@ def train(
     typer.echo(f"trained on {describe(place)}: {run_dir}")
 
 
-def _data(kind: str | None, folder: Path | None, size: int) -> DataConfig:
+def _data(kind: str, folder: Path | None, size: int) -> DataConfig:
     if folder is None:
-        return DataConfig(kind=kind or "emoji", size=size)
-    if kind not in (None, "folder"):
-        raise ValueError(f"give either --data {kind} or --folder {folder}")
+        return DataConfig(kind=kind, size=size)
     return DataConfig(kind="folder", path=str(folder.resolve()), size=size)
 
 
@@ -149,35 +143,29 @@ def sample(
 
         given, _, _ = held_out(loaded, n, seed)
     else:
-        given = [each for each in (_layouts(layout) or y or ()) for _ in range(n)] or None
+        conditions = _layouts(layout) if layout else y or ()
+        given = [each for each in conditions for _ in range(n)] or None
         names = [c if isinstance(c, str) else ", ".join(k for k, _ in c) for c in given or ()]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        x = loaded.to(pick_device(device)).sample(given, **options).cpu()
-    for message in dict.fromkeys(str(warning.message) for warning in caught):
-        typer.echo(f"minildm: {message}", err=True)
+    x = loaded.to(pick_device(device)).sample(given, **options)
     plots.save(plots.image_grid(x, names), out)
     typer.echo(f"{len(x)} images: {out}")
 
 
-def _layouts(path: Path | None) -> list[list[tuple[str, list[float]]]]:
+def _layouts(path: Path) -> list[list[tuple[str, list[float]]]]:
     """Layouts from a file, as `sample` takes them. Raises ValueError naming the file."""
-    if path is None:
-        return []
     try:
         found = json.loads(path.read_text())
         found = found if isinstance(found, list) else [found]
-        rows = [list(zip(one["classes"], one["boxes"], strict=True)) for one in found]
+        return [list(zip(one["classes"], one["boxes"], strict=True)) for one in found]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not a layout ({error!r:.80}); required: {LAYOUT}") from error
-    return rows
 
 
 @app.command()
 def evaluate(
     model: ModelName,
     out: Annotated[Path | None, typer.Option(help="a JSON file for the numbers")] = None,
-    data: Annotated[str | None, typer.Option(help="first stages: emoji, scenes, photos")] = None,
+    data: Annotated[str, typer.Option(help="first stages: emoji, scenes, photos")] = "emoji",
     folder: Annotated[Path | None, typer.Option(help="first stages: your own images")] = None,
     size: Annotated[int, typer.Option(help="first stages: side of the images")] = 64,
     per_class: Annotated[int, typer.Option(help="classes: samples of each")] = 24,
@@ -208,8 +196,6 @@ def evaluate(
     for name, evaluation in found.items():
         typer.echo(f"{name}\n{evaluation}\n")
     if out is not None:
-        from minildm.files import write_json
-
         results = {"model": model, "device": describe(place), "seed": seed}
         write_json(out, results | {name: e.as_dict() for name, e in found.items()})
 
@@ -275,6 +261,7 @@ def sweep(
 
 def main() -> None:
     """Run the command line; bad input ends in one sentence and exit status 2."""
+    warnings.showwarning = lambda message, *_: typer.echo(f"minildm: {message}", err=True)
     try:
         app()
     except (ValueError, FloatingPointError, OSError, ImportError) as error:

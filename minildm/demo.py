@@ -1,7 +1,6 @@
 """The main job: train both stages small on the embedded emoji, evaluate, sample, show."""
 
 import html
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,6 @@ def demo(
         "scale": scale,
         "seed": seed,
         "device": describe(place),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "train_seconds": {name: round(h[-1].seconds, 1) for name, h in histories.items()},
     }
     results |= _evaluate(run_dir, load_model(model).to(place), per_class, seed)
@@ -83,6 +81,7 @@ def demo(
     return results
 
 
+@torch.no_grad()
 def _evaluate(run_dir: Path, fresh: LatentDiffusion, per_class: int, seed: int) -> dict[str, Any]:
     """Measure and draw the fresh model, and the shipped one for comparison."""
     models = {"samples": fresh, "samples_shipped": pretrained("emoji-class").to(fresh.device)}
@@ -104,26 +103,18 @@ def _evaluate(run_dir: Path, fresh: LatentDiffusion, per_class: int, seed: int) 
         measured[f"accuracy_{name}"] = accuracy[name] = found["accuracy"]
         measured["accuracy_real"] = accuracy["held-out emoji"] = found["accuracy_real"]
     plots.save(plots.bars(accuracy, chance=1 / 6), run_dir / "accuracy.png")
-    _draw_trajectory(run_dir, fresh, seed)
+    name, decode = fresh.config.conditioner.classes[0], fresh.autoencoder.decode
+    steps = list(fresh.steps(name, seed=seed, **SAMPLING))[::4]
+    z = decode(torch.cat([step.z for step in steps]))
+    z0_hat = decode(torch.cat([step.z0_hat for step in steps]))
+    figure = plots.trajectory(z, [step.t for step in steps], z0_images=z0_hat)
+    plots.save(figure, run_dir / "trajectory.png")
     numbers = {name: round(value.value, 3) for name, value in measured.items()}
     return {**numbers, "intervals": {name: str(value) for name, value in measured.items()}}
 
 
-@torch.no_grad()
-def _draw_trajectory(run_dir: Path, model: LatentDiffusion, seed: int) -> None:
-    """Some intermediate states of one sampling, decoded: z_t, and the z0 predicted there."""
-    name = model.config.conditioner.classes[0]
-    steps = list(model.steps(name, seed=seed, **SAMPLING))[::4]
-    z, z0_hat = (
-        model.autoencoder.decode(torch.cat(latents)).clamp(-1, 1).cpu()
-        for latents in ([s.z for s in steps], [s.z0_hat for s in steps])
-    )
-    figure = plots.trajectory(z, [s.t for s in steps], z0_images=z0_hat)
-    plots.save(figure, run_dir / "trajectory.png")
-
-
 def _write_page(run_dir: Path, results: dict[str, Any]) -> None:
-    """index.html beside the images it shows; it needs no network."""
+    """index.html next to the images it shows; it needs no network."""
     seconds = ", ".join(f"{k} {s / 60:.1f} min" for k, s in results["train_seconds"].items())
     lines = {"device": results["device"], "training": seconds, **results["intervals"]}
     cells = "".join(f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in lines.items())

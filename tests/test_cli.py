@@ -8,7 +8,7 @@ from PIL import Image
 
 from minildm import cli, load_model
 
-TINY = ["--steps", "2", "--batch-size", "2", "--size", "32"]
+TINY = ["--steps", "2", "--batch-size", "2", "--set", "data.size=32"]
 
 
 def run(*words: object) -> int:
