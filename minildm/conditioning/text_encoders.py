@@ -145,7 +145,7 @@ class FrozenTextConditioner(CaptionConditioner):
 
     def __init__(self, config: "FrozenTextConfig", *, empty: bool = False) -> None:
         super().__init__(config)
-        network, self.tokenizer = frozen_parts(config.encoder, config.path, empty=empty)
+        network, self.tokenizer = frozen_parts(config, empty=empty)
         # In __dict__ it is no submodule: state_dict, parameters and train() do not see it.
         self.__dict__["network"] = network.eval().requires_grad_(False)
         d, longest = network.config.hidden_size, network.config.max_position_embeddings
@@ -196,15 +196,13 @@ def text_folders(encoder: str, path: str = "") -> tuple[Path, Path]:
     return Path(path), Path(path)
 
 
-def frozen_parts(
-    encoder: str, path: str = "", *, empty: bool = False
-) -> tuple[nn.Module, CaptionTokenizer]:
+def frozen_parts(config: FrozenTextConfig, *, empty: bool) -> tuple[nn.Module, CaptionTokenizer]:
     """A text encoder, (B, M) ids -> .last_hidden_state (B, M, d), and its tokenizer.
 
     empty: the encoder's parameters are on the meta device. Raises ValueError for files that are
     missing or broken, ImportError without the extra `text`.
     """
-    folder, words = text_folders(encoder, path)
+    folder, words = text_folders(config.encoder, config.path)
     from accelerate import init_empty_weights
     from transformers import BertModel, BertTokenizerFast, CLIPTextModel, CLIPTokenizerFast
     from transformers.utils import logging
@@ -212,7 +210,7 @@ def frozen_parts(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     kind, reader, options = BertModel, BertTokenizerFast, {"add_pooling_layer": False}
-    if encoder == "clip":
+    if config.encoder == "clip":
         kind, reader, options = CLIPTextModel, CLIPTokenizerFast, {}
     try:
         if not [*words.glob("vocab.*"), *words.glob("tokenizer.json")]:  # the library has a default
@@ -222,16 +220,16 @@ def frozen_parts(
         special = (reader.pad_token, reader.unk_token, *ends)
         tokenizer = CaptionTokenizer(reader.backend_tokenizer, special)
         if empty:
-            config = kind.config_class.from_pretrained(folder, local_files_only=True)
+            shape = kind.config_class.from_pretrained(folder, local_files_only=True)
             with init_empty_weights():  # buffers, which no file has, are real
-                return kind(config, **options), tokenizer
+                return kind(shape, **options), tokenizer
         options |= {"local_files_only": True, "dtype": torch.float32, "output_loading_info": True}
         with torch.random.fork_rng([]):  # some versions draw weights before they read them
             network, report = kind.from_pretrained(folder, **options)
         if lacks := sorted(report["missing_keys"])[:3]:  # these would stay as drawn
             raise ValueError(f"it lacks {', '.join(lacks)}")
     except Exception as error:  # the library raises nearly anything
-        wanted = f"{encoder}'s config.json, model.safetensors and vocabulary"
+        wanted = f"{config.encoder}'s config.json, model.safetensors and vocabulary"
         said = str(error).partition("\n")[0]
         raise ValueError(f"path={str(folder)!r} must hold {wanted}: {said}") from error
     return network, tokenizer

@@ -84,12 +84,9 @@ def test_an_unconditional_model_accepts_no_condition() -> None:
         tau.batch_from("cat", 1)
 
 
-def test_a_text_model_needs_its_own_tokenizer() -> None:
+def test_a_text_model_needs_its_own_tokenizer_and_names_unknown_words() -> None:
     with pytest.raises(ValueError, match=r"tokenizer has 5 tokens, must have vocab_size="):
         build("text").set_tokenizer(CaptionTokenizer.trained_on(["one"]))
-
-
-def test_unknown_words_are_named_in_a_warning() -> None:
     captions = ["a Zorgly dog", "a whale", "a Zorgly cat"]
     with pytest.warns(UserWarning, match=r"read as \[UNK\]: 'Zorgly', 'whale'"):
         assert build("text").batch_from(captions, 1) == {"caption": captions}

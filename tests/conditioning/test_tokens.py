@@ -39,8 +39,8 @@ INPUT = {
 KINDS = pytest.mark.parametrize("kind", CONFIGS)
 
 
-def build(kind: str, **changes: Any) -> Any:
-    tau = replace(CONFIGS[kind], **changes).build()
+def build(kind: str) -> Any:
+    tau = CONFIGS[kind].build()
     if kind == "text":
         tau.set_tokenizer(WORDS)
     return tau.eval()
