@@ -47,23 +47,17 @@ def test_both_stages_train_are_sampled_and_evaluated(tmp_path: Path) -> None:
         ("emoji-inpaint", ["--n", "2"]),
         ("emoji-sr", ["--n", "2"]),
         ("scenes-semantic", ["--n", "2"]),
+        ("scenes-layout", ["--layout", "LAYOUT", "--n", "2"]),
     ],
 )
 def test_each_shipped_model_is_sampled_by_one_command(
     model: str, words: list[str], tmp_path: Path
 ) -> None:
-    out = tmp_path / "x.png"
+    out, layout = tmp_path / "x.png", tmp_path / "layout.json"
+    layout.write_text('{"classes": ["dog"], "boxes": [[0.1, 0.5, 0.4, 0.9]]}')
+    words = [layout if word == "LAYOUT" else word for word in words]
     assert run("sample", model, *words, "--steps", 1, "--out", out) == 0
     assert out.stat().st_size > 1000
-
-
-def test_a_layout_is_read_from_a_file(tmp_path: Path) -> None:
-    layout = tmp_path / "layout.json"
-    layout.write_text('{"classes": ["dog"], "boxes": [[0.1, 0.5, 0.4, 0.9]]}')
-    out = tmp_path / "x.png"
-    words = ["--layout", layout, "--n", 2, "--steps", 1, "--out", out]
-    assert run("sample", "scenes-layout", *words) == 0
-    assert out.is_file()
 
 
 @pytest.mark.parametrize(

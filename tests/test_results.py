@@ -1,10 +1,10 @@
 """data/results: its two scripts, and that what is shown is what is committed."""
 
-import importlib.util
 import json
 import re
+import runpy
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -21,21 +21,8 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "data/results"
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, RESULTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def prompts() -> ModuleType:
-    return script("prompts")
-
-
-@pytest.fixture(scope="module")
-def costs() -> ModuleType:
-    return script("notebook_costs")
+names = ("prompts", "notebook_costs")
+prompts, costs = (SimpleNamespace(**runpy.run_path(str(RESULTS / f"{n}.py"))) for n in names)
 
 
 def test_the_readme_names_every_file() -> None:
@@ -52,7 +39,7 @@ def test_lessons_were_measured_at_cpu_scale_by_notebooks_that_exist() -> None:
         assert (results["scale"], results["seed"]) == ("cpu", 0)
 
 
-def test_every_prompt_is_of_a_kind(prompts: ModuleType) -> None:
+def test_every_prompt_is_of_a_kind() -> None:
     requested = prompts.requested(2)
     assert len(requested) == 2 * 12 * 5 and requested[:60] == requested[60:]
     kinds = {prompts.kind_of(prompt.label) for prompt in requested}
@@ -62,7 +49,7 @@ def test_every_prompt_is_of_a_kind(prompts: ModuleType) -> None:
     assert {p.subject for p in shown}.isdisjoint(EmojiDataset("train", 32).hexcodes)
 
 
-def test_the_pages_show_the_committed_numbers(prompts: ModuleType, costs: ModuleType) -> None:
+def test_the_pages_show_the_committed_numbers() -> None:
     found = Evaluation.from_dict(json.loads((RESULTS / "prompts.json").read_text()))
     readme = prompts.README.read_text(encoding="utf-8")
     assert prompts.with_line(readme, found) == readme
@@ -70,16 +57,7 @@ def test_the_pages_show_the_committed_numbers(prompts: ModuleType, costs: Module
     assert costs.with_tables(page) == page
 
 
-def test_a_row_of_costs_replaces_its_elder(costs: ModuleType, tmp_path: Path) -> None:
-    rows = [("1_b", "cpu", 130), ("0_a", "cpu", 95), ("1_b", "smoke", 3), ("0_a", "cpu", 96)]
-    for name, scale, spent in rows:
-        row = {"notebook": name, "scale": scale, "cpu_seconds": spent, "peak_mib": 1536}
-        costs.keep(tmp_path / "costs.csv", row)
-    lines = (tmp_path / "costs.csv").read_text().splitlines()
-    assert lines[1:] == ["0_a,cpu,96,1536", "1_b,smoke,3,1536", "1_b,cpu,130,1536"]
-
-
-def test_costs_are_those_of_the_kernel(costs: ModuleType, tmp_path: Path) -> None:
+def test_costs_are_those_of_the_kernel(tmp_path: Path) -> None:
     first = new_code_cell('scale = "smoke"\nrun_dir = "runs"', metadata={"tags": ["parameters"]})
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "x"}}
     work = new_code_cell("held = b'x' * (1200 * 2**20)")
@@ -88,7 +66,7 @@ def test_costs_are_those_of_the_kernel(costs: ModuleType, tmp_path: Path) -> Non
     assert 1200 < row["peak_mib"] < 1600 and row["device"]
 
 
-def test_another_subgroup_of_the_kind_is_right_and_no_kind_is_wrong(prompts: ModuleType) -> None:
+def test_another_subgroup_of_the_kind_is_right_and_no_kind_is_wrong() -> None:
     labels = ("food-a", "food-b", "animal-a", "heart")
     assert [prompts.kind_of(name) for name in labels] == [0, 0, 1, -1]
 

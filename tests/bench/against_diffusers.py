@@ -1,8 +1,13 @@
-"""The first stage and the UNet against diffusers' models of the same size and weights."""
+"""The first stage and the UNet against diffusers' models of the same size and weights.
+
+Two rivals run in turn, A B A B ..., so that a drift of the machine's speed hits both.
+"""
 
 import json
+import statistics
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -10,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 import torch.nn.functional as F
-from timing import Rows, Run, timed, training_step
 from torch import Tensor, nn
 
 from minildm import Autoencoder, AutoencoderConfig, NoiseSchedule, UNet, UNetConfig, ddim
 from minildm.compression.loss import autoencoder_loss
 from minildm.interop import save_diffusers
 
+Run = Callable[[], Any]
+Rows = list[dict[str, Any]]
 Runs = Iterator[tuple[str, Run, Run]]  # (what, ours, theirs)
 
 KL = AutoencoderConfig(channels=64, channel_mult=(1, 2, 4))
@@ -31,6 +38,44 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 LAYOUTS = {"as built": torch.contiguous_format, "channels_last": torch.channels_last}
 KL_WEIGHT, TOKENS = 1e-6, 16
+
+
+def seconds(run: Run, device: torch.device) -> float:
+    """Time one run until the device has finished."""
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def timed(case: dict, run: Run, baseline: Run, pairs: int, device: torch.device) -> dict:
+    """The case with median times, and median and quartiles of the ratio run / baseline, printed.
+
+    One more pair comes first and is not counted: it loads kernels.
+    """
+    times = [(seconds(run, device), seconds(baseline, device)) for _ in range(pairs + 1)][1:]
+    low, ratio, high = np.quantile([a / b for a, b in times], (0.25, 0.5, 0.75))
+    own, other = (statistics.median(column) for column in zip(*times, strict=True))
+    found = {"seconds": own, "baseline_seconds": other}
+    found |= {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+    print(*case.values(), f"{own:.4g} s, ratio {ratio:.2f}", sep=", ", flush=True)
+    return case | {name: float(f"{value:.4g}") for name, value in found.items()}
+
+
+def training_step(net: nn.Module, loss: Run, *, bf16: bool = False) -> Run:
+    """A step of AdamW on loss(); bf16: by autocast, the weights stay float32."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-6)
+    device = next(net.parameters()).device.type
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+
+    return step
 
 
 def rivals(config: AutoencoderConfig | UNetConfig) -> tuple[nn.Module, nn.Module]:

@@ -6,19 +6,23 @@ target does not fail the command: on a busy machine the load would decide.
 """
 
 import argparse
+import os
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from against_diffusers import MODELS, compare
-from timing import Rows, Run, machine, timed
+from against_diffusers import MODELS, Rows, Run, compare, timed
 
 from minildm import pick_device
 from minildm.files import write_json
+from minildm.training.loop import describe
 
 RESULTS = Path(__file__).resolve().parents[2] / "data/results"
 TARGETS = {"float32": (1.03, 1.06), "bfloat16": (0.88, torch.inf)}  # of the median, of every ratio
@@ -55,6 +59,16 @@ def verdicts(rows: Rows) -> list[str]:
             found = f"{len(ratios)} ratios, median {middle:.3f}, largest {last:.3f}"
             said.append(f"{precision}: {found}; target {median} and {most}: {met}")
     return said
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a time depends on; load 1 is one busy core."""
+    return {
+        "device": describe(device),
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+        **{name: version(name) for name in ("torch", "diffusers")},
+        "load": [round(load, 1) for load in os.getloadavg()[:2]],
+    }
 
 
 def main() -> None:

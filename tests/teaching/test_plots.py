@@ -180,15 +180,6 @@ def test_axes_have_readable_numbers_at_every_range(log: str, low: float, high: f
     assert 6 <= len(written) <= 26 and not any("times" in text for text in written)
 
 
-def test_panels_have_their_own_ticks_and_starred_names_are_points() -> None:
-    panels = {"steps": {"a*": ([1, 4], [1, 2])}, "seconds": {"b": ([10, 80], [1, 2])}}
-    fig = plots.curves(panels, xlabel="x", ylabel="y", log="x", ticks=((2, 4), [20, 40, 80]))
-    found = [[text.get_text() for text in ax.get_xticklabels()] for ax in fig.axes]
-    assert found == [["2", "4"], ["20", "40", "80"]]
-    points, line = (ax.containers[0][0] for ax in fig.axes)
-    assert points.get_linewidth() == 0 < line.get_linewidth()
-
-
 def test_points_and_arrows_are_where_they_belong() -> None:
     xy, end = POINTS.flatten(1), POINTS.flip(0)
     grey, blue = plots.clouds({"a": POINTS}, backdrop=xy / 2).axes[0].collections
