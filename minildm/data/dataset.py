@@ -1,7 +1,9 @@
 """The base of every data set: images as bytes, and a column for each other entry of an item."""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 from minildm.files import atomic_write, cache_dir
 
@@ -28,15 +31,17 @@ class ImageDataset(Dataset[dict[str, Any]]):
     `classes`, `groups`, `styles`; `caption` str; further entries. `columns` holds each entry but
     the image for the whole set; `images` is (N, 3, S, S) uint8.
 
-    images: the tensor, or a function that returns it at the first use (labels are then required).
+    images: None: the subclass makes its `images` at the first use; labels are then required.
     groups: default: the classes. columns: tensors (N, ...) or N strings; by default the group is
     the label, the style 0 and the caption the name of the class.
     Raises ValueError for images of another shape or type, and for columns of another length.
     """
 
+    images: Tensor
+
     def __init__(
         self,
-        images: Tensor | Callable[[], Tensor],
+        images: Tensor | None,
         *,
         name: str,
         labels: Tensor | None = None,
@@ -46,9 +51,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         columns: Mapping[str, Tensor | Sequence[str]] | None = None,
     ) -> None:
         labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
-        self.name, self._images = name, images
-        self.classes, self.groups = tuple(classes), tuple(groups or classes)
-        self.styles = tuple(styles)
+        self.name, self.classes, self.styles = name, tuple(classes), tuple(styles)
+        self.groups = tuple(groups or classes)
         self.columns: dict[str, Tensor | Sequence[str]] = {
             "label": labels,
             "group": labels,
@@ -57,8 +61,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
             **(columns or {}),
         }
         lengths = {key: len(column) for key, column in self.columns.items()}
-        if isinstance(images, Tensor):
-            lengths["image"] = len(images)
+        if images is not None:
+            self.images, lengths["image"] = images, len(images)
             if images.dtype != torch.uint8 or images.shape[1:2] != (3,):
                 found = f"{tuple(images.shape)} {images.dtype}"
                 raise ValueError(f"images must be (N, 3, S, S) uint8, got {found}")
@@ -69,11 +73,6 @@ class ImageDataset(Dataset[dict[str, Any]]):
     group_ids = property(lambda self: self.columns["group"])
     style_ids = property(lambda self: self.columns["style"])
     captions = property(lambda self: self.columns["caption"])
-
-    @cached_property
-    def images(self) -> Tensor:
-        """(N, 3, S, S) uint8."""
-        return self._images if isinstance(self._images, Tensor) else self._images()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -116,6 +115,16 @@ def square(image: Image.Image, size: int) -> Image.Image:
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB -> (3, H, W) uint8."""
     return torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
+
+
+def decode_all(read: Callable[[Any], Image.Image], sources: Sequence[Any], size: int) -> Tensor:
+    """Read an RGB image (size, size) from each source, in threads: (N, 3, size, size) uint8."""
+    images = torch.empty(len(sources), 3, size, size, dtype=torch.uint8)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        decoded = threads.map(read, sources)
+        for i, image in enumerate(tqdm(decoded, desc="decoding", total=len(sources), delay=2)):
+            images[i] = to_tensor(image)
+    return images
 
 
 def cached(name: str, compute: Callable[[], Tensor]) -> Tensor:

@@ -3,10 +3,9 @@
 import hashlib
 import io
 import json
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from minildm.conditioning import look_up
-from minildm.data.dataset import ImageDataset, cached, square, to_tensor
+from minildm.data.dataset import ImageDataset, cached, decode_all, square
 from minildm.files import data_dir
 from minildm.layers import check_fields
 
@@ -43,18 +41,13 @@ class Drawing(NamedTuple):
 def read_emoji(folder: Path) -> tuple[Drawing, ...]:
     """Read the drawings in emoji/emoji.npz of the data folder, once, style after style.
 
-    Raises FileNotFoundError if the file is missing, ValueError if it is damaged.
+    Raises FileNotFoundError if the file is missing.
     """
-    path = folder / "emoji/emoji.npz"
-    content = io.BytesIO(path.read_bytes())
-    try:
-        with np.load(content) as arrays:
-            emoji, blob = json.loads(arrays["meta"].tobytes())["emoji"], arrays["blob"].tobytes()
-            number, style, offsets = (arrays[key].tolist() for key in ("emoji", "style", "offsets"))
-        webp = [blob[start:stop] for start, stop in pairwise(offsets)]
-        return tuple(map(Drawing, [emoji[i] for i in number], style, webp))
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: damaged, or not the emoji file: {error}") from error
+    with np.load(folder / "emoji/emoji.npz") as arrays:
+        emoji, blob = json.loads(arrays["meta"].tobytes())["emoji"], arrays["blob"].tobytes()
+        number, style, offsets = (arrays[key].tolist() for key in ("emoji", "style", "offsets"))
+    webp = [blob[start:stop] for start, stop in pairwise(offsets)]
+    return tuple(map(Drawing, [emoji[i] for i in number], style, webp))
 
 
 def load_rgba(hexcode: str, style: str = "noto") -> Image.Image:
@@ -74,12 +67,10 @@ def validation_families(drawings: Sequence[Drawing]) -> set[str]:
     """
     subgroup_of = {d.emoji["family"]: d.emoji["subgroup"] for d in reversed(drawings)}
     order = sorted(subgroup_of, key=lambda f: hashlib.sha256(f"{SALT} {f}".encode()).digest())
-    left = {name: max(1, round(VAL_SHARE * n)) for name, n in Counter(subgroup_of.values()).items()}
     held_out = set()
-    for family in order:
-        if left[subgroup_of[family]]:
-            left[subgroup_of[family]] -= 1
-            held_out.add(family)
+    for subgroup, n in Counter(subgroup_of.values()).items():
+        families = [family for family in order if subgroup_of[family] == subgroup]
+        held_out.update(families[: max(1, round(VAL_SHARE * n))])
     return held_out
 
 
@@ -112,32 +103,27 @@ class EmojiDataset(ImageDataset):
         check_fields(self, int(split == "unpaired"), 10_000, "unpaired")
         drawings = read_emoji(data_dir())
         emoji = {d.emoji["hexcode"]: d.emoji for d in drawings}.values()
-        groups = list(dict.fromkeys(e["group"] for e in emoji))
-        counts = Counter(e["subgroup"] for e in emoji)
-        common = {e["subgroup"] for e in emoji if e["group"] != "symbols"}
-        default = [name for name, n in counts.items() if name in common and n >= MIN_COUNT]
+        counts = Counter((e["group"], e["subgroup"]) for e in emoji)
+        groups = list(dict.fromkeys(group for group, _ in counts))
+        default = [s for (g, s), n in counts.items() if g != "symbols" and n >= MIN_COUNT]
         classes = list(dict.fromkeys(subgroups or default))
         for name in classes:
-            look_up(name, list(counts), "subgroups")
+            look_up(name, [subgroup for _, subgroup in counts], "subgroups")
         style_ids = [look_up(style, STYLES, "styles") for style in styles or STYLES]
         held_out = validation_families(drawings)
 
-        def selected(d: Drawing) -> bool:
-            held = d.emoji["family"] in held_out
-            if d.emoji["subgroup"] not in classes or d.style not in style_ids:
-                return False
-            if split in ("all", "val"):
-                return held or split == "all"
-            unseen = d.style == lacking(d.emoji["hexcode"], unpaired)
-            return not held and unseen == (split == "unpaired")
+        def split_of(d: Drawing) -> str:
+            if d.emoji["family"] in held_out:
+                return "val"
+            return "unpaired" if d.style == lacking(d.emoji["hexcode"], unpaired) else "train"
 
-        kept = [d for d in drawings if selected(d)]
+        chosen = [d for d in drawings if d.emoji["subgroup"] in classes and d.style in style_ids]
+        kept = [d for d in chosen if split in ("all", split_of(d))]
         if not kept:
             raise ValueError(f"no emoji of {', '.join(classes)} in these styles, split {split!r}")
-        key = hashlib.sha256(b"".join(d.webp for d in kept)).hexdigest()[:24]
-        self.hexcodes: list[str] = [d.emoji["hexcode"] for d in kept]
+        self.drawings, self.hexcodes = kept, [d.emoji["hexcode"] for d in kept]
         super().__init__(
-            partial(cached, f"emoji-{size}-{key}", partial(decode, kept, size)),
+            None,
             name=f"emoji-{split}",
             labels=torch.tensor([classes.index(d.emoji["subgroup"]) for d in kept]),
             classes=classes,
@@ -151,14 +137,17 @@ class EmojiDataset(ImageDataset):
             },
         )
 
+    @cached_property
+    def images(self) -> Tensor:
+        """(N, 3, S, S) uint8; decoded once, then read from the cache."""
+        key, size = hashlib.sha256(b"".join(d.webp for d in self.drawings)), self.size
+        return cached(
+            f"emoji-{size}-{key.hexdigest()[:24]}",
+            lambda: decode_all(lambda d: square(d.rgba(), size), self.drawings, size),
+        )
+
 
 def lacking(hexcode: str, unpaired: int) -> int:
     """The style that an emoji lacks in training, from a hash of its code point; -1: none."""
     number = int.from_bytes(hashlib.sha256(f"unpaired {hexcode}".encode()).digest()[:8])
     return number // unpaired % len(STYLES) if unpaired and number % unpaired == 0 else -1
-
-
-def decode(drawings: Sequence[Drawing], size: int) -> Tensor:
-    """Drawings over white: (N, 3, size, size) uint8."""
-    bar = tqdm(drawings, desc="decoding the emoji", delay=2)
-    return torch.stack([to_tensor(square(d.rgba(), size)) for d in bar])

@@ -1,19 +1,13 @@
 """Images of your own: a folder of image files, or a set that torchvision knows."""
 
 import hashlib
-import os
-import unicodedata
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from minildm.conditioning import look_up
-from minildm.data.dataset import ImageDataset, square, to_tensor
+from minildm.data.dataset import ImageDataset, decode_all, square
 from minildm.layers import check_fields
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -38,51 +32,41 @@ class ImageFolder(ImageDataset):
         check_fields(self, 1, 4096, "size")
         check_fields(self, 0, 1, "val_fraction")
         root = Path(root).expanduser().resolve()
-        files = find_images(root)
-        folders = {name: name.partition("/")[0] if "/" in name else root.name for name in files}
-        classes = sorted(set(folders.values()))
-        kept = [n for n in files if split in ("all", split_of(n, val_fraction))]
+        names = find_images(root)
+        class_of = {name: name.partition("/")[0] if "/" in name else root.name for name in names}
+        classes = sorted(set(class_of.values()))
+        kept = [n for n in names if split in ("all", split_of(n, val_fraction))]
         if not kept:
             raise ValueError(f"split={split!r} of {root} is empty: change {val_fraction=}")
         super().__init__(
-            decode_all(lambda i: read_square(files[kept[i]], size), len(kept), size),
+            decode_all(lambda name: read_square(root / name, size), kept, size),
             name=f"{root.name}-{split}",
-            labels=torch.tensor([classes.index(folders[name]) for name in kept]),
+            labels=torch.tensor([classes.index(class_of[name]) for name in kept]),
             classes=classes,
             columns={"file": kept},
         )
 
 
-def find_images(root: Path) -> dict[str, Path]:
-    """Every image below `root` by its relative name: slashes, accents as one character."""
-    found = {}
+def find_images(root: Path) -> list[str]:
+    """The name of every image, relative to `root`, with slashes, sorted."""
+    names = []
     for path in sorted(root.rglob("*")):
-        name = unicodedata.normalize("NFC", path.relative_to(root).as_posix())
+        name = path.relative_to(root).as_posix()
         hidden = any(part.startswith((".", "__")) for part in name.split("/"))  # of the system
         if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden:
-            found[name] = path
-    loose = [path for name, path in found.items() if "/" not in name]
-    if not found:
+            names.append(name)
+    loose = [name for name in names if "/" not in name]
+    if not names:
         raise ValueError(f"no image ({', '.join(SUFFIXES)}) in {root} or its subfolders")
-    if 0 < len(loose) < len(found):
+    if 0 < len(loose) < len(names):
         raise ValueError(f"{loose[0]} is next to the class folders: move it into one of them")
-    return found
+    return names
 
 
 def split_of(name: str, val_fraction: float) -> str:
     """ "train" or "val", from a hash of the name alone."""
     draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
     return "val" if draw < val_fraction else "train"
-
-
-def decode_all(read: Callable[[int], Image.Image], n: int, size: int) -> Tensor:
-    """Read n images in threads: (n, 3, size, size) uint8."""
-    images = torch.empty(n, 3, size, size, dtype=torch.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        decoded = threads.map(read, range(n))
-        for i, image in enumerate(tqdm(decoded, desc="decoding", total=n, delay=2)):
-            images[i] = to_tensor(image)
-    return images
 
 
 def read_square(file: Path, size: int) -> Image.Image:
@@ -114,7 +98,7 @@ def torchvision_set(
     labels = source._labels if name == "Flowers102" else getattr(source, "targets", None)
     classes = ["face"] if name == "CelebA" else source.classes
     return ImageDataset(
-        decode_all(lambda i: square(source[i][0], size), len(source), size),
+        decode_all(lambda i: square(source[i][0], size), range(len(source)), size),
         name=f"{name}-{split}",
         labels=None if labels is None else torch.tensor(labels),
         classes=[names[0] for names in classes] if name == "ImageNet" else classes,

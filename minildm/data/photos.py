@@ -37,8 +37,7 @@ def photo_table(split: str = "all") -> list[Any]:
 def open_photo(name: str) -> Image.Image:
     """A whole photograph, "koala", in RGB. Raises ValueError for an unknown name."""
     look_up(name, [row.name for row in photo_table()], "name")
-    with Image.open(data_dir() / f"photos/pictures/{name}.webp") as image:
-        return image.convert("RGB")
+    return Image.open(data_dir() / f"photos/pictures/{name}.webp").convert("RGB")
 
 
 def load_photo(name: str) -> Tensor:

@@ -25,6 +25,7 @@ from minildm.data.scene_rendering import (
     KINDS,
     OBJECTS,
     SKIES,
+    Kind,
     Layout,
     Placed,
     render,
@@ -38,6 +39,7 @@ MIN_HEIGHT = 0.19  # of the image: 12 of 64 pixels
 MAX_HIDDEN = 0.20  # of a box, by the boxes in front of it
 TRIES = 12  # at placing an object; then it is left out
 FAR_SCALE = 0.55  # an object's size at the horizon, as a share of its size nearest
+WIDE = 4  # ordinary scenes to a side of a wide one
 CROP_CLASSES = (*OBJECTS, "nothing")
 
 
@@ -81,7 +83,7 @@ class ScenesDataset(ImageDataset):
             kinds[i, : len(layout.objects)] = torch.tensor([p.kind for p in layout.objects])
         sky, ground, style = torch.tensor([layout[:3] for layout in layouts]).unbind(1)
         super().__init__(
-            self._paint_images,
+            None,
             name=f"scenes-{split}" + ("-plain" if background == "plain" else ""),
             labels=len(GROUNDS) * sky + ground,
             classes=[f"{ground}, {sky}" for sky in SKIES for ground in GROUNDS],
@@ -100,7 +102,12 @@ class ScenesDataset(ImageDataset):
         image, semantic = self._paint(i)
         return {"image": as_float(image), "semantic": semantic.long(), **self.without_image(i)}
 
-    @property
+    @cached_property
+    def images(self) -> Tensor:
+        """(N, 3, S, S) uint8; painted at the first use, like the maps."""
+        return self._painted[0]
+
+    @cached_property
     def maps(self) -> Tensor:
         """The semantic maps of all scenes: (N, S, S) uint8."""
         return self._painted[1]
@@ -131,25 +138,20 @@ class ScenesDataset(ImageDataset):
         pairs = [self._paint(i) for i in tqdm(range(self.n), f"painting {self.name}", delay=2)]
         return [torch.stack(parts) for parts in zip(*pairs, strict=True)]
 
-    def _paint_images(self) -> Tensor:
-        return self._painted[0]
-
 
 def caption_of(layout: Layout) -> str:
     """'two dogs and a house on grass under a night sky with the moon'."""
     kinds = [KINDS[placed.kind] for placed in layout.objects]
     ground = GROUNDS[layout.ground].replace("road", "a road")
-    words = f"{listed([k.name for k in kinds if not k.in_sky])} on {ground}"
-    hanging = listed([k.name for k in kinds if k.in_sky])
+    words = f"{listed([kind for kind in kinds if not kind.in_sky])} on {ground}"
+    hanging = listed([kind for kind in kinds if kind.in_sky])
     return f"{words} under a {SKIES[layout.sky]} sky" + (f" with {hanging}" if hanging else "")
 
 
-def listed(names: Sequence[str]) -> str:
-    """['dog', 'house', 'dog'] -> 'two dogs and a house'."""
-    parts = []
-    for name, number in Counter(names).items():
-        kind, count = KINDS[OBJECTS.index(name)], ("two", "three", "four")[number - 2]
-        parts.append(kind.one if number == 1 else f"{count} {kind.many}")
+def listed(kinds: Sequence[Kind]) -> str:
+    """'two dogs and a house' for a dog, a house and a dog."""
+    counts = ("", "", "two", "three", "four")
+    parts = [k.one if n == 1 else f"{counts[n]} {k.many}" for k, n in Counter(kinds).items()]
     return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
 
 
@@ -233,25 +235,24 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 # pixels on a larger image, under one sky and on one ground.
 
 
-def wide_scene(i: int, size: int = 256, ratio: int = 4, *, seed: int = 0) -> dict[str, Any]:
-    """`image` (3, S, S) float32 in [-1, 1] and `semantic` (S, S) int64 of wide scene i.
+def wide_scene(i: int, *, seed: int = 0) -> dict[str, Any]:
+    """`image` (3, 256, 256) float32 in [-1, 1] and `semantic` (256, 256) int64 of wide scene i.
 
-    An object has 1/ratio of its share of an ordinary scene's side: at size 256 and ratio 4 as
-    many pixels as at 64.
+    An object has as many pixels as in an ordinary scene of size 256 / WIDE = 64.
     """
     rng = np.random.default_rng([seed, len(SPLITS), i])
-    image, semantic = render(wide_layout(rng, ratio, range(len(STYLES))), rng, size)
+    image, semantic = render(wide_layout(rng), rng, 64 * WIDE)
     return {"image": as_float(image), "semantic": semantic.long()}
 
 
-def wide_layout(rng: np.random.Generator, ratio: int, styles: Sequence[int]) -> Layout:
-    """Up to 3 ratio^2 objects, as dense as an ordinary scene; those without room are left out."""
-    frame, objects, wanted = draw_layout(rng, styles), [], 3 * ratio**2
+def wide_layout(rng: np.random.Generator) -> Layout:
+    """Up to 3 WIDE^2 objects, as dense as an ordinary scene; those without room are left out."""
+    frame, objects, wanted = draw_layout(rng, range(len(STYLES))), [], 3 * WIDE**2
     for _ in range(2 * wanted):
         drawn = draw_kinds(rng, frame)
         kind = drawn[rng.integers(len(drawn))]
         if KINDS[kind].many or kind not in {placed.kind for placed in objects}:
-            objects += found_place(rng, kind, frame, objects, ratio)
+            objects += found_place(rng, kind, frame, objects, WIDE)
         if len(objects) == wanted:
             break
     return frame._replace(objects=tuple(sorted(objects)))

@@ -17,22 +17,20 @@ from minildm.layers import Batch, BatchRandom
 
 
 def mirrored(batch: Batch, chosen: Tensor) -> Batch:
-    """Mirror image (B, 3, H, W), semantic (B, H, W) and boxes of the chosen (B,) bool samples."""
-    batch = mirrored_boxes(batch, chosen)
+    """Mirror the chosen (B,) bool samples: image, semantic (B, H, W) and boxes (B, K, 4), if there.
+
+    The padding of boxes stays zero.
+    """
+    batch = dict(batch)
     for key in {"image", "semantic"} & set(batch):
         x = batch[key]
         batch[key] = torch.where(chosen.view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+    if "boxes" in batch:
+        left, top, right, bottom = batch["boxes"].unbind(-1)
+        turned = torch.stack([1 - right, top, 1 - left, bottom], dim=-1)
+        there = chosen[:, None] & (batch["classes"] >= 0)  # (B, K)
+        batch["boxes"] = torch.where(there[..., None], turned, batch["boxes"])
     return batch
-
-
-def mirrored_boxes(batch: Batch, chosen: Tensor) -> Batch:
-    """Mirror the boxes (B, K, 4) of the chosen (B,) bool samples; padding stays zero."""
-    if "boxes" not in batch:
-        return dict(batch)
-    boxes, there = batch["boxes"], batch["classes"] >= 0
-    left, top, right, bottom = boxes.unbind(-1)
-    turned = torch.stack([1 - right, top, 1 - left, bottom], dim=-1)
-    return {**batch, "boxes": torch.where((chosen[:, None] & there)[..., None], turned, boxes)}
 
 
 def style_caption(caption: str, style: str) -> str:

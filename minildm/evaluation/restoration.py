@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.data.transforms import degraded, draw_masks, enlarge, mean_fill, shrink
+from minildm.data.transforms import degrade_for_task, enlarge, mean_fill, shrink
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.evaluation.image_metrics import psnr, reconstruct
 from minildm.evaluation.intervals import Measured, mean_interval
@@ -39,9 +39,7 @@ def given_of(
     baseline.
     """
     rng = BatchRandom(torch.Generator().manual_seed(seed))
-    if task == "low_res":
-        return {"low_res": degraded(x, f, rng) if degradation == "degraded" else shrink(x, f)}
-    return {"image": x, "mask": draw_masks(masks, len(x), tuple(x.shape[2:]), rng).to(x)}
+    return degrade_for_task({"image": x}, task, f, degradation, masks, rng)
 
 
 def pasted(x: Tensor, given: Batch) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from minildm.compression.perceptual import perceptual_distance
 from minildm.data.emoji import EmojiDataset
 from minildm.data.scenes import wide_scene
-from minildm.data.transforms import mirrored_boxes
+from minildm.data.transforms import mirrored
 from minildm.evaluation.following import (
     emoji_prompts,
     evaluate_model,
@@ -48,10 +48,10 @@ def test_objects_are_what_and_where_they_are_requested() -> None:
     found = layout_following(x, layouts, classifier)
     assert all(found.settings["follows"][key] for key in ("objects", "filled", "found", "iou"))
     # The same objects on the other side: a model that knows what, and not where, would not mind.
-    turned = mirrored_boxes(layouts, torch.ones(16, dtype=torch.bool))
-    mirrored = layout_following(x, turned, classifier)
+    turned = mirrored(layouts, torch.ones(16, dtype=torch.bool))
+    misled = layout_following(x, turned, classifier)
     for key in ("objects", "filled", "found"):
-        assert found[key].low > mirrored[key].high, key
+        assert found[key].low > misled[key].high, key
 
 
 @pytest.mark.parametrize("name", BASELINES)
