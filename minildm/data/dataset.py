@@ -37,8 +37,6 @@ class ImageDataset(Dataset[dict[str, Any]]):
     Raises ValueError for images of another shape or type, and for columns of another length.
     """
 
-    images: Tensor
-
     def __init__(
         self,
         images: Tensor | None,

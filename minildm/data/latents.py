@@ -64,13 +64,12 @@ class LatentDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, data: ImageDataset, moments: Tensor, keep: Sequence[str] = ()) -> None:
-        self.data, self.moments = data, moments
         whole = {"image": "images", "semantic": "maps"}
-        self.kept = {key: getattr(data, whole[key]) for key in keep}
+        kept = {key: getattr(data, whole[key]) for key in keep}
+        self.columns = {**data.columns, **kept, "moments": moments}
 
     def __len__(self) -> int:
-        return len(self.moments)
+        return len(self.columns["moments"])
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        kept = {key: column[i] for key, column in self.kept.items()}
-        return {**self.data.without_image(i), **kept, "moments": self.moments[i]}
+        return {key: column[i] for key, column in self.columns.items()}

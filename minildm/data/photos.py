@@ -59,23 +59,18 @@ def crop_box(key: str, width: int, height: int, size: int) -> tuple[int, int, in
     return left, top, left + side, top + side
 
 
-def detail(image: Image.Image) -> float:
-    """The share of neighbouring pixels, across and down, whose grey values differ by EDGE."""
-    grey = np.asarray(image.convert("L"), np.int16)
-    pairs = [np.abs(np.diff(grey, axis=axis)) >= EDGE for axis in (0, 1)]
-    return sum(int(pair.sum()) for pair in pairs) / sum(pair.size for pair in pairs)
-
-
 def cut(photo: Image.Image, key: str, size: int) -> tuple[tuple[int, ...], Image.Image]:
     """The first crop of `key` with enough detail: its box, and its size x size pixels.
 
-    Lanczos sees beyond the box: the crop is cut from the whole photograph, reduced.
+    Detail: the share of neighbouring pixels, across and down, whose grey values differ by EDGE.
     """
     found = []
     for attempt in range(TRIES):
         box = crop_box(f"{key} {size} {attempt}", *photo.size, size)
         image = photo.resize((size, size), Image.Resampling.LANCZOS, box=box)
-        found.append((detail(image), box, image))
+        grey = np.asarray(image.convert("L"), np.int16)
+        edges = np.concatenate([np.diff(grey, axis=axis).ravel() for axis in (0, 1)])
+        found.append((np.mean(np.abs(edges) >= EDGE), box, image))
         if found[-1][0] >= MIN_DETAIL:
             break
     return max(found, key=lambda one: one[:2])[1:]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from minildm.data.emoji import STYLES, load_rgba
@@ -122,15 +122,14 @@ def paint_object(
     """Lay the drawing over `canvas`, and its class over `semantic` where alpha is above half."""
     size = len(canvas)
     x0, y0 = round(placed.x * size), round(placed.y * size)
-    x1 = max(round((placed.x + placed.w) * size), x0 + 1)
-    y1 = max(round((placed.y + placed.h) * size), y0 + 1)
+    x1, y1 = round((placed.x + placed.w) * size), round((placed.y + placed.h) * size)
     small = sprite.resize((x1 - x0, y1 - y0), Image.Resampling.LANCZOS)
-    pixels = np.asarray(small, np.float32)[:, :: -1 if placed.flip else 1] / 255
-    pixels = pixels[max(-y0, 0) : size - y0, max(-x0, 0) : size - x0]  # the part in the image
-    window = slice(max(y0, 0), y1), slice(max(x0, 0), x1)
-    color, alpha = pixels[..., :3] * tint, pixels[..., 3:]  # color has been multiplied by alpha
-    canvas[window] = color + (1 - alpha) * canvas[window]
-    semantic[window][alpha[..., 0] > 0.5] = len(BACKGROUNDS) + placed.kind
+    layer = Image.new("RGBa", (size, size))  # colours multiplied by alpha, here zero
+    layer.paste(ImageOps.mirror(small) if placed.flip else small, (x0, y0))
+    pixels = np.asarray(layer, np.float32) / 255
+    color, alpha = pixels[..., :3] * tint, pixels[..., 3:]
+    canvas[:] = color + (1 - alpha) * canvas
+    semantic[alpha[..., 0] > 0.5] = len(BACKGROUNDS) + placed.kind
 
 
 def paint_shadow(canvas: np.ndarray, placed: Placed) -> None:
@@ -139,9 +138,8 @@ def paint_shadow(canvas: np.ndarray, placed: Placed) -> None:
     half_w, half_h = 0.55 * placed.w * size, (0.06 * placed.w + 0.01) * size
     x = (np.arange(size) + 0.5 - (placed.x + placed.w / 2) * size) / half_w
     y = (np.arange(size) + 0.5 - (placed.y + placed.h) * size + 0.4 * half_h) / half_h
-    rows, columns = np.abs(y) < 1, np.abs(x) < 1
-    inside = 1 - y[rows, None] ** 2 - x[columns] ** 2
-    canvas[np.ix_(rows, columns)] *= 1 - 0.4 * inside.clip(0)[..., None]
+    inside = (1 - y[:, None] ** 2 - x**2).clip(0)  # 1 in the centre, 0 at the edge and outside
+    canvas *= 1 - 0.4 * inside[..., None]
 
 
 def paint_background(layout: Layout, rng: np.random.Generator, size: int) -> np.ndarray:

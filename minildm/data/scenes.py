@@ -72,7 +72,7 @@ class ScenesDataset(ImageDataset):
         self.split, self.size, self.n, self.seed, self.background = split, size, n, seed, background
         look_up(split, SPLITS, "split")
         look_up(background, ("scene", "plain"), "background")
-        check_fields(self, 1, 4096, "size")
+        check_fields(self, 16, 4096, "size")
         check_fields(self, 1, 10**6, "n")
         check_fields(self, 0, 2**62, "seed")
         self._style_ids = sorted({look_up(style, STYLES, "styles") for style in styles or STYLES})

@@ -178,15 +178,9 @@ MASKS = {draw.__name__: draw for draw in (lama, strokes, boxes, halves)}
 
 
 def draw_masks(kinds: Sequence[str], n: int, size: tuple[int, int], rng: BatchRandom) -> Tensor:
-    """Draw a mask (n, 1, H, W) of one of the kinds, keys of MASKS, for each of n images.
-
-    Every mask has known pixels and a hole: one that would not is a square in the centre.
-    """
+    """Draw a mask (n, 1, H, W) of one of the kinds, keys of MASKS, for each of n images."""
     drawn = torch.stack([MASKS[kind](n, size, rng) for kind in kinds])
-    chosen = drawn[rng.randint(len(kinds), n), torch.arange(n, device=drawn.device)]
-    share = chosen.mean((1, 2, 3), keepdim=True)
-    centre = ((pixel_centres(size, drawn.device) - 0.5).abs() > 0.25).any(-1).float()
-    return torch.where((share > 0) & (share < 1), chosen, centre)
+    return drawn[rng.randint(len(kinds), n), torch.arange(n, device=drawn.device)]
 
 
 def mean_fill(x: Tensor, mask: Tensor) -> Tensor:
