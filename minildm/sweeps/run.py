@@ -11,15 +11,15 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.data.dataset import ImageDataset, cached
+from minildm.data.dataset import ImageDataset, as_float, cached
 from minildm.data.scenes import crop
 from minildm.data.transforms import enlarge, shrink
 from minildm.diffusion.latent_diffusion import LatentDiffusion
@@ -58,48 +58,39 @@ METRICS = {  # name: its axis
 }
 
 
-class Conditions(NamedTuple):
-    """The conditions of real images, and the truth to compare samples with by `metric`."""
-
-    y: Any  # as `sample` takes it; None for an unconditional model
-    real: Tensor  # (N, 3, H, W) in [-1, 1]
-    metric: str = ""  # empty: nothing tells whether samples follow
-    truth: Any = None  # groups (N,), boxes and classes, or the real images
-
-
 def data_of(run: Run, model: LatentDiffusion, split: str) -> ImageDataset:
     """The images that a run trains on; for a shipped model, those of its condition."""
     if run.experiment:
         return run.experiment.data.dataset(split)
     conditioner = model.config.conditioner
-    scenes = conditioner.kind in ("layout", "semantic")
+    kind = "scenes" if conditioner.kind in ("layout", "semantic") else "emoji"
     subgroups = conditioner.classes if conditioner.kind == "class" else ()
-    config = DataConfig(kind="scenes" if scenes else "emoji", subgroups=subgroups)
-    return replace(config, size=model.config.image_size).dataset(split)
+    return DataConfig(kind=kind, size=model.config.image_size, subgroups=subgroups).dataset(split)
 
 
-def conditions_of(run: Run, model: LatentDiffusion, data: ImageDataset) -> Conditions:
-    """Draw conditions, in the proportions of the training set `data`; held-out maps and images."""
+def conditions_of(
+    run: Run, model: LatentDiffusion, data: ImageDataset
+) -> tuple[Any, Tensor, dict[str, Any]]:
+    """Draw conditions for `sample`, with their real images (N, 3, H, W) and the truth.
+
+    In the proportions of the training set `data`; layouts, maps and images are held-out ones.
+    The truth is by metric, as for `follows`; {} where no classifier knows the data.
+    """
     kind, n, seed = model.config.conditioner.kind, run.samples, run.seed
     if kind in ("layout", "semantic"):
         y, truth, x = held_out(model, n, seed)
-        return Conditions(y, x, "objects", truth)
+        return y, x, {"objects": truth}
     if kind in ("low_res", "inpaint"):
         val = data_of(run, model, "val")
         y, _, x = held_out(model, min(n, len(val)), seed, val)
-        return Conditions(y, x, "psnr", x)
+        return y, x, {"psnr": x}
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     rows = order[torch.arange(n) % len(data)]
-    x, labels, groups = _images(data, rows), data.labels[rows], data.group_ids[rows]
-    y = {"none": None, "class": [data.classes[label] for label in labels]}
+    y = {"none": None, "class": [data.classes[label] for label in data.labels[rows]]}
     y = y.get(kind, [data.captions[i] for i in rows.tolist()])
-    known = y and data.name.startswith("emoji")  # to the classifier
-    return Conditions(y, x, "accuracy", groups) if known else Conditions(y, x)
-
-
-def _images(data: ImageDataset, rows: Tensor) -> Tensor:
-    """Rows (N,) of a data set -> (N, 3, H, W) in [-1, 1]."""
-    return torch.stack([data[i]["image"] for i in rows.tolist()])
+    known = y and data.name.startswith("emoji")
+    truth = {"accuracy": data.group_ids[rows]} if known else {}
+    return y, as_float(data.images[rows]), truth
 
 
 def measure(run: Run, folder: Path, model: LatentDiffusion, step: int, name: str) -> list[Row]:
@@ -116,16 +107,16 @@ def measure(run: Run, folder: Path, model: LatentDiffusion, step: int, name: str
     if any(fixed.items() <= row.items() for row in content["rows"]):
         return content["rows"]
     data = data_of(run, model, "train")
-    given, began = conditions_of(run, model, data), time.perf_counter()
+    (y, real, truth), began = conditions_of(run, model, data), time.perf_counter()
     if name == BOUND:
-        x = reconstruct(model.autoencoder, given.real)
+        x = reconstruct(model.autoencoder, real)
     else:  # from the same noise at every step
         options = asdict(override(run.sampling, run.samplings.get(name, {})))
-        n = run.samples if given.y is None else None
-        x = model.sample(given.y, n=n, seed=run.seed, **options).cpu()
+        n = run.samples if y is None else None
+        x = model.sample(y, n=n, seed=run.seed, **options).cpu()
         fixed["images_per_second"] = len(x) / (time.perf_counter() - began)
-        x = pasted(x, given.y) if isinstance(given.y, dict) else x
-    numbers = scores(x, given, data, model.device).items()
+        x = pasted(x, y) if isinstance(y, dict) else x
+    numbers = scores(x, truth, data, model.device).items()
     content["rows"] += [{**fixed, "metric": m, "value": v, "n": n} for m, (v, n) in numbers]
     with atomic_write(folder / "samples" / f"{step}-{slug(name)}.pt") as file:
         torch.save(((x[:8] + 1) * 127.5).round().to(torch.uint8), file)
@@ -134,9 +125,9 @@ def measure(run: Run, folder: Path, model: LatentDiffusion, step: int, name: str
 
 
 def scores(
-    x: Tensor, given: Conditions, data: ImageDataset, device: torch.device
+    x: Tensor, truth: dict[str, Any], data: ImageDataset, device: torch.device
 ) -> dict[str, tuple[float, int]]:
-    """Samples (N, 3, H, W) in [-1, 1] -> (value, N) by metric.
+    """Samples (N, 3, H, W) in [-1, 1] -> (value, N) by metric, those of the truth included.
 
     Real images are those of the training split, as in the paper's appendix E. The Fréchet
     distance is on the 112 features of a middle block, since a few hundred samples are too few for
@@ -148,24 +139,26 @@ def scores(
         """Of real images, computed once for all runs, and of the samples: (M, D), (N, D)."""
         network = OfflineFeatures(block).to(device)
         key = f"features-{data.fingerprint[:24]}-{len(order)}-{network.layer}"
-        real = cached(key, lambda: extract_features(_images(data, order), network))
+        real = cached(key, lambda: extract_features(as_float(data.images[order]), network))
         return real, extract_features(x, network)
 
     head = features(None)
-    precision, recall = precision_recall(*head)
     found = {"proxy_fid": frechet_distance(*features(10)), "kid": kernel_distance(*head)}
-    found |= {"precision": precision, "recall": recall}
+    found["precision"], found["recall"] = precision_recall(*head)
     numbers = {name: (float(value), len(x)) for name, value in found.items()}
-    return numbers | ({given.metric: follows(x, given, device)} if given.metric else {})
+    return numbers | {name: follows(x, name, shows, device) for name, shows in truth.items()}
 
 
-def follows(x: Tensor, given: Conditions, device: torch.device) -> tuple[float, int]:
-    """Whether samples (N, 3, H, W) show what they were conditioned on: `given.metric` and N."""
-    truth, side = given.truth, x.shape[-1]
-    if given.metric == "psnr":
+def follows(x: Tensor, metric: str, truth: Any, device: torch.device) -> tuple[float, int]:
+    """Whether samples (N, 3, H, W) show what they were conditioned on: the metric's value, and N.
+
+    truth: groups (N,) for "accuracy", boxes and classes for "objects", real images for "psnr".
+    """
+    side = x.shape[-1]
+    if metric == "psnr":
         return float(psnr(truth, x).mean()), len(x)
     name, question = "emoji-classifier", "group"
-    if given.metric == "objects":
+    if metric == "objects":
         name, question = "scenes-classifier", "label"
         image, slot = (truth["classes"] >= 0).nonzero().unbind(1)
         x, truth = crop(x[image], truth["boxes"][image, slot]), truth["classes"][image, slot]
@@ -212,12 +205,10 @@ def train(run: Run, folder: Path, shared: Path, device: str | None = None) -> It
         return
     for _ in train_first_stage(run, shared, device):
         pass
-    model_dir, own = folder / "model", folder / "first_stage"
-    if not (own / "config.json").is_file():  # a copy, so that the run's folder can move
-        stage = stage_folder(run, shared)
-        autoencoder = load_model(stage, kind="autoencoder") if stage else Autoencoder(PIXELS)
-        autoencoder.scale /= run.latent_std
-        save_model(autoencoder, own)
+    model_dir, own, stage = folder / "model", folder / "first_stage", stage_folder(run, shared)
+    autoencoder = load_model(stage, kind="autoencoder") if stage else Autoencoder(PIXELS)
+    autoencoder.scale /= run.latent_std
+    save_model(autoencoder, own)  # a copy, so that the run's folder can move
     marks = {*run.measure_at, run.experiment.train.steps}
     options = {"first_stage": own, "run_dir": model_dir, "device": device, "save_at": marks}
     for record in itertools.chain([None], train_ldm(run.experiment, **options)):

@@ -13,14 +13,14 @@ from minildm.conditioning import look_up
 from minildm.diffusion.latent_diffusion import SamplingConfig
 from minildm.files import data_dir
 from minildm.layers import check_fields
-from minildm.training.checkpoint import find_model, flat, load_model
+from minildm.training.checkpoint import find_model, flat
 from minildm.training.configs import (
     AutoencoderExperiment,
     LatentDiffusionExperiment,
     from_dict,
     override,
 )
-from minildm.training.presets import PIXELS, PRESETS
+from minildm.training.presets import PRESETS
 
 COLUMNS = ("seed", "step", "seconds", "sampling", "images_per_second", "metric", "value")
 COLUMNS += ("low", "high", "n", "device")  # of the table, after the level
@@ -31,9 +31,9 @@ OF_RUN = ("sampling.", "first_stage.", "latent_std")  # other settings are the e
 class Run:
     """One cell of a sweep: a level with a seed, resolved. `to_dict` and `from_dict` make it JSON.
 
-    model: a trained model's folder or name, which is only sampled; else experiment is trained on
-    first_stage, which is trained once for all runs that use it, or the folder of a trained one;
-    without either, on pixels. latent_std: the standard deviation of the latents, instead of 1.
+    model: a trained model's folder or name, which is only sampled; else `experiment` is trained,
+    on first_stage, on the trained one in first_stage_dir, or without either on pixels.
+    latent_std: the standard deviation of the latents, instead of 1.
     """
 
     sweep: str
@@ -65,14 +65,14 @@ def slug(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Levels of one factor, each with every seed. The name heads a column of the table.
+    """Levels of one factor, each with every seed; the name heads a column of the table.
 
     levels: what each sets, by label: dotted fields of the experiment ("unet.channels",
     "train.lr"), "preset", "first_stage" (a preset that is trained once for all runs, the folder
     of a trained one, or "pixels") and its fields ("first_stage.model.mid_attn"), "latent_std",
     and of SamplingConfig ("sampling.steps"); or "model", a trained model that is only sampled.
-    shared: the same for all levels. measure_at: optimiser steps, besides the last one, at which
-    `samples` samples are measured; at the end also with all `samplings` (label: options).
+    shared: the same for all levels. measure_at: optimiser steps, in addition to the last one, at
+    which samples are measured; at the end also with all `samplings` (label: options).
     Raises ValueError for an unknown or unfitting setting, with the level.
     """
 
@@ -91,9 +91,10 @@ class Sweep:
             taken = ", ".join(COLUMNS)
             raise ValueError(f"name={self.name!r} must be a word of a-z, 0-9, _; not {taken}")
         names = [run.name for run in self.runs()]
-        if not names or len(set(names)) < len(names) or self.samples < 20:
-            given = f"levels={list(self.levels)}, seeds={self.seeds}, samples={self.samples}"
-            raise ValueError(f"{self.name}: {given} must be different, and at least 20 samples")
+        if not names or len(set(names)) < len(names):
+            given = f"levels={list(self.levels)}, seeds={self.seeds}"
+            raise ValueError(f"{self.name}: {given} must be different, and at least one each")
+        check_fields(self, 20, 1e6, "samples")
 
     def runs(self) -> list[Run]:
         """Seed by seed, every level: a sweep that is stopped has whole rounds."""
@@ -101,9 +102,9 @@ class Sweep:
 
     def run(self, level: str, seed: int) -> Run:
         """One run. Raises ValueError with the level, the setting and what is allowed."""
-        same = {name: getattr(self, name) for name in ("measure_at", "samplings", "samples")}
         try:
-            run = Run(sweep=self.name, level=level, seed=seed, **same)
+            run = Run(sweep=self.name, level=level, seed=seed, samples=self.samples)
+            run = replace(run, measure_at=self.measure_at, samplings=self.samplings)
             run = _resolved(run, {**self.shared, **self.levels[level]})
             for options in self.samplings.values():
                 override(run.sampling, options)
@@ -126,34 +127,24 @@ def _resolved(run: Run, settings: dict[str, Any]) -> Run:
     """The run with a level's settings; for a training, with its presets."""
     if model := settings.pop("model", ""):
         find_model(model)  # raises ValueError for an unknown one
-        for name in settings:
-            if not name.startswith("sampling."):
-                raise ValueError(f"{name} has no effect: model={model!r} is trained already")
         return override(replace(run, model=model), settings)
-    experiment = _preset(settings.pop("preset", "emoji-class-f4"), LatentDiffusionExperiment)
-    stage, config = settings.pop("first_stage", "emoji-kl-f4"), PIXELS
+    preset = settings.pop("preset", "emoji-class-f4")
+    stage = settings.pop("first_stage", "emoji-kl-f4")
+    look_up(preset, list(PRESETS), "preset")
     if stage == "pixels" or Path(stage).is_dir():  # shared settings of others have no effect
         settings = {k: v for k, v in settings.items() if not k.startswith("first_stage.")}
+        run = replace(run, first_stage_dir="" if stage == "pixels" else stage)
     else:
-        run = replace(run, first_stage=_preset(stage, AutoencoderExperiment))
-        size = settings.get("data.size", experiment.data.size)
+        look_up(stage, list(PRESETS), "first_stage")
+        size = settings.get("data.size", PRESETS[preset].data.size)
         settings = {"first_stage.data.size": size, **settings}
-    if Path(stage).is_dir():
-        run, config = (
-            replace(run, first_stage_dir=stage),
-            load_model(stage, kind="autoencoder").config,
-        )
+        run = replace(run, first_stage=PRESETS[stage])
     named = {k if k.startswith(OF_RUN) else f"experiment.{k}": v for k, v in settings.items()}
-    run = override(
-        replace(run, experiment=experiment), {**named, "experiment.train.seed": run.seed}
-    )
-    run.experiment.model_config(run.first_stage.model if run.first_stage else config)  # a check
+    named["experiment.train.seed"] = run.seed
+    run = override(replace(run, experiment=PRESETS[preset]), named)
+    if run.first_stage:  # raises ValueError where they do not fit together
+        run.experiment.model_config(run.first_stage.model)
     return run
-
-
-def _preset(name: str, kind: type) -> Any:
-    look_up(name, [key for key, value in PRESETS.items() if isinstance(value, kind)], "preset")
-    return PRESETS[name]
 
 
 def standard_sweeps() -> list[str]:
@@ -174,14 +165,14 @@ def read_sweep(what: str | Path) -> Sweep:
         path = data_dir().parent / f"notebooks/sweeps/{what}.toml"
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        if ("grid" in content) == ("levels" in content):
-            raise ValueError("a sweep requires either levels or a grid")
-        levels = content.pop("levels", None) or _crossed(flat(content.pop("grid", {})))
+        levels = content["levels"] if "levels" in content else _crossed(flat(content.pop("grid")))
         content["levels"] = {label: flat(settings) for label, settings in levels.items()}
         content["shared"] = flat(content.get("shared", {}))
         return from_dict(Sweep, {"name": re.sub(r"\W", "_", path.stem.lower()), **content})
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: levels, shared must be tables, grid one of lists") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} requires levels, tables of settings, or a grid of lists"
+        ) from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Tables and reports: of the committed tables, and of runs that only pretend to have run."""
+"""Tables and reports of runs that only pretend to have run."""
 
 import math
 import shutil
@@ -9,17 +9,8 @@ import pytest
 from scipy import stats
 from sweeps.tiny import pretend, tiny_sweep
 
-from minildm import data_dir, read_table
+from minildm import read_table
 from minildm.sweeps.report import at_the_end, lines, table_of, write_report
-
-
-def test_the_committed_curves_have_all_factors_and_steps() -> None:
-    table = read_table(data_dir() / "results/fig6_factor.csv")
-    found, ends = lines(table, "proxy_fid", "step"), at_the_end(table, "proxy_fid")
-    assert list(found) == [f"f = {f}" for f in (1, 2, 4, 8, 16, 32)]
-    for label, (steps, value, low, high) in found.items():
-        assert steps == [250, 500, 1000, 2000]
-        assert ends[label] == (value[-1], low[-1], high[-1], 3)
 
 
 def test_means_and_intervals_are_scipy_s(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """One run: what it measures, and that it continues where it was stopped."""
 
 import itertools
-import json
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,6 @@ from minildm.data.scenes import ScenesDataset
 from minildm.evaluation.following import layout_following
 from minildm.sweeps import run as module
 from minildm.sweeps.run import (
-    RESULTS,
-    Conditions,
     conditions_of,
     data_of,
     follows,
@@ -31,6 +28,9 @@ from minildm.training.checkpoint import read_log
 ).runs()
 
 
+DISTANCES = ("proxy_fid", "kid", "precision", "recall")
+
+
 @pytest.fixture(autouse=True)
 def few_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REFERENCE", 120)
@@ -44,20 +44,15 @@ def test_a_run_that_is_stopped_continues_to_the_same_numbers(tmp_path: Path) -> 
     assert [record.step for record in train(RUN, stopped, tmp_path)] == [3, 4]
     assert not list(train(RUN, stopped, tmp_path))
     list(train(RUN, whole, tmp_path))
-    numbers = [
-        [(r["step"], r["sampling"], r["metric"], r["value"]) for r in measure_at_end(RUN, place)]
-        for place in (stopped, whole)
-    ]
-    assert numbers[0] == numbers[1]
-    steps = {row[:2] for row in numbers[0]}
-    assert steps == {(2, "default"), (4, "default"), (4, "three"), (4, "first stage")}
-    metrics = {"proxy_fid", "kid", "precision", "recall", "accuracy"}
-    assert {row[2] for row in numbers[0]} == metrics
+    rows, again = measure_at_end(RUN, stopped), measure_at_end(RUN, whole)
+    assert [r["value"] for r in rows] == [r["value"] for r in again]
+    steps = {(2, "default"), (4, "default"), (4, "three"), (4, "first stage")}
+    assert {(row["step"], row["sampling"]) for row in rows} == steps
+    assert {row["metric"] for row in rows} == {*DISTANCES, "accuracy"}
     for name in ("model", "ema"):
         a, b = (load_file(place / f"model/{name}.safetensors") for place in (stopped, whole))
         assert all(torch.equal(a[key], b[key]) for key in b)
     assert list(shown(whole)) == ["2-default", "4-default", "4-first-stage", "4-three"]
-    rows = json.loads((whole / RESULTS).read_text())["rows"]
     last = [row for row in rows if row["step"] == 4]
     assert len({row["seconds"] for row in last}) == 1 and last[0]["seconds"] > 0
     speeds = {row["sampling"]: row.get("images_per_second") for row in rows}
@@ -93,7 +88,7 @@ def test_every_kind_of_model_is_measured_by_its_condition(
     assert not list(train(run, tmp_path, tmp_path))  # nothing to train
     rows = measure_at_end(run, tmp_path)
     metric = "objects" if scenes else "psnr"
-    assert {row["metric"] for row in rows} == {"proxy_fid", "kid", "precision", "recall", metric}
+    assert {row["metric"] for row in rows} == {*DISTANCES, metric}
     assert all(row["n"] >= 20 for row in rows)
 
 
@@ -101,9 +96,9 @@ def test_real_images_score_better_than_noise() -> None:
     [run] = Sweep(name="x", levels={"a": {"model": "emoji-class"}}, seeds=(0,), samples=60).runs()
     model = pretrained("emoji-class")
     data = data_of(run, model, "train")
-    given = conditions_of(run, model, data)
+    _, images, truth = conditions_of(run, model, data)
     noise = torch.rand(60, 3, 64, 64) * 2 - 1
-    real, other = (scores(x, given, data, model.device) for x in (given.real, noise))
+    real, other = (scores(x, truth, data, model.device) for x in (images, noise))
     assert real["proxy_fid"][0] < 0.2 * other["proxy_fid"][0]
     assert real["accuracy"][0] > 0.8 > other["accuracy"][0]
 
@@ -112,6 +107,5 @@ def test_objects_are_counted_as_the_evaluation_counts_them() -> None:
     scenes = ScenesDataset("val", 64, n=6)
     x, layouts = as_float(scenes.images), {k: scenes.columns[k] for k in ("boxes", "classes")}
     found = layout_following(x, layouts, pretrained("scenes-classifier"))["objects"]
-    given = Conditions(None, x, "objects", layouts)
-    assert follows(x, given, torch.device("cpu")) == (found.value, found.n)
+    assert follows(x, "objects", layouts, torch.device("cpu")) == (found.value, found.n)
     assert found.value > 0.8
