@@ -183,15 +183,16 @@ def evaluate(
     """Measure a model on held-out images: reconstructions, or what a classifier recognises."""
     from minildm.evaluation.following import evaluate_model
 
-    place, options = pick_device(device), {"per_class": per_class, "n": n, "steps": steps}
-    if classifier:
-        options["classifier"] = load_model(find_model(classifier)).to(place)
+    place = pick_device(device)
     found = evaluate_model(
         load_model(find_model(model)).to(place),
         data=_data(data, folder, size),
+        classifier=load_model(find_model(classifier)).to(place) if classifier else None,
+        per_class=per_class,
+        n=n,
+        steps=steps,
         guidance_scale=guidance_scale or (3.0,),
         seed=seed,
-        **options,
     )
     for name, evaluation in found.items():
         typer.echo(f"{name}\n{evaluation}\n")

@@ -21,12 +21,11 @@ from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.layers import CrossAttention, TransformerBlock
 
 
-def attention_weights(attn: CrossAttention, x: Tensor, cond: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)), LDM Sec. 3.3.
+def attention_weights(attn: CrossAttention, x: Tensor, cond: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)), LDM Sec. 3.3; each row sums to 1.
 
-    (B, N, d_in), (B, M, d_cond) or None -> (B, head, N, M); each row sums to 1.
+    (B, N, d_in), (B, M, d_cond) -> (B, head, N, M)
     """
-    cond = x if cond is None else cond
     q, k = (
         rearrange(y, "b n (head d) -> b head n d", head=attn.heads)
         for y in (attn.to_q(x), attn.to_k(cond))

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -15,8 +14,7 @@ UNWRITTEN = "nothing is written yet; put your line in place of the dots."
 Fn = Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """The verdict on an answer: `ok`, and a sentence that helps. A notebook cell shows both."""
 
     ok: bool
