@@ -98,6 +98,7 @@ class Layout(NamedTuple):
     style: int
     horizon: float  # share of the height that is sky
     objects: tuple[Placed, ...] = ()  # from far to near
+    ratio: int = 1  # how many times its side is an ordinary scene's
 
 
 def render(layout: Layout, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:

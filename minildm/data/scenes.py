@@ -53,6 +53,8 @@ class ScenesDataset(ImageDataset):
     -1; `semantic` (S, S) int64 into `semantic_classes`: BACKGROUNDS, then 8 + class. `label` is
     5 sky + ground, `group` the ground. At least a quarter of every object is visible.
 
+    `images` and `maps`, the semantic maps as uint8, are painted at the first use.
+
     styles: names of STYLES; default, or empty: all. background: "scene", or "plain": grey around
     the objects, nothing else differs. Raises ValueError for a bad argument.
     """
@@ -103,16 +105,6 @@ class ScenesDataset(ImageDataset):
         return {"image": as_float(image), "semantic": semantic.long(), **self.without_image(i)}
 
     @cached_property
-    def images(self) -> Tensor:
-        """(N, 3, S, S) uint8; painted at the first use, like the maps."""
-        return self._painted[0]
-
-    @cached_property
-    def maps(self) -> Tensor:
-        """The semantic maps of all scenes: (N, S, S) uint8."""
-        return self._painted[1]
-
-    @cached_property
     def fingerprint(self) -> str:
         """A hash of the arguments, the drawings and the first scenes' pixels."""
         data = (self.name, self.size, self.n, self.seed, tuple(self._style_ids))
@@ -138,6 +130,9 @@ class ScenesDataset(ImageDataset):
         pairs = [self._paint(i) for i in tqdm(range(self.n), f"painting {self.name}", delay=2)]
         return [torch.stack(parts) for parts in zip(*pairs, strict=True)]
 
+    images = cached_property(lambda self: self._painted[0])  # (N, 3, S, S) uint8
+    maps = cached_property(lambda self: self._painted[1])  # (N, S, S) uint8
+
 
 def caption_of(layout: Layout) -> str:
     """'two dogs and a house on grass under a night sky with the moon'."""
@@ -158,19 +153,19 @@ def listed(kinds: Sequence[Kind]) -> str:
 def draw_layout(rng: np.random.Generator, styles: Sequence[int]) -> Layout:
     """A scene of two to four objects; those that find no room are left out, down to two."""
     sky, ground = int(rng.integers(len(SKIES))), int(rng.integers(len(GROUNDS)))
-    frame = Layout(sky, ground, styles[rng.integers(len(styles))], rng.uniform(0.45, 0.58))
-    objects: list[Placed] = []
-    while len(objects) < 2:
-        objects = []
-        for kind in draw_kinds(rng, frame):
-            objects += found_place(rng, kind, frame, objects)
-    return frame._replace(objects=tuple(sorted(objects)))
+    empty = Layout(sky, ground, styles[rng.integers(len(styles))], rng.uniform(0.45, 0.58))
+    layout = empty
+    while len(layout.objects) < 2:
+        layout = empty
+        for kind in draw_kinds(rng, layout):
+            layout = with_object(rng, kind, layout)
+    return layout
 
 
-def draw_kinds(rng: np.random.Generator, frame: Layout) -> list[int]:
+def draw_kinds(rng: np.random.Generator, layout: Layout) -> list[int]:
     """Two to four kinds, the first on the ground; a kind may come twice."""
-    standing = [i for i, kind in enumerate(KINDS) if GROUNDS[frame.ground] in kind.places]
-    hanging = [i for i, kind in enumerate(KINDS) if SKIES[frame.sky] in kind.places]
+    standing = [i for i, kind in enumerate(KINDS) if GROUNDS[layout.ground] in kind.places]
+    hanging = [i for i, kind in enumerate(KINDS) if SKIES[layout.sky] in kind.places]
     drawn, wanted = [standing[rng.integers(len(standing))]], rng.integers(2, MAX_OBJECTS + 1)
     while len(drawn) < wanted:
         chance = rng.random()
@@ -181,30 +176,28 @@ def draw_kinds(rng: np.random.Generator, frame: Layout) -> list[int]:
     return drawn
 
 
-def found_place(
-    rng: np.random.Generator, kind: int, frame: Layout, objects: Sequence[Placed], ratio: int = 1
-) -> list[Placed]:
-    """The object, ratio times smaller, at a random position; empty after TRIES without room.
+def with_object(rng: np.random.Generator, kind: int, layout: Layout) -> Layout:
+    """The layout with the object at a random position; as it is after TRIES without room.
 
     There is room where no object would be hidden by more than MAX_HIDDEN of its box.
     """
     for _ in range(TRIES):
-        new = place(rng, kind, frame, ratio)
-        boxes = [placed.box for placed in sorted((*objects, new))]
+        objects = tuple(sorted((*layout.objects, place(rng, kind, layout))))
+        boxes = [placed.box for placed in objects]
         if all(
             sum(overlap(box, nearer) for nearer in boxes[i + 1 :]) <= MAX_HIDDEN * overlap(box, box)
             for i, box in enumerate(boxes)
         ):
-            return [new]
-    return []
+            return layout._replace(objects=objects)
+    return layout
 
 
-def place(rng: np.random.Generator, kind: int, frame: Layout, ratio: int = 1) -> Placed:
+def place(rng: np.random.Generator, kind: int, layout: Layout) -> Placed:
     """A random position; on the ground: the lower its foot, the nearer and the larger.
 
-    On a wide scene it is ratio times smaller, at another x; a foot keeps its height.
+    In a wide scene it is `ratio` times smaller, at another x; a foot keeps its height.
     """
-    name, drawing, horizon = OBJECTS[kind], sprites(STYLES[frame.style])[kind], frame.horizon
+    name, drawing, horizon = OBJECTS[kind], sprites(STYLES[layout.style])[kind], layout.horizon
     h, flip = KINDS[kind].height * rng.uniform(1.0, 1.12), bool(rng.random() < 0.5)
     if KINDS[kind].in_sky:
         y = rng.uniform(0.02, horizon - h - 0.02)
@@ -217,8 +210,8 @@ def place(rng: np.random.Generator, kind: int, frame: Layout, ratio: int = 1) ->
         y = near - h
     w = h * (drawing.width / drawing.height)
     x = rng.uniform(-0.1 * w, 1 - 0.9 * w)
-    if ratio > 1:
-        y, w, h = y + h - h / ratio, w / ratio, h / ratio
+    if layout.ratio > 1:
+        y, w, h = y + h - h / layout.ratio, w / layout.ratio, h / layout.ratio
         x = rng.uniform(-0.1 * w, 1 - 0.9 * w)
         if KINDS[kind].in_sky:
             y = rng.uniform(0.02, horizon - h - 0.02)
@@ -235,27 +228,27 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 # pixels on a larger image, under one sky and on one ground.
 
 
-def wide_scene(i: int, *, seed: int = 0) -> dict[str, Any]:
+def wide_scene(i: int) -> dict[str, Any]:
     """`image` (3, 256, 256) float32 in [-1, 1] and `semantic` (256, 256) int64 of wide scene i.
 
     An object has as many pixels as in an ordinary scene of size 256 / WIDE = 64.
     """
-    rng = np.random.default_rng([seed, len(SPLITS), i])
+    rng = np.random.default_rng([0, len(SPLITS), i])  # as a third split of seed 0
     image, semantic = render(wide_layout(rng), rng, 64 * WIDE)
     return {"image": as_float(image), "semantic": semantic.long()}
 
 
 def wide_layout(rng: np.random.Generator) -> Layout:
     """Up to 3 WIDE^2 objects, as dense as an ordinary scene; those without room are left out."""
-    frame, objects, wanted = draw_layout(rng, range(len(STYLES))), [], 3 * WIDE**2
-    for _ in range(2 * wanted):
-        drawn = draw_kinds(rng, frame)
+    layout = draw_layout(rng, range(len(STYLES)))._replace(objects=(), ratio=WIDE)
+    for _ in range(6 * WIDE**2):
+        drawn = draw_kinds(rng, layout)
         kind = drawn[rng.integers(len(drawn))]
-        if KINDS[kind].many or kind not in {placed.kind for placed in objects}:
-            objects += found_place(rng, kind, frame, objects, WIDE)
-        if len(objects) == wanted:
+        if KINDS[kind].many or kind not in {placed.kind for placed in layout.objects}:
+            layout = with_object(rng, kind, layout)
+        if len(layout.objects) == 3 * WIDE**2:
             break
-    return frame._replace(objects=tuple(sorted(objects)))
+    return layout
 
 
 # Crops of scenes, for the classifier that says whether an object is in its box.

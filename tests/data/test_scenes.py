@@ -23,7 +23,6 @@ from minildm.data.scene_rendering import (
     sprites,
 )
 from minildm.data.scenes import (
-    MAX_HIDDEN,
     MIN_HEIGHT,
     CropsDataset,
     ScenesDataset,
@@ -89,10 +88,11 @@ def test_boxes_fit_around_the_drawings_and_pad_with_zeros(
 
 def test_at_least_a_quarter_of_each_object_is_visible(layouts: list[Layout]) -> None:
     for layout in layouts[:100]:
-        masks = [alpha_of(placed, layout.style, SIZE) for placed in layout.objects]
-        for i, mask in enumerate(masks):
-            hidden = np.any([np.zeros_like(mask), *masks[i + 1 :]], axis=0)
-            assert (mask & ~hidden).sum() >= 0.25 * mask.sum()
+        free = np.ones((SIZE, SIZE), bool)
+        for placed in reversed(layout.objects):  # the nearest first
+            mask = alpha_of(placed, layout.style, SIZE)
+            assert (mask & free).sum() >= 0.25 * mask.sum()
+            free &= ~mask
 
 
 def test_captions_name_every_object_the_ground_and_the_sky(scenes: list[dict[str, Any]]) -> None:
@@ -180,17 +180,13 @@ def test_wide_scenes_follow_the_rules_of_ordinary_ones() -> None:
     for seed in range(3):
         layout = wide_layout(np.random.default_rng(seed))
         assert 0.8 * 48 <= len(layout.objects) <= 48  # as dense as ordinary scenes
-        boxes = [placed.box for placed in layout.objects]
-        for i, placed in enumerate(layout.objects):
+        for placed in layout.objects:
             kind, foot = KINDS[placed.kind], placed.y + placed.h
             assert MIN_HEIGHT - 1e-9 <= 4 * placed.h <= 1.12 * kind.height
             assert (foot <= layout.horizon) if kind.in_sky else (foot >= layout.horizon - 1e-9)
-            hidden = sum(overlap(boxes[i], nearer) for nearer in boxes[i + 1 :])
-            assert hidden <= MAX_HIDDEN * overlap(boxes[i], boxes[i]) + 1e-9
             assert kind.many or sum(p.kind == placed.kind for p in layout.objects) == 1
-    item, same, other = wide_scene(3), wide_scene(3), wide_scene(3, seed=1)
-    assert item["image"].shape == (3, 256, 256) and item["semantic"].shape == (256, 256)
-    assert torch.equal(item["image"], same["image"])
+    item, same, other = wide_scene(3), wide_scene(3), wide_scene(4)
+    assert item["image"].shape == (3, 256, 256) and torch.equal(item["image"], same["image"])
     assert not torch.equal(item["semantic"], other["semantic"])
 
 
