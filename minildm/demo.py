@@ -8,10 +8,11 @@ import torch
 
 from minildm.data.dataset import as_float
 from minildm.data.emoji import EmojiDataset
+from minildm.data.transforms import enlarge, shrink
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.evaluation.following import evaluate_classes
 from minildm.evaluation.image_metrics import psnr, reconstruct
-from minildm.evaluation.restoration import bicubic_psnr, reconstruction_psnr
+from minildm.evaluation.intervals import mean_interval
 from minildm.files import atomic_write, write_json
 from minildm.teaching import plots
 from minildm.training.checkpoint import load_model, pretrained, read_log
@@ -90,10 +91,11 @@ def _evaluate(run_dir: Path, fresh: LatentDiffusion, per_class: int, seed: int) 
     x_rec = reconstruct(fresh.autoencoder, shown)
     figure = plots.pairs(shown, x_rec, psnr=psnr(shown, x_rec))
     plots.save(figure, run_dir / "reconstructions.png")
-    measured = {"psnr_bicubic": bicubic_psnr(x, fresh.autoencoder.f)}
+    f = fresh.autoencoder.f
+    measured = {"psnr_bicubic": mean_interval(psnr(x, enlarge(shrink(x, f), f)))}
     classifier, accuracy = pretrained("emoji-classifier").to(fresh.device), {}
     for name, model in models.items():
-        measured[f"psnr_{name}"] = reconstruction_psnr(model.autoencoder, x)
+        measured[f"psnr_{name}"] = mean_interval(psnr(x, reconstruct(model.autoencoder, x)))
         classes = model.config.conditioner.classes
         y = [c for c in classes for _ in range(per_class)]
         drawn = model.sample(y, seed=seed, **SAMPLING).cpu()

@@ -220,35 +220,32 @@ def evaluate_images(
     `recall`. paired: fake[i] was made from real[i]; adds `psnr`, `ssim` and `perceptual`, and the
     Fréchet distance is `r_fid`. clusters, of pairs: (N,) int, images that are not independent.
     features, perceptual: default `frechet_features()`, `perceptual_distance()`. groups: of the
-    jackknife, drawn by `seed` (0: no intervals). Raises ValueError for values outside [-1, 1] and
-    for too few images.
+    jackknife, drawn by `seed`. Raises ValueError for values outside [-1, 1] and too few images.
     """
     for x in (real, fake):
         if x.is_floating_point() and not (x.abs() <= 1 + 1e-4).all():
             raise ValueError("real and fake must be uint8, or finite floats in [-1, 1]")
     n = min(len(real), len(fake))
-    if groups == 1 or n < max(7, 2 * groups):
+    if groups < 2 or n < max(7, 2 * groups):
         raise ValueError(
             f"{n} images are too few for {groups=}: 7 or more, and 2 in each of 2 or more groups"
         )
-    networks = {"features": features or frechet_features().to(real.device)}
-    measured, drawn, draw = {}, [], torch.Generator().manual_seed(seed)
+    networks, measured = {"features": features or frechet_features().to(real.device)}, {}
     if paired:
         networks["perceptual"] = perceptual or perceptual_distance().to(real.device)
         measured = compare_pairs(real, fake, networks["perceptual"], clusters)
-    settings: dict[str, Any] = {"groups": groups, "seed": seed, "image": list(real.shape[1:])}
-    settings |= {key: getattr(net, "name", type(net).__name__) for key, net in networks.items()}
-    if groups:
-        of_real = random_groups(len(real), groups, draw, clusters)
-        drawn = [of_real, of_real if paired else random_groups(len(fake), groups, draw)]
+    names = {key: getattr(net, "name", type(net).__name__) for key, net in networks.items()}
+    draw = torch.Generator().manual_seed(seed)
+    of_real = random_groups(len(real), groups, draw, clusters)
+    drawn = [of_real, of_real if paired else random_groups(len(fake), groups, draw)]
     a, b = (extract_features(x, networks["features"]) for x in (real, fake))
-    name = "fid" if settings["features"] == "Inception" else "proxy_fid"
-    name = name.replace("fid", "r_fid") if paired else name
-    measured |= {name: proxy_fid(a, b, groups=drawn), "kid": kid(a, b, groups=drawn, paired=paired)}
+    proxy = "" if names["features"] == "Inception" else "proxy_"
+    measured[f"{proxy}r_fid" if paired else f"{proxy}fid"] = proxy_fid(a, b, groups=drawn)
+    measured["kid"] = kid(a, b, groups=drawn, paired=paired)
     tables, shares = _tables(_squares, a, b), {"groups": drawn, "bounds": (0.0, 1.0)}
     measured["precision"] = _over_pairs(lambda r, f, rf: _inside(r, rf), tables, n=len(b), **shares)
     measured["recall"] = _over_pairs(lambda r, f, rf: _inside(f, rf.T), tables, n=len(a), **shares)
-    return Evaluation(measured, settings)
+    return Evaluation(measured, groups=groups, seed=seed, image=list(real.shape[1:]), **names)
 
 
 def evaluate_first_stage(
@@ -275,7 +272,7 @@ def evaluate_first_stage(
             return code_usage(rows.flatten().bincount(minlength=size))[1]
 
         draw = torch.Generator().manual_seed(seed)
-        drawn = [random_groups(n, groups, draw, options.get("clusters"))] if groups else []
+        drawn = [random_groups(n, groups, draw, options.get("clusters"))]
         found["bits_per_pixel"] = Measured(math.log2(size) / config.f**2, n=n)
         found["code_usage"] = Measured(len(codes.unique()) / size, n=n)
         found["perplexity"] = jackknife(perplexity, codes, groups=drawn, bounds=(1.0, math.inf))

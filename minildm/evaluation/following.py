@@ -30,7 +30,6 @@ from minildm.training.configs import DataConfig
 
 GRID, FINE = 9, 7  # positions a side that `located` tries: over the image, then near the best
 SAME = 0.5  # the IoU from which two boxes count as the same, as in detection
-Following = Callable[..., Evaluation]
 
 
 def shuffled(n: int, seed: int) -> Tensor:
@@ -53,27 +52,27 @@ def share(right: Tensor, clusters: Tensor) -> Measured:
     return Measured(wilson.value, max(low, 0.0), min(high, 1.0), len(right))
 
 
-def controlled(measure: Callable[[Tensor, Any, Any], dict[str, Measured]]) -> Following:
-    """Turn measure(samples, conditions, classifier) into a function that measures the controls too.
+def controlled(measure: Callable[..., dict[str, Measured]]) -> Callable[..., Evaluation]:
+    """Turn measure(samples, conditions, ...) into a function that measures the controls too.
 
     It takes `real`, real images of the same conditions, and the `seed` of the permutation.
     """
 
     @wraps(measure)
     def following(
-        x: Tensor, y: Any, classifier: Any, *, real: Tensor | None = None, seed: int = 0
+        x: Tensor, y: Any, *others: Any, real: Tensor | None = None, seed: int = 0
     ) -> Evaluation:
         order = shuffled(len(x), seed)
         if isinstance(y, dict):
-            other: Any = {name: column[order] for name, column in y.items()}
+            permuted: Any = {name: column[order] for name, column in y.items()}
         else:
-            other = [y[i] for i in order.tolist()]
-        found = {"": measure(x, y, classifier), "_shuffled": measure(x, other, classifier)}
+            permuted = [y[i] for i in order.tolist()]
+        found = {"": measure(x, y, *others), "_shuffled": measure(x, permuted, *others)}
         if real is not None:
-            found["_real"] = measure(real, y, classifier)
+            found["_real"] = measure(real, y, *others)
         measured = {f"{name}{which}": found[which][name] for name in found[""] for which in found}
         follows = {name: m.low > found["_shuffled"][name].high for name, m in found[""].items()}
-        return Evaluation(measured, {"shuffle_seed": seed, "follows": follows})
+        return Evaluation(measured, shuffle_seed=seed, follows=follows)
 
     return following
 
@@ -110,7 +109,7 @@ def evaluate_classes(model: LatentDiffusion, classifier: Classifier, x: Tensor) 
         average = sum(m.value for m in found) / len(found)
         measured[f"accuracy{which}"] = Measured(average, n=len(images))
         measured |= {f"{real.groups[g]}{which}": m for g, m in zip(present, found, strict=True)}
-    return Evaluation(measured, {})
+    return Evaluation(measured)
 
 
 class Prompt(NamedTuple):
@@ -155,10 +154,11 @@ def text_following(
     for question, logits in logits_of(classifier, x).items():
         known = getattr(classifier.config, f"{question}s")
         names = [getattr(prompt, question) for prompt in prompts]
-        truth = [-1 if name is None else look_up(name, known, question) for name in names]
-        right, requested = logits.argmax(dim=1) == torch.tensor(truth), torch.tensor(truth) >= 0
+        requested = torch.tensor([name is not None for name in names])
         if requested.any():
-            found[question] = share(right[requested], torch.from_numpy(subjects)[requested])
+            truth = [look_up(name, known, question) for name in names if name is not None]
+            right = logits.argmax(dim=1)[requested] == torch.tensor(truth)
+            found[question] = share(right, torch.from_numpy(subjects)[requested])
     return found
 
 
@@ -257,8 +257,8 @@ def evaluate_restoration(
         key: evaluate_images(x, images, paired=True, groups=groups, seed=seed)
         for key, images in {"model": pasted(raw, given), name: baseline(given, f)}.items()
     }
-    consistency = controlled(lambda x, given, _: {"kept": mean_interval(kept(x, given, f))})
-    follows = consistency(raw, given, None, seed=seed)
+    consistency = controlled(lambda x, given: {"kept": mean_interval(kept(x, given, f))})
+    follows = consistency(raw, given, seed=seed)
     found["model"] |= follows
     found["model"].settings |= follows.settings | sampling
     return found
@@ -290,7 +290,7 @@ def held_out(
     return [prompt.caption for prompt in prompts], prompts, x
 
 
-FOLLOWING: dict[str, tuple[str, Following]] = {  # by kind: who tells, and how
+FOLLOWING: dict[str, tuple[str, Callable[..., Evaluation]]] = {  # by kind: who tells, and how
     "class": ("emoji-classifier", evaluate_classes),
     "text": ("emoji-classifier", text_following),
     "frozen_text": ("emoji-classifier", text_following),
@@ -322,20 +322,20 @@ def evaluate_model(
         return {val.name: evaluate_first_stage(model, val.images, clusters=clusters, seed=seed)}
     if isinstance(model, Segmenter):
         scenes = ScenesDataset("val", 64, n=n)
-        maps = {"semantic": scenes.maps.long()}
-        return {"held-out scenes": map_following(as_float(scenes.images), maps, model, seed=seed)}
+        maps, x = {"semantic": scenes.maps.long()}, as_float(scenes.images)
+        return {"held-out scenes": map_following(x, maps, model, seed=seed)}
     if isinstance(model, Classifier):
         labels = model.config.labels
         crops = labels == CROP_CLASSES and CropsDataset(ScenesDataset("val", 64, n=1000))
         val = crops or EmojiDataset("val", 64, subgroups=labels)
         questions = ("label", "group", "style")
         found = {q: accuracy(model, val.images, val.columns[q], q) for q in questions}
-        return {"held-out images": Evaluation(found, {})}
+        return {"held-out images": Evaluation(found)}
     config, found = model.config.conditioner, {}
     kind, how = config.kind, {"seed": seed, **sampling}
     if kind in ("low_res", "inpaint"):
-        y, _, x = held_out(model, n, seed)
-        return evaluate_restoration(model, x, y, **how)
+        given, _, x = held_out(model, n, seed)
+        return evaluate_restoration(model, x, given, **how)
     if kind not in FOLLOWING:
         raise ValueError(f"a model with the condition {kind!r} has nothing to evaluate it by")
     name, follow = FOLLOWING[kind]

@@ -33,9 +33,9 @@ class Measured(NamedTuple):
 class Evaluation(dict[str, Measured]):
     """Measured values by name; `settings` says how they were measured."""
 
-    def __init__(self, measured: Mapping[str, Measured], settings: Mapping[str, Any]) -> None:
+    def __init__(self, measured: Mapping[str, Measured], **settings: Any) -> None:
         super().__init__(measured)
-        self.settings = dict(settings)
+        self.settings = settings
 
     def __str__(self) -> str:
         """A Markdown table; an arrow says which direction is better."""
@@ -53,9 +53,8 @@ class Evaluation(dict[str, Measured]):
         def plain(x: float) -> float | str | None:
             return x if math.isfinite(x) else None if math.isnan(x) else str(x)
 
-        rows = {name: found._asdict() for name, found in self.items()}
-        measured = {name: {k: plain(v) for k, v in row.items()} for name, row in rows.items()}
-        return {"measured": measured, "settings": self.settings}
+        rows = {name: {k: plain(v) for k, v in m._asdict().items()} for name, m in self.items()}
+        return {"measured": rows, "settings": self.settings}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "Evaluation":
@@ -64,7 +63,7 @@ class Evaluation(dict[str, Measured]):
         for name, row in saved["measured"].items():
             numbers = (math.nan if row[k] is None else float(row[k]) for k in Measured._fields[:3])
             measured[name] = Measured(*numbers, row["n"])
-        return cls(measured, saved["settings"])
+        return cls(measured, **saved["settings"])
 
 
 def mean_interval(values: Tensor | Sequence[float], clusters: Tensor | None = None) -> Measured:
@@ -80,7 +79,7 @@ def mean_interval(values: Tensor | Sequence[float], clusters: Tensor | None = No
     sums = torch.bincount(member, numbers - mean)
     if len(sums) < 2 or not math.isfinite(mean):
         raise ValueError(
-            f"a mean requires finite values, two or more, in two clusters or more: got {n} with "
+            f"a mean requires two or more finite values, in two or more clusters: got {n} with "
             f"mean {mean:.3g} in {len(sums)} clusters"
         )
     error = math.sqrt(float(sums.square().sum()) * len(sums) / (len(sums) - 1)) / n
@@ -103,26 +102,23 @@ def jackknife(
 ) -> Measured:
     """statistic(*sets), a scalar, with the interval of the delete-a-group jackknife.
 
-    groups: how many, drawn at random (0: no interval), or for each set the group 0..G-1 of each
-    row. The statistic is computed again without each group; (G - 1) / G times the sum of the
-    squared deviations of these G values is the squared standard error (Student's t, G - 1
-    degrees). A bootstrap would not do for nearest neighbours: it makes an image the neighbour of
-    its copy. The interval is about the expectation at this N, and clipped to bounds. n: default,
-    the smallest set's size.
+    groups: how many, drawn at random, or for each set the group 0..G-1 of each row. The statistic
+    is computed again without each group; (G - 1) / G times the sum of the squared deviations of
+    these G values is the squared standard error (Student's t, G - 1 degrees). A bootstrap would
+    not do for nearest neighbours: it makes an image the neighbour of its copy. The interval is
+    about the expectation at this N, and clipped to bounds. n: default, the smallest set's size.
     """
-    n, value = n or min(map(len, sets)), float(statistic(*sets))
     if isinstance(groups, int):
         draw = torch.Generator().manual_seed(0)
-        groups = [random_groups(len(x), groups, draw) for x in sets] if groups else []
-    if not groups:
-        return Measured(value, n=n)
-    without = []
+        groups = [random_groups(len(x), groups, draw) for x in sets]
+    value, without = float(statistic(*sets)), []
     for i in range(1 + max(int(group.max()) for group in groups)):
         kept = (x[group != i] for x, group in zip(sets, groups, strict=True))
         without.append(float(statistic(*kept)))
     spread = torch.tensor(without, dtype=torch.float64).var(correction=0)
     half = float(scipy.stats.t.ppf(0.975, len(without) - 1) * ((len(without) - 1) * spread) ** 0.5)
-    return Measured(value, max(value - half, bounds[0]), min(value + half, bounds[1]), n)
+    low, high = max(value - half, bounds[0]), min(value + half, bounds[1])
+    return Measured(value, low, high, n or min(map(len, sets)))
 
 
 def random_groups(

@@ -9,19 +9,8 @@ from torch import Tensor, nn
 from minildm.compression.autoencoder import Autoencoder
 from minildm.data.transforms import degrade_for_task, enlarge, mean_fill, shrink
 from minildm.diffusion.latent_diffusion import LatentDiffusion
-from minildm.evaluation.image_metrics import psnr, reconstruct
-from minildm.evaluation.intervals import Measured, mean_interval
+from minildm.evaluation.image_metrics import psnr
 from minildm.layers import Batch, BatchRandom
-
-
-def reconstruction_psnr(autoencoder: Autoencoder, x: Tensor) -> Measured:
-    """Mean PSNR of D(E(x)) over images (N, 3, H, W)."""
-    return mean_interval(psnr(x, reconstruct(autoencoder, x)))
-
-
-def bicubic_psnr(x: Tensor, f: int) -> Measured:
-    """Mean PSNR of images shrunk f times and enlarged again: the baseline without learning."""
-    return mean_interval(psnr(x, enlarge(shrink(x, f), f)))
 
 
 def given_of(

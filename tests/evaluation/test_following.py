@@ -19,7 +19,6 @@ from minildm.evaluation.following import (
     layout_following,
     located,
     overlaps,
-    share,
     shuffled,
     text_following,
 )
@@ -28,7 +27,11 @@ from minildm.training.classifier import ClassifierConfig
 
 LABELS, GROUPS = ("food-a", "food-b", "animal-a", "heart"), ("a", "b")
 STYLES = ("flat", "round", "thin")
-N = 120
+TRUTH = torch.arange(120) * 7 % 19 % 4  # a label for each of 120 subjects, half with a style
+PROMPTS = [
+    Prompt(f"thing {i}", LABELS[label], GROUPS[label // 2], STYLES[i // 2 % 3] if i % 2 else None)
+    for i, label in enumerate(TRUTH.tolist())
+]
 
 
 class Reader(nn.Module):
@@ -43,23 +46,11 @@ class Reader(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def prompts() -> list[Prompt]:
-    """Each of its own subject, half of them with a style."""
-    labels = [i * 7 % 19 % 4 for i in range(N)]
-    return [
-        Prompt(
-            f"thing {i}", LABELS[label], GROUPS[label // 2], STYLES[i // 2 % 3] if i % 2 else None
-        )
-        for i, label in enumerate(labels)
-    ]
-
-
-@pytest.fixture(scope="module")
-def x(prompts: list[Prompt]) -> Tensor:
+def x() -> Tensor:
     """Images in which `Reader` sees what the prompts request."""
-    x = torch.zeros(N, 3, 4, 4)
-    numbers = [(LABELS.index(p.label), STYLES.index(p.style or "flat")) for p in prompts]
-    x[:, 0, 0, :2] = torch.tensor(numbers) / 10
+    x = torch.zeros(120, 3, 4, 4)
+    styles = torch.tensor([STYLES.index(p.style or "flat") for p in PROMPTS])
+    x[:, 0, 0, :2] = torch.stack([TRUTH, styles], dim=1) / 10
     return x
 
 
@@ -69,20 +60,6 @@ def test_a_shuffling_leaves_nothing_in_its_place(n: int) -> None:
         order = shuffled(n, seed)
         assert sorted(order.tolist()) == list(range(n))
         assert not (order == torch.arange(n)).any()
-
-
-def test_a_shares_interval_contains_the_truth_as_often_as_it_says() -> None:
-    """Clusters of six, alike in two thirds: Wilson's alone would contain it far less often."""
-    draw, hits = torch.Generator().manual_seed(0), torch.zeros(2)
-    for _ in range(200):
-        common = torch.rand(40, 1, generator=draw) < 0.3
-        own = torch.rand(40, 6, generator=draw) < 0.3
-        alike = torch.rand(40, 6, generator=draw) < 2 / 3
-        right = torch.where(alike, common, own).flatten()
-        wilson = proportion_interval(int(right.sum()), 240)
-        found = share(right, torch.arange(240) // 6), wilson
-        hits += torch.tensor([m.low <= 0.3 <= m.high for m in found])
-    assert hits[0] > 0.91 * 200 > hits[1]
 
 
 def test_controls_are_measured_on_permuted_and_on_real_rows() -> None:
@@ -100,22 +77,19 @@ def test_controls_are_measured_on_permuted_and_on_real_rows() -> None:
     assert found.settings == {"shuffle_seed": 3, "follows": {"error": True}}
 
 
-def test_accuracy_counts_the_classifiers_hits(x: Tensor, prompts: list[Prompt]) -> None:
+def test_accuracy_counts_the_classifiers_hits(x: Tensor) -> None:
     assert group_of_class(TinyImages()).tolist() == [0, 1, 1]
-    truth = torch.tensor([LABELS.index(p.label) for p in prompts])
-    truth[:30] = (truth[:30] + 2) % 4  # the other group
-    assert accuracy(Reader(), x, truth, "label") == proportion_interval(N - 30, N)
-    assert accuracy(Reader(), x, truth // 2).value == 1 - 30 / N
+    truth = torch.cat([(TRUTH[:30] + 2) % 4, TRUTH[30:]])  # first the other group
+    assert accuracy(Reader(), x, truth, "label") == proportion_interval(90, 120)
+    assert accuracy(Reader(), x, truth // 2).value == 0.75
 
 
 # Captions.
 
 
-def test_images_of_the_prompts_follow_and_shuffled_ones_do_not(
-    x: Tensor, prompts: list[Prompt]
-) -> None:
-    found = text_following(x, prompts, Reader(), real=x)
-    for question, n in (("label", N), ("group", N), ("style", N / 2)):
+def test_images_of_the_prompts_follow_and_shuffled_ones_do_not(x: Tensor) -> None:
+    found = text_following(x, PROMPTS, Reader(), real=x)
+    for question, n in (("label", 120), ("group", 120), ("style", 60)):
         assert found[question].value == found[f"{question}_real"].value == 1
         assert found[question].n == n
         assert found[question].low < 1  # N right answers prove no certainty
@@ -123,15 +97,13 @@ def test_images_of_the_prompts_follow_and_shuffled_ones_do_not(
     assert found.settings["follows"] == {"label": True, "group": True, "style": True}
 
 
-def test_a_model_that_ignores_its_prompts_scores_at_chance(
-    x: Tensor, prompts: list[Prompt]
-) -> None:
-    with pytest.raises(ValueError, match="label='a2' is not known"):
-        text_following(x, [prompts[0]._replace(label="a2"), *prompts[1:]], Reader())
-    for samples in (x[shuffled(N, seed=5)], x[:1].expand(N, -1, -1, -1)):
-        found = text_following(samples, prompts, Reader(), real=x)
+def test_a_model_that_ignores_its_prompts_scores_at_chance(x: Tensor) -> None:
+    for samples in (x[shuffled(120, seed=5)], x[:1].expand(120, -1, -1, -1)):
+        found = text_following(samples, PROMPTS, Reader(), real=x)
         assert not any(found.settings["follows"].values())
         assert found["group"].value < 0.7 and found["group_real"].value == 1
+    with pytest.raises(ValueError, match="label='a2' is not known"):
+        text_following(x[:2], [PROMPTS[0]._replace(label="a2"), PROMPTS[1]], Reader())
 
 
 def test_prompts_of_emoji_request_what_their_images_are() -> None:
@@ -179,17 +151,17 @@ def layouts() -> dict[str, Tensor]:
     return {"boxes": boxes, "classes": classes}
 
 
-def painted(layouts: dict[str, Tensor], size: int = 32) -> Tensor:
+def painted(boxes: Tensor, classes: Tensor, size: int = 32) -> Tensor:
     """Images that are "nothing" except for the boxes, each in its class's colour."""
-    x = CODES[NOTHING].view(1, 3, 1, 1).repeat(len(layouts["boxes"]), 1, size, size)
-    for i, k in (layouts["classes"] >= 0).nonzero().tolist():
-        left, top, right, bottom = (layouts["boxes"][i, k] * size).round().int().tolist()
-        x[i, :, top:bottom, left:right] = CODES[layouts["classes"][i, k]].view(3, 1, 1)
+    x = CODES[NOTHING].view(1, 3, 1, 1).repeat(len(boxes), 1, size, size)
+    for i, k in (classes >= 0).nonzero().tolist():
+        left, top, right, bottom = (boxes[i, k] * size).round().int().tolist()
+        x[i, :, top:bottom, left:right] = CODES[classes[i, k]].view(3, 1, 1)
     return x
 
 
 def test_images_of_the_layouts_follow_and_shuffled_ones_do_not(layouts: dict[str, Tensor]) -> None:
-    x = painted(layouts)
+    x = painted(**layouts)
     found = layout_following(x, layouts, Counter(), real=x)
     for name in ("objects", "filled", "found", "empty"):
         assert found[name].value == found[f"{name}_real"].value == 1
@@ -199,11 +171,8 @@ def test_images_of_the_layouts_follow_and_shuffled_ones_do_not(layouts: dict[str
     assert found["objects"].n == 20 and found["found"].n == 16  # equal ones cannot be told apart
 
 
-def test_a_model_that_ignores_its_layouts_scores_at_chance(layouts: dict[str, Tensor]) -> None:
-    other = {name: values.roll(1, 0) for name, values in layouts.items()}
-    found = layout_following(painted(other), layouts, Counter())
-    assert found["objects"].value < 0.2 and not found.settings["follows"]["objects"]
-    nothing = painted({**layouts, "classes": torch.full((10, 3), -1)})
+def test_empty_images_have_nothing_in_boxes_and_elsewhere(layouts: dict[str, Tensor]) -> None:
+    nothing = painted(layouts["boxes"], torch.full((10, 3), -1))
     found = layout_following(nothing, layouts, Counter())
     assert found["objects"].value == found["filled"].value == 0
     assert found["empty"].value == 1 and not any(found.settings["follows"].values())
@@ -212,7 +181,7 @@ def test_a_model_that_ignores_its_layouts_scores_at_chance(layouts: dict[str, Te
 def test_the_right_object_in_the_wrong_place_is_located_there() -> None:
     boxes, labels = torch.tensor([[0.1, 0.1, 0.4, 0.4]] * 2), torch.tensor([7, 30])
     there = torch.tensor([[0.6, 0.5, 0.9, 0.8]] * 2)
-    x = painted({"boxes": there[:, None], "classes": labels[:, None]}, 64)
+    x = painted(there[:, None], labels[:, None], 64)
     assert (located(x, boxes, labels, Counter()) - there).abs().max() < 0.04
 
 

