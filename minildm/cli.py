@@ -34,7 +34,7 @@ LAYOUT = (
 ModelName = Annotated[str, typer.Argument(help="a model's folder, or the name of a shipped one")]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; default: the best")]
 Seed = Annotated[int, typer.Option(help="the same seed gives the same result")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="a field, as train.steps=500")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="a field, as data.size=128")]
 
 
 @app.command("demo")
