@@ -6,8 +6,8 @@ tokens, d_* widths, head x d = heads times their width.
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,18 @@ def check_fields(config: Any, low: float, high: float, *names: str) -> None:
             raise ValueError(f"{name}={value} must lie in {low}..{high}")
 
 
+type_hints = cache(get_type_hints)
+
+
+def check_words(config: Any) -> None:
+    """Raise ValueError unless each `Literal` field of a config holds one of its words."""
+    for name, hint in type_hints(type(config)).items():
+        value, options = getattr(config, name, None), (hint, *get_args(hint))  # of a union
+        words = [word for h in options if get_origin(h) is Literal for word in get_args(h)]
+        if words and value not in words and type(value) not in options:
+            raise ValueError(f"{name}={value!r:.60} must be one of {', '.join(map(repr, words))}")
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Convert half precision to float32; float32 and float64 stay."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -114,21 +126,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def resize(x: Tensor, how: str, size: tuple[int, int] | None = None) -> Tensor:
-    """Resize without weights: "down" to the 2x2 means, "up" by repeating, to 2h, 2w or `size`."""
-    if how == "down":
-        return F.avg_pool2d(x, 2)
-    if how == "up":
-        size = size or (2 * x.shape[-2], 2 * x.shape[-1])
-        return F.interpolate(x, size=size, mode="nearest")
-    return x
+RESIZE: dict[str, Callable[[Tensor], Tensor]] = {  # without weights
+    "none": lambda x: x,
+    "down": partial(F.avg_pool2d, kernel_size=2),
+    "up": partial(F.interpolate, scale_factor=2, mode="nearest"),
+}
 
 
 class ResBlock(nn.Module):
     """Two 3x3 convolutions and a skip; a time embedding shifts (and scales) the second norm.
 
-    `resample` "up" or "down" doubles or halves both paths, without a convolution; `size` is the
-    output size of "up" if it is not twice the input's.
+    `resample` "up" or "down" doubles or halves both paths, without a convolution.
     (B, c_in, h, w), (B, d_emb) or None -> (B, c_out, h, w)
     """
 
@@ -157,10 +165,9 @@ class ResBlock(nn.Module):
         if zero_out:
             zero_init(self.conv2)
 
-    def forward(
-        self, x: Tensor, emb: Tensor | None = None, size: tuple[int, int] | None = None
-    ) -> Tensor:
-        hid = self.conv1(resize(F.silu(self.norm1(x)), self.resample, size))  # (B, c_out, h, w)
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        resize = RESIZE[self.resample]
+        hid = self.conv1(resize(F.silu(self.norm1(x))))  # (B, c_out, h, w)
         if self.to_emb is not None:
             emb = rearrange(self.to_emb(F.silu(emb)), "b c -> b c 1 1")
         if self.scale_shift:
@@ -169,7 +176,7 @@ class ResBlock(nn.Module):
         else:
             hid = self.norm2(hid if emb is None else hid + emb)
         hid = self.conv2(self.dropout(F.silu(hid)))
-        return self.skip(resize(x, self.resample, size)) + hid
+        return self.skip(resize(x)) + hid
 
 
 class Downsample(nn.Module):
@@ -188,14 +195,14 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour, then a 3x3 convolution: (B, C, h, w) -> (B, C, 2h, 2w), or size."""
+    """Nearest neighbour, then a 3x3 convolution: (B, C, h, w) -> (B, C, 2h, 2w)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        return self.conv(resize(x, "up", size))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(RESIZE["up"](x))
 
 
 class SelfAttention2d(nn.Module):

@@ -16,6 +16,7 @@ from minildm.layers import (
     SelfAttention2d,
     Upsample,
     check_fields,
+    check_words,
 )
 
 _EPS = 1e-6  # of every GroupNorm in the official autoencoder; its UNet has 1e-5
@@ -47,8 +48,7 @@ class AutoencoderConfig:
     vq_legacy: bool = False  # VQ: beta on the other term, as the released models were trained
 
     def __post_init__(self) -> None:
-        if self.regularizer not in ("kl", "vq", "identity"):
-            raise ValueError(f"regularizer={self.regularizer!r} must be 'kl', 'vq' or 'identity'")
+        check_words(self)
         if (self.regularizer == "vq") != (self.codebook_size is not None):
             given = f"codebook_size={self.codebook_size}, regularizer={self.regularizer!r}"
             raise ValueError(f"{given}: 'vq' requires a codebook, the others have none")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.layers import Noise, at_least_float32, check_fields
+from minildm.layers import Noise, at_least_float32, check_fields, check_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +78,7 @@ class AdversarialConfig:
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
     def __post_init__(self) -> None:
-        if self.kind not in ("hinge", "vanilla"):
-            raise ValueError(f"kind={self.kind!r} must be 'hinge' or 'vanilla'")
+        check_words(self)
         check_fields(self, 0, math.inf, "weight", "limit", "start", "ramp", "lr_factor")
 
     def weight_at(self, step: int) -> float:

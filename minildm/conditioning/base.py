@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minildm.layers import Batch, check_fields
+from minildm.layers import Batch, check_fields, check_words
 
 Encode = Callable[[Tensor], Tensor]  # images -> latents, for conditions that are images
 LIMITS = {"vocab_size": 10**6, "grid": 1000}  # of counts in configs; of others 10,000
@@ -83,6 +83,7 @@ class ConditionerConfig:
     kind: Literal["none"] = "none"
 
     def __post_init__(self) -> None:
+        check_words(self)
         if not 0.0 <= self.p_uncond < 1.0 or (self.p_uncond and not self.has_null):
             wanted = "must lie in [0, 1), and be 0 without a null condition"
             raise ValueError(f"p_uncond={self.p_uncond} {wanted}")

@@ -31,8 +31,8 @@ def guided(
     eps_hat = eps_null + s (eps_c - eps_null): s = 0 unconditional, 1 the plain conditional,
     larger follows the condition more closely than the data do; the same for z0 or v. rescale, 0
     to 1: how much of the added standard deviation is removed again (Lin et al. 2024, Eqs. 15-16).
-    interval: the first and last time to guide at; at others a single conditional call
-    (Kynkaanniemi et al. 2024).
+    interval: the lowest and highest time to guide at, in any order; at others a single conditional
+    call (Kynkaanniemi et al. 2024).
     """
     conditional = conditioned(eps_theta, c)
     if guidance_scale == 1.0:
@@ -42,7 +42,7 @@ def guided(
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
         # On a GPU reading t waits for the device, so only an interval does.
-        if interval is not None and not interval[0] <= int(t[0]) <= interval[1]:
+        if interval is not None and not min(interval) <= int(t[0]) <= max(interval):
             return conditional(z, t)
         eps_null, eps_c = eps_theta(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
         eps_hat = eps_null + guidance_scale * (eps_c - eps_null)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
 from minildm.conditioning import Conditioner, ConditionerConfig, Conditioning, look_up
-from minildm.diffusion.guidance import conditioned, guided
+from minildm.diffusion.guidance import guided
 from minildm.diffusion.objective import ObjectiveConfig, draw_t, ldm_loss, time_weights
-from minildm.diffusion.samplers import SAMPLERS, Denoise, EditFn, Step
+from minildm.diffusion.samplers import SAMPLERS, Denoise, EditFn, Spacing, Step
 from minildm.diffusion.schedule import Prediction, ScheduleConfig
 from minildm.diffusion.unet import UNet, UNetConfig
-from minildm.layers import Batch, BatchRandom, Noise, check_fields, seed_of
+from minildm.layers import Batch, BatchRandom, Noise, check_fields, check_words, seed_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,10 @@ class SamplingConfig:
     guidance_rescale: float = 0.0  # this and guidance_interval: see `guided`
     guidance_interval: tuple[int, int] | None = None
     eta: float = 0.0  # of ddim: how much of DDPM's noise
-    spacing: str | None = None  # of the times, see `timesteps`; None: the sampler's own
+    spacing: Spacing | None = None  # of the times, see `timesteps`; None: the sampler's own
 
     def __post_init__(self) -> None:
+        check_words(self)
         look_up(self.sampler, list(SAMPLERS), "sampler")
         check_fields(self, 1, 10_000, "steps")
         check_fields(self, 0, 1, "guidance_rescale", "eta")
@@ -56,15 +57,20 @@ class LatentDiffusionConfig:
         check_fields(self, 1, 10_000, "image_size")
         if self.schedule.zero_terminal_snr and self.objective.predict == "eps":
             raise ValueError("objective.predict='eps' must be 'v' or 'z0' with zero_terminal_snr")
-        c, f, unet = self.autoencoder.z_channels, self.autoencoder.f, self.unet
+        c, unet = self.autoencoder.z_channels, self.unet
         wanted = (c + self.conditioner.concat_channels(c), c, self.conditioner.d_cond)
         if (unet.in_channels, unet.out_channels, unet.d_cond) != wanted:
             raise ValueError(
                 f"unet.in_channels={unet.in_channels}, out_channels={unet.out_channels}, d_cond="
                 f"{unet.d_cond} must be {wanted}, as autoencoder and conditioner have it"
             )
-        if self.image_size % f:
-            raise ValueError(f"image_size={self.image_size} must be a multiple of f={f}")
+        if self.image_size % self.side_unit:
+            raise ValueError(f"image_size={self.image_size} must be a multiple of {self.side_unit}")
+
+    @property
+    def side_unit(self) -> int:
+        """Sides of images must be multiples of it: f, times 2 for each halving in the UNet."""
+        return self.autoencoder.f * 2 ** (len(self.unet.channel_mult) - 1)
 
 
 def seeded_noise(seed: int | None, first: int = 0) -> Noise:
@@ -223,8 +229,7 @@ class LatentDiffusion(nn.Module):
             c = self._condition(batch)
             denoise = self._denoise(c, n, how)
             denoise = guide(denoise) if guide else denoise
-            h, w = self._latent_size(size) if c.concat is None else c.concat.shape[2:]
-            shape = n, self.config.autoencoder.z_channels, h, w
+            shape = n, self.config.autoencoder.z_channels, *self._latent_size(size, c.concat)
             z_T = noise(self.schedule.alphas_cumprod.new_zeros(shape))
             options = {"steps": how.steps, "eta": how.eta, "spacing": how.spacing}
             options = {name: value for name, value in options.items() if value}  # else its own
@@ -245,18 +250,26 @@ class LatentDiffusion(nn.Module):
 
     def _denoise(self, c: Conditioning, n: int, how: SamplingConfig) -> Denoise:
         """The network with its condition and guidance: (z_t, t) -> Prediction."""
-        network = conditioned(self.network, c)
-        if how.guidance_scale != 1.0:
+        c_null, scale = c, how.guidance_scale
+        if scale != 1.0:
             c_null = self.conditioner.null(n)._replace(concat=c.concat)
-            guidance = {"rescale": how.guidance_rescale, "interval": how.guidance_interval}
-            network = guided(self.network, c, c_null, how.guidance_scale, **guidance)
+        options = {"rescale": how.guidance_rescale, "interval": how.guidance_interval}
+        network = guided(self.network, c, c_null, scale, **options)
         objective = self.config.objective.predict
         return lambda z, t: self.schedule.prediction(objective, network(z, t), z, t)
 
-    def _latent_size(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
-        """(h, w) of the latent of an image with this side, or (H, W)."""
-        size, f = size or self.config.image_size, self.autoencoder.f
-        height, width = (size, size) if isinstance(size, int) else size
-        if min(height, width) < 1 or height % f or width % f:
-            raise ValueError(f"size={size} must be positive multiples of f={f}")
+    def _latent_size(
+        self, size: int | tuple[int, int] | None, concat: Tensor | None
+    ) -> tuple[int, int]:
+        """(h, w): a concatenated condition's, or those of images with this side or (H, W)."""
+        f, unit = self.autoencoder.f, self.config.side_unit
+        sides = 2 * (size,) if isinstance(size, int) else size
+        own = 2 * (self.config.image_size,)
+        if concat is not None:
+            own = f * concat.shape[2], f * concat.shape[3]
+            if sides not in (None, own):
+                raise ValueError(f"size={size} must be {own}, as the condition has it, or None")
+        height, width = sides or own
+        if min(height, width) < 1 or height % unit or width % unit:
+            raise ValueError(f"size={(height, width)} must be positive multiples of {unit}")
         return height // f, width // f

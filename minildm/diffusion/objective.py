@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minildm.conditioning import Conditioning
 from minildm.diffusion.schedule import NoiseSchedule, Objective
-from minildm.layers import at_least_float32, check_fields
+from minildm.layers import at_least_float32, check_fields, check_words
 
 EpsTheta = Callable[[Tensor, Tensor, Conditioning], Tensor]  # (z_t, t, c) -> eps_hat (z0, v)
 
@@ -25,6 +25,7 @@ class ObjectiveConfig:
     snr_gamma: float = 5.0  # of min_snr
 
     def __post_init__(self) -> None:
+        check_words(self)
         check_fields(self, 1e-12, 1e12, "snr_gamma")
 
 

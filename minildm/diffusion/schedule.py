@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from minildm.layers import check_fields
+from minildm.layers import check_fields, check_words
 
 Objective = Literal["eps", "z0", "v"]  # what a network predicts
 
@@ -28,19 +28,19 @@ def z0_at(abar: Tensor, z_t: Tensor, eps: Tensor) -> Tensor:
 class NoiseSchedule(nn.Module):
     """q(z_t | z_0) = N(sqrt(abar_t) z_0, (1 - abar_t) I), DDPM (Ho et al. 2020) Eq. 4.
 
-    `alphas_cumprod` (T,) is abar; index 0 is the paper's t = 1. dtype: the table's, by default
-    the betas'. Raises ValueError for betas outside (0, 1).
+    `alphas_cumprod` (T,) is abar, in the betas' dtype; index 0 is the paper's t = 1. Raises
+    ValueError for betas outside (0, 1).
     """
 
     alphas_cumprod: Tensor
 
-    def __init__(self, betas: Tensor, *, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, betas: Tensor) -> None:
         super().__init__()
         if not ((betas > 0) & (betas < 1)).all():
             raise ValueError(f"betas must lie in (0, 1), got {betas}")
         self.T = len(betas)
         # A product of T factors near 1: in float32 its error would grow with T.
-        abar = torch.cumprod(1 - betas.double(), 0).to(dtype or betas.dtype)
+        abar = torch.cumprod(1 - betas.double(), 0).to(betas.dtype)
         self.register_buffer("alphas_cumprod", abar, persistent=False)
 
     @classmethod
@@ -54,13 +54,12 @@ class NoiseSchedule(nn.Module):
     ) -> Self:
         """sqrt(beta_t) linear in t: what the official code calls "linear", the LDM default."""
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64)
-        return cls(roots**2, dtype=dtype)
+        return cls(roots**2).to(dtype)
 
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Self:
         """beta_t linear in t: DDPM's; the official code calls it "sqrt_linear"."""
-        betas = torch.linspace(beta_start, beta_end, T, dtype=torch.float64)
-        return cls(betas, dtype=torch.float32)
+        return cls(torch.linspace(beta_start, beta_end, T, dtype=torch.float64)).float()
 
     @classmethod
     def cosine(cls, T: int = 1000) -> Self:
@@ -70,7 +69,7 @@ class NoiseSchedule(nn.Module):
         """
         angles = (torch.linspace(0, 1, T + 1, dtype=torch.float64) + 0.008) / 1.008 * math.pi / 2
         abar = angles.cos() ** 2
-        return cls((1 - abar[1:] / abar[:-1]).clamp(max=0.999), dtype=torch.float32)
+        return cls((1 - abar[1:] / abar[:-1]).clamp(max=0.999)).float()
 
     def zero_terminal_snr(self) -> Self:
         """The same schedule, stretched until z_T holds no signal; T >= 2.
@@ -134,10 +133,9 @@ class ScheduleConfig:
     zero_terminal_snr: bool = False  # see NoiseSchedule.zero_terminal_snr
 
     def __post_init__(self) -> None:
+        check_words(self)
         check_fields(self, 2 if self.zero_terminal_snr else 1, 10_000, "T")
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            got = f"beta_start={self.beta_start}, beta_end={self.beta_end}"
-            raise ValueError(f"{got} must satisfy 0 < beta_start <= beta_end < 1")
+        check_fields(self, 1e-12, 0.999999, "beta_start", "beta_end")
 
     def build(self) -> NoiseSchedule:
         """The schedule, in float32; on the CPU even where a model is built on the meta device."""

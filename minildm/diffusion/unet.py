@@ -70,12 +70,10 @@ class UNetConfig:
 
 
 class Stage(nn.Sequential):
-    """Blocks in order, each with its own inputs; size: (h, w) after "up" if not the double."""
+    """Blocks in order, each with its own inputs."""
 
-    def forward(
-        self, x: Tensor, emb: Tensor, tokens: Tensor | None, size: tuple[int, int] | None = None
-    ) -> Tensor:
-        inputs = {ResBlock: (emb, size), SpatialTransformer: (tokens,), Upsample: (size,)}
+    def forward(self, x: Tensor, emb: Tensor, tokens: Tensor | None) -> Tensor:
+        inputs = {ResBlock: (emb,), SpatialTransformer: (tokens,)}
         for block in self:
             x = block(x, *inputs.get(type(block), ()))
         return x
@@ -93,8 +91,8 @@ def _attention(config: UNetConfig, channels: int) -> SelfAttention2d | SpatialTr
 class UNet(nn.Module):
     """(B, c_in, h, w), (B,) int64, (B, M, d_cond) or None -> (B, c_out, h, w).
 
-    The way down keeps every stage's output; the way up takes them back in reverse order. Any h
-    and w: where halving rounds, the way up returns to the size that the way down had.
+    The way down keeps every stage's output; the way up takes them back in reverse order. h and w
+    must be multiples of 2**(levels - 1).
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -148,8 +146,7 @@ class UNet(nn.Module):
             skips.append(hid)
         hid = self._run(self.middle, hid, emb, tokens)
         for stage in self.up:
-            hid = torch.cat([hid, skips.pop()], dim=1)
-            hid = self._run(stage, hid, emb, tokens, tuple(skips[-1].shape[2:]) if skips else None)
+            hid = self._run(stage, torch.cat([hid, skips.pop()], dim=1), emb, tokens)
         return self.conv_out(F.silu(self.norm_out(hid)))
 
     def _run(self, stage: Stage, *inputs: Any) -> Tensor:

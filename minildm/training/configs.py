@@ -3,12 +3,10 @@
 An ablation is a `dataclasses.replace`, or an `override` by dotted names.
 """
 
-import functools
 import json
-import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from minildm.compression.autoencoder import AutoencoderConfig
 from minildm.compression.loss import AdversarialConfig
@@ -23,7 +21,7 @@ from minildm.diffusion.latent_diffusion import LatentDiffusionConfig, SamplingCo
 from minildm.diffusion.objective import ObjectiveConfig
 from minildm.diffusion.schedule import ScheduleConfig
 from minildm.diffusion.unet import UNetConfig
-from minildm.layers import check_fields
+from minildm.layers import check_fields, type_hints
 
 T = TypeVar("T")
 
@@ -205,7 +203,7 @@ def from_dict(cls: type[T], content: Mapping[str, Any]) -> T:
         kind = str(content.get("kind", cls.kind))
         look_up(kind, list(kinds), "kind")
         cls = kinds[kind]
-    hints = _hints(cls)
+    hints = type_hints(cls)
     for name in content:
         look_up(name, [f.name for f in fields(cls)], f"field of {cls.__name__}")
     try:
@@ -218,18 +216,15 @@ def _family(cls: type) -> list[type]:
     return [cls, *(c for sub in cls.__subclasses__() for c in _family(sub))]
 
 
-_hints = functools.cache(get_type_hints)
-
-
 def _check_types(config: Any) -> None:
-    for name, hint in _hints(type(config)).items():
+    for name, hint in type_hints(type(config)).items():
         _revive(hint, getattr(config, name), name)
 
 
 def _revive(hint: Any, value: Any, name: str) -> Any:
     """The value as JSON, TOML or a command line holds it, as the annotated type."""
     origin, args = get_origin(hint), get_args(hint)
-    if isinstance(hint, types.UnionType):  # with None
+    if type(None) in args:
         return None if value is None else _revive(args[0], value, name)
     if is_dataclass(hint) and isinstance(value, Mapping):
         return from_dict(hint, value)

@@ -113,7 +113,6 @@ def test_the_ramp_leads_to_the_full_weight() -> None:
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        (AdversarialConfig, {"kind": "wgan"}, "kind='wgan' must be 'hinge' or 'vanilla'"),
         (AdversarialConfig, {"weight": -1.0}, r"weight=-1.0 must lie in 0\.\."),
         (AdversarialConfig, {"limit": math.nan}, "limit=nan"),
         (DiscriminatorConfig, {"channels": 10**9}, "channels=1000000000 must lie in"),

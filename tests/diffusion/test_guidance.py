@@ -49,7 +49,7 @@ def test_guidance_is_one_doubled_call_and_linear(scale: float, rescale: float) -
     assert error(eps_hat, expected) < 1e-5
 
 
-@pytest.mark.parametrize("interval", [None, (10, 20)])
+@pytest.mark.parametrize("interval", [None, (10, 20), (20, 10)])
 def test_without_guidance_there_is_one_single_call(interval: Any) -> None:
     (z, _, c, c_null), network = given(), EpsTheta()
     denoise = guided(network, c, c_null, 3.0 if interval else 1.0, interval=interval)
