@@ -6,7 +6,7 @@ tokens, d_* widths, head x d = heads times their width.
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
@@ -33,8 +33,8 @@ class BatchRandom(NamedTuple):
     """Random numbers for a batch that `world` processes share: this process has the rank-th part.
 
     Each method draws for the n * world rows of the whole batch and returns n of them, so what
-    image i gets does not depend on the number of processes. Numbers are drawn on the generator's
-    device; without one by torch's global generator, on `device` (None: torch's default).
+    image i gets does not depend on the number of processes. Without a generator torch's global
+    one draws.
     """
 
     generator: torch.Generator | None = None
@@ -60,19 +60,17 @@ class BatchRandom(NamedTuple):
 
 
 def check_fields(config: Any, low: float, high: float, *names: str) -> None:
-    """Raise ValueError unless each named field of a config is None or lies in [low, high]."""
+    """Raise ValueError unless each named field, or each of its items, is None or in [low, high]."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not low <= value <= high:
-            raise ValueError(f"{name}={value} must lie in {low}..{high}")
-
-
-type_hints = cache(get_type_hints)
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is not None and not low <= item <= high:
+                raise ValueError(f"{name}={value} must lie in {low}..{high}")
 
 
 def check_words(config: Any) -> None:
     """Raise ValueError unless each `Literal` field of a config holds one of its words."""
-    for name, hint in type_hints(type(config)).items():
+    for name, hint in get_type_hints(type(config)).items():
         value, options = getattr(config, name, None), (hint, *get_args(hint))  # of a union
         words = [word for h in options if get_origin(h) is Literal for word in get_args(h)]
         if words and value not in words and type(value) not in options:
@@ -96,7 +94,7 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 
 
 def zero_init(module: nn.Module) -> nn.Module:
-    """Set all parameters to zero: a residual branch that ends so is its skip path until trained."""
+    """Set all parameters to zero: a residual block that ends so begins as its skip."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module

@@ -23,8 +23,8 @@ Velocity = Callable[[Tensor, Tensor], Tensor]  # (z (B, c, h, w), tau (B,)) -> (
 def flow_loss(velocity: Velocity, z0: Tensor, tau: Tensor, eps: Tensor) -> Tensor:
     """|| velocity(z_tau, tau) - (eps - z0) ||^2, Liu et al. 2023, Eq. 1: a mean a sample, (B,).
 
-    The caller draws tau (B,) in [0, 1] and eps. Independent eps make the first flow; both ends of
-    a trained flow's paths make the next, straighter one ("reflow").
+    tau (B,) in [0, 1]. Independent eps make the first flow; both ends of a trained flow's paths
+    make the next, straighter one ("reflow").
     """
     part = tau.view(-1, 1, 1, 1)
     z_tau = (1 - part) * z0 + part * eps

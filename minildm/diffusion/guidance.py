@@ -48,8 +48,7 @@ def guided(
         eps_hat = eps_null + guidance_scale * (eps_c - eps_null)
         if rescale:
             dims = tuple(range(1, z.ndim))
-            least = torch.finfo(z.dtype).tiny  # an untrained network returns 0: 0 / 0
-            ratio = eps_c.std(dims, keepdim=True) / eps_hat.std(dims, keepdim=True).clamp(least)
+            ratio = eps_c.std(dims, keepdim=True) / eps_hat.std(dims, keepdim=True)
             eps_hat = eps_hat * (rescale * ratio + 1 - rescale)
         return eps_hat
 

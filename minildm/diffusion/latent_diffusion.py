@@ -59,11 +59,10 @@ class LatentDiffusionConfig:
             raise ValueError("objective.predict='eps' must be 'v' or 'z0' with zero_terminal_snr")
         c, unet = self.autoencoder.z_channels, self.unet
         wanted = (c + self.conditioner.concat_channels(c), c, self.conditioner.d_cond)
-        if (unet.in_channels, unet.out_channels, unet.d_cond) != wanted:
-            raise ValueError(
-                f"unet.in_channels={unet.in_channels}, out_channels={unet.out_channels}, d_cond="
-                f"{unet.d_cond} must be {wanted}, as autoencoder and conditioner have it"
-            )
+        found = (unet.in_channels, unet.out_channels, unet.d_cond)
+        if found != wanted:
+            wrong = f"unet.in_channels, out_channels, d_cond={found} must be {wanted}"
+            raise ValueError(f"{wrong} with this autoencoder and conditioner")
         if self.image_size % self.side_unit:
             raise ValueError(f"image_size={self.image_size} must be a multiple of {self.side_unit}")
 
@@ -262,14 +261,11 @@ class LatentDiffusion(nn.Module):
         self, size: int | tuple[int, int] | None, concat: Tensor | None
     ) -> tuple[int, int]:
         """(h, w): a concatenated condition's, or those of images with this side or (H, W)."""
-        f, unit = self.autoencoder.f, self.config.side_unit
-        sides = 2 * (size,) if isinstance(size, int) else size
-        own = 2 * (self.config.image_size,)
+        f, unit, own = self.autoencoder.f, self.config.side_unit, 2 * (self.config.image_size,)
         if concat is not None:
             own = f * concat.shape[2], f * concat.shape[3]
-            if sides not in (None, own):
-                raise ValueError(f"size={size} must be {own}, as the condition has it, or None")
-        height, width = sides or own
-        if min(height, width) < 1 or height % unit or width % unit:
-            raise ValueError(f"size={(height, width)} must be positive multiples of {unit}")
-        return height // f, width // f
+        sides = (2 * (size,) if isinstance(size, int) else size) or own
+        if any(s < 1 or s % unit for s in sides) or (concat is not None and sides != own):
+            decided = "" if concat is None else f"; the condition has {own}"
+            raise ValueError(f"size={sides} must be positive multiples of {unit}{decided}")
+        return sides[0] // f, sides[1] // f

@@ -36,14 +36,13 @@ def ldm_loss(
     c: Conditioning,
     t: Tensor,
     eps: Tensor,
-    objective: ObjectiveConfig | None = None,
+    objective: ObjectiveConfig = ObjectiveConfig(),
 ) -> Tensor:
     """L_LDM, LDM Eq. 3: || eps - eps_theta(z_t, t, c) ||^2, mean over channels and pixels: (B,).
 
     With an objective the same for z0 or v, or |.| in place of the square; unweighted. Pure: the
     caller draws t and eps, then averages to train or scatters against t to diagnose.
     """
-    objective = objective or ObjectiveConfig()
     z_t = schedule.q_sample(z0, t, eps)
     target = schedule.target(objective.predict, z0, t, eps)  # eps, unless z0 or v is predicted
     out = eps_theta(z_t, t, c)  # (B, c, h, w)

@@ -59,13 +59,11 @@ def timesteps(T: int, steps: int, spacing: Spacing = "leading") -> list[int]:
     """
     if not 1 <= steps <= T:
         raise ValueError(f"steps={steps} must lie in 1..T={T}")
-    if spacing == "leading":
-        return [min(i * T // steps + (steps < T), T - 1) for i in reversed(range(steps))]
-    if spacing == "trailing":
-        return [round((steps - i) * T / steps) - 1 for i in range(steps)]
-    if spacing == "linspace":
-        return [round((T - 1) * (1 - i / max(steps - 1, 1))) for i in range(steps)]
-    raise ValueError(f"spacing={spacing!r} must be one of {', '.join(SPACINGS)}")
+    return {
+        "leading": [min(i * T // steps + (steps < T), T - 1) for i in reversed(range(steps))],
+        "trailing": [round((steps - i) * T / steps) - 1 for i in range(steps)],
+        "linspace": [round((T - 1) * (1 - i / max(steps - 1, 1))) for i in range(steps)],
+    }[spacing]
 
 
 def _levels(
@@ -241,7 +239,7 @@ def repaint(*args: Any, again: int = 5, eta: float = 1.0, **options: Any) -> Ite
     """RePaint, Lugmayr et al. 2022, Alg. 1, with DDIM's steps: z_T -> z_0, edit = `keep_known`.
 
     Each step is taken `again` times; in between, the noise that it removed is put back, so that
-    known and generated parts come to fit. again * steps calls; again = 1 is `ddim`.
+    known and generated parts come to fit. again = 1 is `ddim`.
     """
     return ddim(*args, again=again, eta=eta, **options)
 

@@ -45,18 +45,16 @@ class UNetConfig:
     def __post_init__(self) -> None:
         check_fields(self, 1, 10_000, "in_channels", "out_channels", "channels", "groups")
         check_fields(self, 1, 10_000, "heads", "d_head", "d_cond")
-        check_fields(self, 1, 100, "num_res_blocks", "depth")
+        check_fields(self, 1, 100, "num_res_blocks", "depth", "channel_mult")
+        check_fields(self, 0, len(self.channel_mult) - 1, "attn_levels")
         check_fields(self, 0, 0.999, "dropout")
         widths = [self.channels * m for m in self.channel_mult]
-        if not 1 <= len(widths) <= 10 or any(
-            c % self.groups or not 1 <= c <= 10_000 for c in (self.channels, *widths)
-        ):
+        wrong = [c for c in (self.channels, *widths) if c % self.groups or c > 10_000]
+        if wrong or not 1 <= len(widths) <= 10:
             raise ValueError(
-                f"channels={self.channels}, and times each of channel_mult={self.channel_mult} (1 "
-                f"to 10 levels), must be multiples of groups={self.groups}, at most 10000"
+                f"channels={self.channels} times channel_mult={self.channel_mult} (1 to 10 levels) "
+                f"must be multiples of groups={self.groups}, at most 10000"
             )
-        if not set(self.attn_levels) <= set(range(len(widths))):
-            raise ValueError(f"attn_levels={self.attn_levels} must lie in 0..{len(widths) - 1}")
         bad = [i for i in (*self.attn_levels, -1) if widths[i] % (self.heads or self.d_head or 1)]
         if (self.heads is None) == (self.d_head is None) or bad:
             raise ValueError(

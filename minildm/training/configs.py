@@ -6,7 +6,7 @@ An ablation is a `dataclasses.replace`, or an `override` by dotted names.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from minildm.compression.autoencoder import AutoencoderConfig
 from minildm.compression.loss import AdversarialConfig
@@ -21,7 +21,7 @@ from minildm.diffusion.latent_diffusion import LatentDiffusionConfig, SamplingCo
 from minildm.diffusion.objective import ObjectiveConfig
 from minildm.diffusion.schedule import ScheduleConfig
 from minildm.diffusion.unet import UNetConfig
-from minildm.layers import check_fields, type_hints
+from minildm.layers import check_fields
 
 T = TypeVar("T")
 
@@ -203,7 +203,7 @@ def from_dict(cls: type[T], content: Mapping[str, Any]) -> T:
         kind = str(content.get("kind", cls.kind))
         look_up(kind, list(kinds), "kind")
         cls = kinds[kind]
-    hints = type_hints(cls)
+    hints = get_type_hints(cls)
     for name in content:
         look_up(name, [f.name for f in fields(cls)], f"field of {cls.__name__}")
     try:
@@ -217,7 +217,7 @@ def _family(cls: type) -> list[type]:
 
 
 def _check_types(config: Any) -> None:
-    for name, hint in type_hints(type(config)).items():
+    for name, hint in get_type_hints(type(config)).items():
         _revive(hint, getattr(config, name), name)
 
 

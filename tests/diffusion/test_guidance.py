@@ -12,7 +12,6 @@ from torch import Tensor
 
 from minildm.conditioning import Conditioning
 from minildm.diffusion.guidance import guided, image_guided, keep_known
-from minildm.diffusion.samplers import ddim
 from minildm.diffusion.schedule import Prediction
 from minildm.teaching.toy import gaussian_eps
 
@@ -86,17 +85,14 @@ def test_image_guiding_adds_the_gradient_of_the_distance(scale: float, as_predic
 
 
 def test_without_signal_nothing_is_guided() -> None:
-    z, t = randn(2, 1, 2, 2, dtype=F64), torch.tensor([999, 500])
-
     def denoise(z: Tensor, t: Tensor) -> Prediction:
         return ZERO_SNR.prediction("v", torch.tanh(z), z, t)
 
-    steered = image_guided(denoise, ZERO_SNR, half_square(z))
-    for before, after in zip(denoise(z, t), steered(z, t), strict=True):
+    z, t = randn(2, 1, 2, 2, dtype=F64), torch.tensor([999, 500])
+    pairs = zip(denoise(z, t), image_guided(denoise, ZERO_SNR, half_square(z))(z, t), strict=True)
+    for before, after in pairs:
         assert torch.equal(before[0], after[0])
         assert not torch.allclose(before[1], after[1])
-    *_, last = ddim(steered, ZERO_SNR, z, 5, spacing="trailing")
-    assert last.z.isfinite().all()
 
 
 def test_the_blend_is_the_official_one() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.training_utils import compute_snr
-from diffusion.references import F64, SCHEDULE
+from diffusion.references import F64, SCHEDULE, ZERO_SNR
 from helpers import randn
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
@@ -53,12 +53,7 @@ def test_times_follow_the_law_of_their_bias(t_bias: float) -> None:
     shares = torch.bincount(t, minlength=10) / 100_000
     edges = (torch.arange(11, dtype=F64) / 10) ** t_bias  # P(t < k) = (k / T)^t_bias
     assert torch.allclose(shares.double(), edges.diff(), atol=2e-5)
-
-
-def test_times_stay_in_their_range() -> None:
-    u = torch.tensor([0.0, 0.5, 1 - 2**-24])
-    assert draw_t(u, 1000).tolist() == [0, 500, 999]
-    assert draw_t(u[1:], 2, 1e9).tolist() == [1, 1]  # regression: always the last time
+    assert draw_t(torch.tensor([1 - 2**-24]), 1000).item() == 999  # in float32, too
 
 
 @EACH_OBJECTIVE
@@ -100,9 +95,8 @@ def test_vlb_weights_are_those_of_the_kl(objective: Any) -> None:
 @pytest.mark.parametrize("loss_weighting", ["min_snr", "vlb"])
 @pytest.mark.parametrize("objective", ["z0", "v"])
 def test_weights_are_finite_at_zero_terminal_snr(objective: Any, loss_weighting: Any) -> None:
-    schedule = NoiseSchedule.scaled_linear().zero_terminal_snr()
     config = ObjectiveConfig(predict=objective, loss_weighting=loss_weighting)
-    weights = time_weights(schedule, config)
+    weights = time_weights(ZERO_SNR, config)
     assert (weights.isfinite() & (weights >= 0)).all()
     # z_T says nothing of z_0: min-SNR does not count it, the bound still does.
     assert (weights[-1] == 0) == (loss_weighting == "min_snr")

@@ -30,12 +30,6 @@ def test_tables_equal_those_of_diffusers(kind: Any, T: int, zero_snr: bool) -> N
     assert before.alphas_cumprod[-1] > 0  # a copy: the old one stays
 
 
-def test_a_float32_table_is_the_float64_table_rounded_once() -> None:
-    assert torch.equal(
-        NoiseSchedule.scaled_linear().alphas_cumprod, SCHEDULE.alphas_cumprod.float()
-    )
-
-
 def test_a_config_builds_its_schedule_even_on_the_meta_device() -> None:
     with torch.device("meta"):
         built = ScheduleConfig(zero_terminal_snr=True).build()
