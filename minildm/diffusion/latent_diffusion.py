@@ -59,10 +59,11 @@ class LatentDiffusionConfig:
             raise ValueError("objective.predict='eps' must be 'v' or 'z0' with zero_terminal_snr")
         c, unet = self.autoencoder.z_channels, self.unet
         wanted = (c + self.conditioner.concat_channels(c), c, self.conditioner.d_cond)
-        found = (unet.in_channels, unet.out_channels, unet.d_cond)
-        if found != wanted:
-            wrong = f"unet.in_channels, out_channels, d_cond={found} must be {wanted}"
-            raise ValueError(f"{wrong} with this autoencoder and conditioner")
+        if (unet.in_channels, unet.out_channels, unet.d_cond) != wanted:
+            raise ValueError(
+                f"unet.in_channels={unet.in_channels}, out_channels={unet.out_channels}, d_cond="
+                f"{unet.d_cond} must be {wanted}, as autoencoder and conditioner have it"
+            )
         if self.image_size % self.side_unit:
             raise ValueError(f"image_size={self.image_size} must be a multiple of {self.side_unit}")
 

@@ -135,7 +135,8 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         check_words(self)
         check_fields(self, 2 if self.zero_terminal_snr else 1, 10_000, "T")
-        check_fields(self, 1e-12, 0.999999, "beta_start", "beta_end")
+        check_fields(self, 1e-12, 0.999999, "beta_start")
+        check_fields(self, self.beta_start, 0.999999, "beta_end")
 
     def build(self) -> NoiseSchedule:
         """The schedule, in float32; on the CPU even where a model is built on the meta device."""

@@ -49,20 +49,18 @@ def called(z: Tensor, t: Any) -> Tensor:
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [1, 8, 50, 500])
 @pytest.mark.parametrize(
-    ("spacing", "objective", "name", "zero_snr"),
+    ("spacing", "objective", "zero_snr"),
     [
-        (LEADING, "eps", "epsilon", False),
-        (TRAILING, "eps", "epsilon", False),
-        (TRAILING, "v", "v_prediction", False),
-        (TRAILING, "z0", "sample", False),
-        (TRAILING, "v", "v_prediction", True),
-        (TRAILING, "z0", "sample", True),
+        (LEADING, "eps", False),
+        (TRAILING, "eps", False),
+        (TRAILING, "v", False),
+        (TRAILING, "v", True),
+        (TRAILING, "z0", True),
     ],
 )
-def test_ddim(
-    spacing: dict, objective: Any, name: str, zero_snr: bool, steps: int, eta: float
-) -> None:
+def test_ddim(spacing: dict, objective: Any, zero_snr: bool, steps: int, eta: float) -> None:
     schedule = ZERO_SNR if zero_snr else SCHEDULE
+    name = {"eps": "epsilon", "v": "v_prediction", "z0": "sample"}[objective]
     options = {"prediction_type": name, "rescale_betas_zero_snr": zero_snr, "clip_sample": False}
     theirs = scheduler(DDIMScheduler, schedule, **options, **spacing)
     theirs.set_timesteps(steps)

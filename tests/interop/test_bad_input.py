@@ -59,7 +59,7 @@ OFFICIAL: list[tuple[dict[str, Any], str]] = [
     ({"unet_config__target": "ldm.UNet"}, "target='ldm.UNet' is not known"),
     ({"given_betas": [0.1]}, r"given_betas=\[0\.1\] is not known"),
     ({"beta_schedule": "sqrt"}, "beta_schedule='sqrt' cannot be expressed, only .'linear', 'sqrt_"),
-    ({"linear_end": 0.0001}, "beta_start"),
+    ({"linear_end": 0.0001}, "beta_end=0.0001 must lie in 0.0015"),
     ({"linear_end": "0.01"}, "beta_end='0.01' must be float"),
     ({"parameterization": "mu"}, "parameterization='mu' cannot be expressed"),
     ({"loss_type": "huber"}, "loss='huber'"),
