@@ -239,8 +239,9 @@ def sweep(
     report: Annotated[bool, typer.Option(help="only collect table and report")] = False,
 ) -> None:
     """Ablate a factor: every level with every seed; one table, figures, a report."""
-    from minildm.sweeps import read_sweep, run_sweep
+    from minildm.sweeps import run_sweep
     from minildm.sweeps.report import write_report
+    from minildm.sweeps.sweep import read_sweep
 
     folder = out or Path("runs") / f"sweep-{Path(what).stem}"
     fields: dict[str, Any] = {"samples": samples}

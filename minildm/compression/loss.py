@@ -128,9 +128,8 @@ def autoencoder_loss(
     loss = fidelity + reg_weight * regular["reg_loss"]
     terms |= regular
     if discriminator is not None:
-        config = adversarial or AdversarialConfig()
         last = decoder.conv_out.weight
-        game = adversarial_terms(discriminator, x, x_rec, fidelity, last, config, step)
+        game = adversarial_terms(discriminator, x, x_rec, fidelity, last, adversarial, step)
         loss = loss + game["adv_weight"] * game["adv_loss"]
         terms |= game
     return {"loss": loss, **terms}

@@ -15,15 +15,11 @@ import psutil
 
 from minildm.conditioning import look_up
 from minildm.files import data_dir
-from minildm.sweeps.report import NOTEBOOK, finished, read_table, write_report
+from minildm.sweeps.report import NOTEBOOK, finished, write_report
 from minildm.sweeps.run import is_trained, stage_folder
-from minildm.sweeps.sweep import Run, Sweep, read_sweep, standard_sweeps
+from minildm.sweeps.sweep import Sweep
 from minildm.teaching.notebook import run_notebook
 from minildm.training.configs import to_dict
-
-__all__ = ["Run", "Sweep", "read_sweep", "read_table", "run_sweep", "standard_sweeps"]
-
-Task = tuple[str, Path, dict[str, Any]]  # the arguments of `perform`
 
 
 class SweepResult(NamedTuple):
@@ -57,8 +53,7 @@ def run_sweep(
         look_up(level, list(sweep.levels), f"{sweep.name}: level")
     folder, places = Path(folder).resolve(), itertools.cycle(devices or [""])
     done = {run.name for run, _ in finished(sweep, folder)}
-    stages: dict[str, Task] = {}
-    runs: dict[str, tuple[Path | None, Task]] = {}  # each with the first stage that it requires
+    stages, runs = {}, {}  # tasks by name; a run's with the first stage that it requires
     for run in sweep.runs():
         place, stage = folder / "runs" / run.name, stage_folder(run, folder)
         if run.level in (levels or sweep.levels) and run.name not in done:
@@ -75,9 +70,9 @@ def run_sweep(
 
 
 def _carry_out(
-    executor: Executor, tasks: dict[str, Task], say: Callable[[str], None]
+    executor: Executor, tasks: dict[str, tuple[Any, ...]], say: Callable[[str], None]
 ) -> dict[str, str]:
-    """Perform tasks by name; returns what went wrong, by name."""
+    """Call `perform` with each task's arguments, by name; returns what went wrong, by name."""
     failed, futures = {}, {executor.submit(perform, *task): name for name, task in tasks.items()}
     for i, future in enumerate(as_completed(futures), 1):
         problem = repr(future.exception()) if future.exception() else future.result()

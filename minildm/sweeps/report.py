@@ -136,12 +136,11 @@ def write_report(
     """
     if not (folder / "runs").is_dir():
         raise ValueError(f"{folder} holds no sweep: it has no folder runs/")
-    table, images, ends, items = table_of(sweep, folder), "", {}, ""
+    table, images, items = table_of(sweep, folder), "", ""
     for name, figure in figures(sweep, folder, table).items():
         plots.save(figure, folder / f"{name}.png")
         images += f'<p><img src="{name}.png" alt="{html.escape(figure.alt)}"></p>\n'
-    for metric, axis in METRICS.items():
-        ends[axis] = {label: str(end) for label, end in at_the_end(table, metric).items()}
+    ends = {axis: at_the_end(table, metric) for metric, axis in METRICS.items()}
     states = {run.name: (failed or {}).get(run.name, "not finished") for run in sweep.runs()}
     states |= {run.name: "finished" for run, _ in finished(sweep, folder)}
     for name, state in states.items():
@@ -152,7 +151,7 @@ def write_report(
 <p>{html.escape(sweep.paper)}</p>
 <p>{sweep.samples} samples each. N is the number of seeds, with Student's t interval of 95 %; of a
 single seed, its number of samples.</p>
-{pd.DataFrame(ends).dropna(axis=1).to_html()}
+{pd.DataFrame(ends).dropna(axis=1).map(str).to_html()}
 {images}<h2>Runs</h2>
 <ul>{items}</ul>
 <p>All numbers: <a href="table.csv">table.csv</a>.</p>

