@@ -40,8 +40,6 @@ def style_caption(caption: str, style: str) -> str:
 
 def with_styles(batch: Batch, styles: Sequence[str], share: float, rng: BatchRandom) -> Batch:
     """Name the style in a random share of the captions."""
-    if not share:
-        return batch
     captions, named = list(batch["caption"]), rng.rand(len(batch["caption"])) < share
     for i in named.nonzero()[:, 0].tolist():
         captions[i] = style_caption(captions[i], styles[batch["style"][i]])

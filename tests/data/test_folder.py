@@ -63,9 +63,8 @@ def test_every_kind_of_image_becomes_square_rgb(tmp_path: Path) -> None:
     save(tmp_path / "a.png", (9, 9, 9, 0))  # transparent: over white
     save(tmp_path / "b.png", (255, 0, 0, 128))
     Image.fromarray(np.full((5, 5), 128 * 256, np.uint16)).save(tmp_path / "c.png")
-    Image.fromarray((np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)).save(
-        tmp_path / "d.png"  # a checkerboard: antialiased to grey
-    )
+    checkerboard = Image.fromarray((np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8))
+    checkerboard.save(tmp_path / "d.png")  # antialiased to grey
     thirds = np.repeat(np.array([[RED, GREEN, BLUE]], np.uint8), 10, 1).repeat(10, 0)
     Image.fromarray(thirds).save(tmp_path / "e.png")  # the centre of the longer side is kept
     data = ImageFolder(tmp_path, 8, split="all")
