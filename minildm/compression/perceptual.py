@@ -84,10 +84,9 @@ class PerceptualDistance(Frozen):
     """
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        dtype = next(self.parameters()).dtype
         with torch.autocast(x.device.type, enabled=False):
             # One after the other: where x is the original, its pass stores nothing for a gradient.
-            maps = zip(self._maps(x.to(dtype)), self._maps(y.to(dtype)), strict=True)
+            maps = zip(self._maps(x.float()), self._maps(y.float()), strict=True)
             squares = [(normalize(a, eps=1e-10) - normalize(b, eps=1e-10)) ** 2 for a, b in maps]
             weighed = [self._weigh(i, layer) for i, layer in enumerate(squares)]
             return torch.stack([reduce(y, "b 1 h w -> b", "mean") for y in weighed]).sum(0)

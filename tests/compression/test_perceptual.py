@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import randn
 from torch import Tensor, nn
 
 from minildm.compression import perceptual
@@ -32,15 +33,13 @@ def lpips_vgg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PerceptualDi
     from torchvision.models import vgg16
 
     with torch.device("meta"):
-        shapes = {name: weight.shape for name, weight in vgg16().state_dict().items()}
-    generator, state = torch.Generator().manual_seed(0), {}
-    for name, shape in shapes.items():
+        state = vgg16().state_dict()
+    for name, weight in state.items():
+        shape = weight.shape
         state[name] = torch.zeros(()).expand(shape)
-        if name.startswith("features") and len(shape) == 4:
-            kernel = torch.randn(shape[0], shape[1], 1, 1, generator=generator)
-            state[name] = (kernel * (2 / (9 * shape[1])) ** 0.5).expand(shape)
-        elif name.startswith("features"):
-            state[name] = 0.1 * torch.randn(shape, generator=generator)
+        if name.startswith("features"):
+            spread = (2 / (9 * shape[1])) ** 0.5 if len(shape) == 4 else 0.1
+            state[name] = (spread * randn(*shape[:2], *[1] * len(shape[2:]))).expand(shape)
     hub = tmp_path_factory.mktemp("hub")
     (hub / "checkpoints").mkdir()
     torch.save(state, hub / "checkpoints" / VGG_FILE)
