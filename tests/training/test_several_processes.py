@@ -1,102 +1,81 @@
-"""Two processes, started by torchrun and by `accelerate launch`, train what one process trains."""
+"""Two processes train what one process trains, and one continues where two were killed."""
 
-import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
-import psutil
 import pytest
-from training import trainings as tiny
-from training.trainings import SHARED, difference, make_stage
+import torch
+from helpers import TinyImages, tiny_unet_config
+from training.trainings import GAN, KL, LDM, difference, stage
 
+from minildm.training import stages
 from minildm.training.checkpoint import read_log, saved_step
 
-TORCHRUN = ("torch.distributed.run", "--nproc-per-node", "2", "--standalone")
-ACCELERATE = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
-ACCELERATE += " --mixed_precision no --dynamo_backend no --main_process_port 0"
-PATIENCE = 240  # seconds; fifteen are usual
+UNET = tiny_unet_config()  # without dropout
+SHARED = {
+    "kl": (KL, KL.experiment),
+    "ldm": (LDM, LDM.changed(unet=UNET, log_every=2)),
+    "killed": (LDM, LDM.changed(unet=UNET, seed=1)),
+}
 
 
-def launch(folder: Path, launcher: tuple[str, ...], what: str) -> subprocess.Popen[bytes]:
-    """Two processes of tests/training/trainings.py, with a cache of their own."""
-    tests = Path(tiny.__file__).parents[1]
-    own = {"MINILDM_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    own["PYTHONPATH"] = f"{tests}{os.pathsep}{tests.parent}"
-    command = [sys.executable, "-m", *launcher, tiny.__file__, what, str(folder)]
-    with (folder / "err.txt").open("wb") as err:
-        return subprocess.Popen(command, stdout=err, stderr=err, env={**os.environ, **own})
+class Doubles(TinyImages):
+    """The tiny images, in float64."""
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        item = super().__getitem__(i)
+        return {**item, "image": item["image"].double()}
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """With SIGKILL, and with all that it started."""
-    if process.poll() is None:
-        tree = psutil.Process(process.pid)
-        for each in [*tree.children(recursive=True), tree]:
-            each.kill()
-        process.wait(60)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    make_stage(folder / "stage")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINILDM_CACHE", str(folder / "cache"))
-        tiny.shared(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def together(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The results of two, which are killed while the last training is at step 5."""
-    folder = tmp_path_factory.mktemp("together")
-    shutil.copytree(alone / "stage", folder / "stage")
-    process, deadline = launch(folder, TORCHRUN, "shared"), time.monotonic() + PATIENCE
+def train_all(folder: Path) -> None:
+    """All trainings, in float64; two processes are killed at step 5 of the last."""
+    encode = stages.encode_dataset  # whose cache is float32
+    torch.set_default_dtype(torch.float64)
     try:
-        while not all((folder / f"holds-{rank}").exists() for rank in (0, 1)):
-            assert process.poll() is None, (folder / "err.txt").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        with patch.object(stages, "encode_dataset", lambda *args: encode(*args).double()):
+            for name, (training, experiment) in SHARED.items():
+                options = {} if training is KL else {"first_stage": folder.parent / "stage"}
+                for record in training(folder / name, experiment, data=Doubles(), **options):
+                    if name == "killed" and record.step == 5 and "RANK" in os.environ:
+                        os.kill(os.getpid(), signal.SIGKILL)
     finally:
-        kill(process)
-    yield folder
+        torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("name", ["kl", "ldm"])
-def test_two_processes_train_what_one_trains(name: str, alone: Path, together: Path) -> None:
+def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     """Weights, averages, optimisers and logged terms, in float64 and without dropout."""
-    assert difference(alone / name, together / name, atol=1e-8) == []
-    records = read_log(together / name)
-    assert [r.step for r in records] == ([2, 4, 6] if name == "ldm" else [1, 2, 3, 4, 5, 6])
-
-
-def test_one_process_continues_where_two_were_killed(alone: Path, together: Path) -> None:
-    assert saved_step(together / "held") == 4
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINILDM_CACHE", str(together / "cache"))
-        tiny.shared(together)  # the finished trainings change nothing
-    assert set(SHARED) == {"kl", "ldm", "held"}
+    alone, together, tests = tmp_path / "alone", tmp_path / "together", Path(__file__).parents[1]
+    shutil.copytree(stage(), tmp_path / "stage")
+    own = {"MINILDM_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    own["PYTHONPATH"] = f"{tests}{os.pathsep}{tests.parent}"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    command = [*launcher, __file__, str(together)]
+    done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, timeout=240)
+    assert saved_step(together / "killed") == 4, done.stderr.decode()
+    train_all(alone)
+    assert [r.step for r in read_log(together / "ldm")] == [2, 4, 6]
+    for name in ("kl", "ldm"):
+        assert difference(alone / name, together / name, atol=1e-8) == []
+    train_all(together)  # the finished trainings change nothing
     for name in SHARED:
         assert difference(alone / name, together / name, atol=1e-8) == []
 
 
-def test_what_two_cannot_do_ends_alike_in_both(tmp_path: Path) -> None:
-    """A batch that cannot be shared, moving codes; a NaN in one process stops both."""
-    make_stage(tmp_path / "stage")
-    process = launch(tmp_path, tuple(ACCELERATE.split()), "refused")
-    try:
-        assert process.wait(PATIENCE) == 0, (tmp_path / "err.txt").read_text()
-    finally:
-        kill(process)
-    one, other = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
-    assert one == other
-    assert "batch_size=3, of all processes together, must be a multiple of their number" in one[0]
-    assert "restart_dead=2 must be 0 with several processes" in one[1]
-    assert one[2].startswith("steps 4 to 4: not finite (loss=nan")
-    assert saved_step(tmp_path / "line") == 2
+def test_what_two_processes_cannot_share_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
+    with pytest.raises(ValueError, match="batch_size=3, of all processes together, must be a mult"):
+        next(LDM(tmp_path, LDM.changed(batch_size=3)))
+    with pytest.raises(ValueError, match="restart_dead=2 must be 0 with several processes"):
+        next(GAN(tmp_path, GAN.experiment))
+
+
+if __name__ == "__main__":
+    train_all(Path(sys.argv[1]))
