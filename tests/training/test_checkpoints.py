@@ -19,12 +19,8 @@ from minildm.compression.autoencoder import Autoencoder
 from minildm.conditioning import (
     CaptionTokenizer,
     ClassConfig,
-    ConditionerConfig,
     FrozenTextConfig,
     HybridConfig,
-    IdsConfig,
-    InpaintConfig,
-    LayoutConfig,
     SemanticConfig,
     TextConfig,
 )
@@ -32,44 +28,39 @@ from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.training.checkpoint import (
     CheckpointError,
     load_model,
-    pretrained,
     read_card,
     reader_of,
     save_model,
-    shipped_names,
 )
 from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter, SegmenterConfig
 
-TEXT = TextConfig(vocab_size=8, length=8, d_cond=8, depth=1, heads=1, d_head=8)
-MAPS = SemanticConfig(labels=CLASSES, stages=1)
-CONDITIONERS = {
-    "none": ConditionerConfig(),
-    "class": ClassConfig(classes=CLASSES, d_cond=8),
-    "text": TEXT,
-    "layout": LayoutConfig(classes=CLASSES, grid=4, d_cond=8, depth=1, heads=1, d_head=8),
-    "ids": IdsConfig(vocab_size=9, d_cond=8, depth=1, heads=1, d_head=8),
-    "inpaint": InpaintConfig(),
-    "semantic": MAPS,
-    "hybrid": HybridConfig(tokens=TEXT, concat=MAPS),
-}
 NAMES = {"labels": ("a", "b"), "channels": 8}
-NETWORKS: dict[str, Callable[[], Any]] = {
-    "autoencoder": lambda: Autoencoder(tiny_autoencoder_config()),
+TEXT = TextConfig(vocab_size=8, length=8, d_cond=8, depth=1, heads=1, d_head=8)
+HYBRID = HybridConfig(tokens=TEXT, concat=SemanticConfig(labels=CLASSES, stages=1))
+
+
+def ldm(conditioner: Any) -> LatentDiffusion:
+    """A diffusion model on the first stage that `saved` writes."""
+    model = LatentDiffusion(tiny_ldm_config(conditioner), autoencoder=model_of("autoencoder"))
+    if reader := reader_of(model):
+        reader.set_tokenizer(CaptionTokenizer.trained_on(["a red green blue"]))
+    shaken(model.unet), shaken(model.conditioner)
+    return model
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "autoencoder": lambda: shaken(Autoencoder(tiny_autoencoder_config())),
     "classifier": lambda: Classifier(ClassifierConfig(groups=("g",), styles=("s",), **NAMES)),
     "segmenter": lambda: Segmenter(SegmenterConfig(**NAMES)),
+    "class": lambda: ldm(ClassConfig(classes=CLASSES, d_cond=8)),
+    "hybrid": lambda: ldm(HYBRID),
 }
 
 
 def model_of(kind: str) -> Any:
-    """A model with random weights, by its name above; all first stages are the same."""
-    if kind in NETWORKS:
-        return shaken(NETWORKS[kind]())
-    config = tiny_ldm_config(CONDITIONERS[kind])
-    model = LatentDiffusion(config, autoencoder=model_of("autoencoder"))
-    shaken(model.unet), shaken(model.conditioner)
-    if reader := reader_of(model):
-        reader.set_tokenizer(CaptionTokenizer.trained_on(["a red green blue"]))
-    return model
+    """A model with random weights, by its name above; the same at every call."""
+    torch.manual_seed(0)
+    return MODELS[kind]()
 
 
 def saved(kind: str, folder: Path, **options: Any) -> Path:
@@ -92,10 +83,10 @@ def on_meta(model: nn.Module) -> bool:
 # --- round trips ---
 
 
-@pytest.mark.parametrize("kind", [*NETWORKS, *CONDITIONERS])
+@pytest.mark.parametrize("kind", MODELS)
 def test_a_model_comes_back_bit_for_bit(kind: str, tmp_path: Path) -> None:
     model, folder, state = model_of(kind), saved(kind, tmp_path), torch.get_rng_state()
-    loaded = load_model(folder, kind=kind if kind in NETWORKS else "latent-diffusion")
+    loaded = load_model(folder)
     assert torch.equal(torch.get_rng_state(), state)
     assert type(loaded) is type(model) and loaded.config == model.config
     assert same(loaded, model)
@@ -135,50 +126,42 @@ def test_averaged_weights_are_preferred_until_a_save_without(tmp_path: Path) -> 
 
 # --- damaged folders ---
 
-
-def edited(folder: Path, edit: Callable[[dict], Any]) -> Path:
-    path = folder / "config.json"
-    card = json.loads(path.read_text())
-    edit(card)
-    path.write_text(json.dumps(card))
-    return folder
-
-
-CARDS: list[tuple[str, Callable[[dict], Any]]] = [
-    ("is of format 1, before version 0.2: train", lambda c: c.update(format=1)),
-    ("has format 3", lambda c: c.update(format=3)),
-    ("kind 'gan'; known: format 2 of autoencoder", lambda c: c.update(kind="gan")),
-    ("cannot be loaded: 'config'", lambda c: c.pop("config")),
-    ("field of AutoencoderConfig='colour'", lambda c: c["config"].update(colour=1)),
-    ("z_channels=0", lambda c: c["config"].update(z_channels=0)),
-    ("channels='wide' must be int", lambda c: c["config"].update(channels="wide")),
-    ("size mismatch for", lambda c: c["config"].update(channels=16)),  # other weights
-    ("Missing key", lambda c: c["config"].update(mid_attn=True)),
+SIZES = (
+    "autoencoder.z_channels autoencoder.channels autoencoder.num_res_blocks "
+    "autoencoder.codebook_size unet.channels unet.num_res_blocks unet.depth unet.d_cond "
+    "conditioner.d_cond schedule.T image_size sampling.steps"
+)
+CARDS: list[tuple[str, Any, str]] = [
+    ("format", 1, "is of format 1, before version 0.2: train"),
+    ("kind", "gan", "kind 'gan'; known: format 2 of autoencoder"),
+    ("config.colour", 1, "field of LatentDiffusionConfig='colour'"),
+    ("config.unet.channels", 16, "size mismatch for"),  # other weights
+    ("config.unet.num_res_blocks", 2, "Missing key"),
+    *[(f"config.{name}", 10**9, "") for name in SIZES.split()],
 ]
 
 
-@pytest.mark.parametrize(("said", "edit"), CARDS)
+@pytest.mark.parametrize(("name", "value", "said"), CARDS)
 def test_a_config_that_does_not_fit_is_named(
-    said: str, edit: Callable[[dict], Any], tmp_path: Path
+    name: str, value: Any, said: str, tmp_path: Path
 ) -> None:
-    folder = edited(saved("autoencoder", tmp_path), edit)
+    folder, (*path, last) = saved("class", tmp_path), name.split(".")
+    card = json.loads((folder / "config.json").read_text())
+    functools.reduce(dict.__getitem__, path, card)[last] = value
+    (folder / "config.json").write_text(json.dumps(card))
     with pytest.raises(CheckpointError, match=said) as caught:
         load_model(folder)
     assert str(folder) in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 10
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_refused_by_name(
-    name: str, value: float, tmp_path: Path
-) -> None:
+def test_values_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
     model = model_of("classifier")
     save_model(model, tmp_path, ema=dict(model.named_parameters()))
-    tensors = load_file(tmp_path / name)
-    tensors["blocks.1.conv1.weight"][0, 0, 0, 0] = value
-    save_file(tensors, tmp_path / name)
-    with pytest.raises(CheckpointError, match=rf"{name}: tensor 'blocks\.1\.conv1\.weight'"):
+    tensors = load_file(tmp_path / "ema.safetensors")
+    tensors["conv_in.bias"][0] = float("nan")
+    save_file(tensors, tmp_path / "ema.safetensors")
+    with pytest.raises(CheckpointError, match=r"ema.safetensors: tensor 'conv_in\.bias'"):
         load_model(tmp_path)
 
 
@@ -196,25 +179,6 @@ def test_another_model_than_required_is_refused(tmp_path: Path) -> None:
         save_model(model_of("class"), folder)
 
 
-SIZES = (
-    "autoencoder.z_channels autoencoder.channels autoencoder.num_res_blocks "
-    "autoencoder.codebook_size unet.channels unet.num_res_blocks unet.depth unet.d_cond "
-    "conditioner.d_cond schedule.T image_size sampling.steps"
-)
-
-
-@pytest.mark.parametrize("name", SIZES.split())
-@pytest.mark.parametrize("value", [10**9, 10**30, -1])
-def test_sizes_of_a_billion_are_refused(name: str, value: int, tmp_path: Path) -> None:
-    *path, last = name.split(".")
-    folder = edited(
-        saved("class", tmp_path),
-        lambda card: functools.reduce(dict.__getitem__, path, card["config"]).update({last: value}),
-    )
-    with pytest.raises(CheckpointError):
-        load_model(folder)
-
-
 class Bomb:
     """Unpickled, it would leave a file."""
 
@@ -229,7 +193,7 @@ def corrupt(folder: Path, other: Path, bomb: Path, draw: random.Random) -> str:
     """Damage one file of a model's folder at random; what was done."""
     file = draw.choice(sorted(p for p in folder.iterdir() if p.is_file()))
     content = bytearray(file.read_bytes())
-    ways = ("cut", "flip", "pickle", "swap", "key", "empty")
+    ways = ["cut", "flip", "pickle", "swap", "key"]
     how = draw.choice([*ways, *["value"] * 4] if file.name == "config.json" else ways)
     if how == "cut":
         content = content[: draw.randrange(len(content))]
@@ -241,8 +205,6 @@ def corrupt(folder: Path, other: Path, bomb: Path, draw: random.Random) -> str:
         content = pickle.dumps(Bomb(bomb))
     elif how == "swap":
         content = (other / file.name).read_bytes() if (other / file.name).exists() else b"{}"
-    elif how == "empty":
-        content = b""
     elif file.suffix == ".safetensors":
         tensors = load_file(file)
         name = draw.choice(sorted(tensors))
@@ -262,7 +224,7 @@ def corrupt(folder: Path, other: Path, bomb: Path, draw: random.Random) -> str:
     return f"{file.name} {how}"
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "class", "text"])
+@pytest.mark.parametrize("kind", ["autoencoder", "class", "hybrid"])
 def test_random_damage_gives_a_named_error_or_loads(kind: str, tmp_path: Path) -> None:
     """40 of each kind."""
     good, model = tmp_path / "good", model_of(kind)
@@ -282,16 +244,3 @@ def test_random_damage_gives_a_named_error_or_loads(kind: str, tmp_path: Path) -
             assert not on_meta(loaded), done
         assert not (tmp_path / "bomb").exists(), done
     assert refused > 20
-
-
-# --- what ships ---
-
-
-@pytest.mark.parametrize("name", shipped_names())
-def test_a_shipped_model_loads(name: str) -> None:
-    model = pretrained(name)
-    assert not on_meta(model)
-    if isinstance(model, LatentDiffusion):
-        scales = {"emoji-class": 3.0, "emoji-text": 3.0, "scenes-layout": 2.0}
-        assert model.config.sampling.guidance_scale == scales.get(name, 1.0)
-        assert model.config.sampling.sampler == "ddim"

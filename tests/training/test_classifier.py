@@ -18,7 +18,9 @@ from minildm.training.configs import DataConfig
 def test_a_classifier_learns_three_colours(tmp_path: Path) -> None:
     experiment, val = CLASSIFIER.changed(steps=40, save_every=40, batch_size=16), TinyImages(30)
     *_, last = CLASSIFIER(tmp_path, experiment, data=TinyImages(48))
-    assert last.terms["loss"] == pytest.approx(sum(last.terms[q] for q in ("label", "group", "style")))
+    assert last.terms["loss"] == pytest.approx(
+        sum(last.terms[q] for q in ("label", "group", "style"))
+    )
     logits = logits_of(load_model(tmp_path, kind="classifier"), as_float(val.images))
     for question in ("label", "group"):
         right = logits[question].argmax(dim=1) == val.columns[question]

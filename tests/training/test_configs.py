@@ -14,17 +14,8 @@ from minildm.compression.autoencoder import Autoencoder
 from minildm.conditioning import ClassConfig, ConditionerConfig, HybridConfig, LowResConfig
 from minildm.diffusion.objective import draw_t
 from minildm.diffusion.unet import UNet
-from minildm.training.configs import (
-    AutoencoderExperiment,
-    LatentDiffusionExperiment,
-    TrainConfig,
-    from_dict,
-    override,
-    to_dict,
-    with_steps,
-)
+from minildm.training.configs import LatentDiffusionExperiment, from_dict, override, to_dict
 from minildm.training.presets import (
-    CLEAR_SUBGROUPS,
     FACTOR_UNETS,
     FIRST_STAGES,
     LADDER,
@@ -35,9 +26,6 @@ from minildm.training.presets import (
 )
 
 LDMS = {n: e for n, e in PRESETS.items() if isinstance(e, LatentDiffusionExperiment)}
-AES = {n: e for n, e in PRESETS.items() if isinstance(e, AutoencoderExperiment)}
-
-
 HYBRID = HybridConfig(tokens=ClassConfig(classes=("a", "b"), d_cond=8), concat=LowResConfig())
 CONFIGS = PUBLISHED | PRESETS | {"hybrid": tiny_ldm_config(HYBRID)}
 
@@ -52,16 +40,14 @@ def test_a_config_goes_through_json(name: str) -> None:
 
 def test_override_replaces_by_dotted_names() -> None:
     experiment = PRESETS["emoji-class"]
-    changed = override(
-        experiment,
-        {"train.steps": 5, "unet.channels": 16, "train.lr": 1, "conditioner.p_uncond": 0.2},
-    )
-    assert (changed.train.steps, changed.train.lr, changed.unet.channels) == (5, 1.0, 16)
+    changes = {"train.lr": 1, "unet.d_cond": None, "conditioner.p_uncond": 0.2}
+    changed = override(experiment, changes)
+    assert changed.train == replace(experiment.train, lr=1.0)
+    assert changed.unet == replace(experiment.unet, d_cond=None)
     assert changed.conditioner == replace(experiment.conditioner, p_uncond=0.2)
-    assert replace(changed, train=experiment.train, unet=experiment.unet).data == experiment.data
-    assert with_steps(experiment, 5, lr=1.0).train == changed.train
-    other = override(experiment, {"unet.d_cond": None, "conditioner": {"kind": "none"}})
-    assert (other.unet.d_cond, other.conditioner) == (None, ConditionerConfig())
+    assert changed.data == experiment.data
+    other = override(experiment, {"conditioner": {"kind": "none"}})
+    assert other.conditioner == ConditionerConfig()
 
 
 # --- presets ---
@@ -72,26 +58,19 @@ def test_a_diffusion_preset_fits_its_first_stage(name: str) -> None:
     factor = name.removeprefix("emoji-class-f")
     first_stage = f"emoji-kl-f{factor if factor.isdigit() else 4}"
     first_stage += "-gpu" if name.endswith("-gpu") else ""
-    model = PIXELS if factor == "1" else AES[first_stage].model
-    config = LDMS[name].model_config(model)
-    assert (config.unet, config.sampling) == (LDMS[name].unet, LDMS[name].sampling)
-    assert config.image_size == LDMS[name].data.size
+    model = PIXELS if factor == "1" else PRESETS[first_stage].model
+    assert LDMS[name].model_config(model).image_size == LDMS[name].data.size
     with pytest.raises(ValueError, match=r"in_channels=\d+"):
-        LDMS[name].model_config(AES["kl-f32"].model)
+        LDMS[name].model_config(PRESETS["kl-f32"].model)
 
 
 def test_the_factor_presets_are_of_one_size() -> None:
     with torch.device("meta"):
-        sizes = {f: UNet(LDMS[f"emoji-class-f{f}"].unet) for f in FACTOR_UNETS}
-    counts = {f: sum(p.numel() for p in unet.parameters()) for f, unet in sizes.items()}
-    assert list(counts) == [1, 2, 4, 8, 16, 32]
-    assert 1.5e6 < min(counts.values()) < max(counts.values()) < 1.62e6
-
-
-def test_the_ladder_has_every_factor_twice() -> None:
+        unets = [UNet(LDMS[f"emoji-class-f{f}"].unet) for f in FACTOR_UNETS]
+    counts = [sum(p.numel() for p in unet.parameters()) for unet in unets]
+    assert 1.5e6 < min(counts) < max(counts) < 1.62e6
     rungs = {(e.model.regularizer, e.model.f) for e in LADDER.values()}
     assert rungs == {(kind, f) for kind in ("kl", "vq") for f in (2, 4, 8, 16, 32)}
-    assert (PIXELS.f, len(CLEAR_SUBGROUPS), len(LADDER)) == (1, 12, 10)
 
 
 def test_regression_predicts_z0_where_there_is_only_noise() -> None:
@@ -99,7 +78,6 @@ def test_regression_predicts_z0_where_there_is_only_noise() -> None:
     assert (config.objective.predict, config.schedule.T) == ("z0", 2)
     assert config.schedule.build().alphas_cumprod[-1] == 0
     assert (draw_t(torch.linspace(0.01, 0.99, 99), 2, config.t_bias) == 1).all()
-    assert config.unet == PRESETS["emoji-sr"].unet
 
 
 # --- the published ones, against what the official repository says ---
@@ -136,64 +114,36 @@ def test_a_released_first_stage_has_the_official_size_and_loss(name: str) -> Non
     assert (train.betas, train.decay, train.ema_decay) == ((0.5, 0.9), "constant", 0.0)
     kl = experiment.model.regularizer == "kl"
     assert game.limit == pytest.approx(1e4 / (3 * 256**2) if kl else 1e4, rel=1e-12)
-    if kl:
-        assert experiment.kl_weight == wanted["kl_weight"]
-    else:
-        assert experiment.codebook_weight == wanted["codebook_weight"]
-        assert (experiment.model.commitment, experiment.model.vq_legacy) == (0.25, True)
+    weight = "kl_weight" if kl else "codebook_weight"
+    assert getattr(experiment, weight) == wanted[weight]
+    assert kl or (experiment.model.commitment, experiment.model.vq_legacy) == (0.25, True)
 
 
 # --- refused values ---
 
-WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"train.step": 5}, "field of TrainConfig='step' .*did you mean 'steps'"),
-    ({"unett.channels": 5}, "'unett' .*did you mean 'unet'"),
-    ({"train.steps": "x"}, "steps='x' must be int"),
-    ({"train.steps": True}, "steps=True must be int"),
-    ({"train.steps.more": 1}, "steps={'more': 1} must be int"),
-    ({"train": {"lr": 1.0}}, "missing 1 required .*'steps'"),
-    ({"train.betas": 0.9}, "betas=0.9 must be"),
-    ({"train.betas": [0.9, "x"]}, "betas='x' must be float"),
-    ({"train.decay": "step"}, "decay='step' must be one of 'cosine', 'constant'"),
-    ({"train.precision": "fp8"}, "precision='fp8' must be one of 'auto'"),
-    ({"train.steps": 0}, "steps=0"),
-    ({"train.batch_size": 10**9}, "batch_size=1000000000"),
-    ({"train.lr": 0}, "lr=0.0"),
-    ({"train.lr": float("nan")}, "lr=nan"),
-    ({"train.log_every": 0}, "log_every=0"),
-    ({"train.ema_decay": 1}, "ema_decay=1.0"),
-    ({"conditioner.kind": "text"}, "did you mean"),
-    ({"data.kind": "mnist"}, "kind='mnist' must be one of 'emoji'"),
-    ({"data.size": 10**9}, "size=1000000000"),
-    ({"data.kind": "folder"}, "path='' must be given for kind='folder'"),
-    ({"data.path": "x"}, "path='x'"),
-    ({"data.masks": []}, r"masks=\(\)"),
-    ({"data.masks": ["stars"]}, "masks"),
-    ({"data.style_words": 2}, "style_words=2.0"),
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("emoji-class", {"train.step": 5}, "field of TrainConfig='step' .*did you mean 'steps'"),
+    ("emoji-class", {"unett.channels": 5}, "'unett' .*did you mean 'unet'"),
+    ("emoji-class", {"train.steps": "x"}, "steps='x' must be int"),
+    ("emoji-class", {"train.steps": True}, "steps=True must be int"),
+    ("emoji-class", {"train.steps.more": 1}, "steps={'more': 1} must be int"),
+    ("emoji-class", {"train": {"lr": 1.0}}, "missing 1 required .*'steps'"),
+    ("emoji-class", {"train.betas": [0.9, "x"]}, "betas='x' must be float"),
+    ("emoji-class", {"train.precision": "fp8"}, "precision='fp8' must be one of 'auto'"),
+    ("emoji-class", {"train.batch_size": 10**9}, "batch_size=1000000000"),
+    ("emoji-class", {"train.lr": float("nan")}, "lr=nan"),
+    ("emoji-class", {"conditioner.kind": "text"}, "did you mean"),
+    ("emoji-class", {"data.kind": "mnist"}, "kind='mnist' must be one of 'emoji'"),
+    ("emoji-class", {"data.size": 10**9}, "size=1000000000"),
+    ("emoji-class", {"data.kind": "folder"}, "path='' must be given for kind='folder'"),
+    ("emoji-class", {"data.masks": ["stars"]}, "masks"),
+    ("emoji-kl-f4", {"restart_dead": 5}, "restart_dead=5 requires regularizer='vq'"),
+    ("emoji-kl-f4", {"model": to_dict(PIXELS)}, "nothing to train"),
+    ("emoji-classifier", {"maps": True}, "require data.kind='scenes'"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "said"), WRONG)
-def test_a_wrong_override_is_named(changes: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("name", "changes", "said"), WRONG)
+def test_a_wrong_override_is_named(name: str, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        override(PRESETS["emoji-class"], changes)
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "said"),
-    [
-        ("emoji-kl-f4", {"restart_dead": 5}, "restart_dead=5 requires regularizer='vq'"),
-        ("emoji-kl-f4", {"kl_weight": -1.0}, "kl_weight=-1"),
-        ("emoji-kl-f4", {"model": PIXELS}, "nothing to train"),
-        ("scenes-classifier", {"maps": True}, "exclude each other"),
-        ("emoji-classifier", {"maps": True}, "require data.kind='scenes'"),
-    ],
-)
-def test_impossible_values_are_refused(name: str, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        replace(PRESETS[name], **changes)
-
-
-def test_types_are_checked_in_python_too() -> None:
-    with pytest.raises(ValueError, match="lr='1' must be float"):
-        TrainConfig(steps=1, lr="1")
+        override(PRESETS[name], changes)

@@ -24,8 +24,8 @@ from minildm.training.stages import progress
 @each
 def test_abandoned_it_ends_like_the_whole(training: Training, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    before = torch.get_rng_state(), random.getstate()
-    records = list(progress(training(whole), 6, "train"))
+    run, before = training(whole), (torch.get_rng_state(), random.getstate())
+    records = list(progress(run, 6, "train"))
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
     assert [(r.step, r.images) for r in records] == [(n, 4 * n) for n in range(1, 7)]
     assert all(a.seconds < b.seconds for a, b in pairwise(records))
