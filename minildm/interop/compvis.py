@@ -15,6 +15,7 @@ from minildm.diffusion.unet import UNet, UNetConfig
 from minildm.files import atomic_write
 from minildm.interop import configs, weights
 from minildm.interop.weights import NAMES, TABLES, PathLike, Place, fill, places, reading
+from minildm.training.checkpoint import on_meta
 from minildm.training.configs import from_dict
 
 DIFFUSION = "ldm.models.diffusion.ddpm.LatentDiffusion"
@@ -84,9 +85,9 @@ def _parts(whole: Any) -> dict[str, Any]:
 def _built(config: Any, tensors: Mapping[str, Any]) -> Any:
     """A part to fill; a frozen CLIP has its weights, of the checkpoint or else of its folder."""
     if type(config) in CLASSES:
-        return weights.on_meta(CLASSES[type(config)][1], config)
+        return on_meta(CLASSES[type(config)][1], config)
     if getattr(config, "tokens", config).kind != "frozen_text":
-        return weights.on_meta(config.build)
+        return on_meta(config.build)
     clip = {k.removeprefix(CLIP): v for k, v in tensors.items() if k.startswith(CLIP)}
     if config.kind == "hybrid" or not clip:
         return config.build()

@@ -20,6 +20,7 @@ from minildm.diffusion.unet import UNet
 from minildm.files import new_folder, write_json
 from minildm.interop import configs, weights
 from minildm.interop.weights import NAMES, PathLike, Place, fill, places, read_mapping, reading
+from minildm.training.checkpoint import on_meta
 from minildm.training.configs import from_dict
 
 VERSION = "0.42.1"  # of diffusers, whose names and defaults these are
@@ -83,7 +84,7 @@ def _load_model(folder: Path) -> Any:
         cls, config_of = MODELS[kind]
         fields = configs.read_fields(kind, params)
         scale, shift = 1 / fields.get("scaling_factor", 1.0), fields.get("shift_factor", 0.0)
-        model = weights.on_meta(cls, config_of(fields))
+        model = on_meta(cls, config_of(fields))
     with reading(folder):
         fill(model, _places(model), _weights(folder), scale=scale, shift=shift)
     return model.eval()
@@ -115,7 +116,7 @@ def _load_conditioner(folder: Path, kind: str) -> tau.Conditioner:
         return (tau.LowResConfig() if kind == SUPER else tau.ConditionerConfig()).build()
     params = read_mapping(folder / "bert/config.json")
     fields = configs.read_fields("LDMBertModel", params, strict=False)
-    model = weights.on_meta(from_dict(tau.TextConfig, fields).build)
+    model = on_meta(from_dict(tau.TextConfig, fields).build)
     fill(model, _places(model), _weights(folder / "bert"), r"to_logits\..*")
     words = folder / "tokenizer/tokenizer.json"
     words = words if words.is_file() else words.with_name("vocab.txt")

@@ -5,7 +5,7 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minildm.files import atomic_write
 from minildm.layers import Downsample, ResBlock, SelfAttention2d, SpatialTransformer, Upsample
-from minildm.training.checkpoint import CheckpointError, NoInit
+from minildm.training.checkpoint import CheckpointError
 
 PathLike = str | os.PathLike[str]
 TABLES = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
@@ -93,12 +93,6 @@ def exported(model: nn.Module, found: Sequence[Place]) -> dict[str, Tensor]:
         parts = rearrange(tensor, "(h n d) ... -> n (h d) ...", h=heads, n=len(theirs))
         tensors |= dict(zip(theirs, parts, strict=True))
     return tensors
-
-
-def on_meta(build: Callable[..., Any], *config: Any) -> Any:
-    """A model whose tensors take no memory, for `fill`."""
-    with torch.device("meta"), NoInit():
-        return build(*config)
 
 
 def fill(

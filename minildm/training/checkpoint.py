@@ -130,7 +130,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-class NoInit(TorchFunctionMode):
+class _NoInit(TorchFunctionMode):
     """Leaves out torch.nn.init: on the meta device it imports the compiler, for two seconds."""
 
     def __torch_function__(
@@ -141,10 +141,10 @@ class NoInit(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def on_meta(build: Callable[[], Any]) -> Any:
+def on_meta(build: Callable[..., Any], *config: Any) -> Any:
     """A module whose tensors take no memory."""
-    with torch.device("meta"), NoInit():
-        return build()
+    with torch.device("meta"), _NoInit():
+        return build(*config)
 
 
 def _built(folder: Path, card: Mapping[str, Any]) -> Model:
@@ -152,7 +152,7 @@ def _built(folder: Path, card: Mapping[str, Any]) -> Model:
     config_class, model_class = KINDS[card["kind"]]
     config = from_dict(config_class, card["config"])
     if model_class is not LatentDiffusion:
-        return on_meta(lambda: model_class(config))
+        return on_meta(model_class, config)
     reference = card["first_stage"]
     stage = load_model(folder / reference["path"], kind="autoencoder")
     if stage.config != config.autoencoder or fingerprint(stage) != reference["sha256"]:
@@ -164,7 +164,7 @@ def _built(folder: Path, card: Mapping[str, Any]) -> Model:
             conditioner = config.conditioner.build()
         else:
             conditioner = on_meta(config.conditioner.build)
-    unet = on_meta(lambda: UNet(config.unet))
+    unet = on_meta(UNet, config.unet)
     return LatentDiffusion(config, autoencoder=stage, unet=unet, conditioner=conditioner)
 
 
@@ -233,15 +233,9 @@ def save_run(
 
 
 def read_state(folder: str | Path) -> dict[str, Any] | None:
-    """What a training saved last, on the CPU; None in a new folder. Raises CheckpointError."""
+    """What a training saved last, on the CPU; None in a new folder."""
     path = Path(folder) / STATE
-    try:
-        return torch.load(path, "cpu", weights_only=True) if path.is_file() else None
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error!s:.80}): to train its model further choose another "
-            f"folder, and --init {folder}"
-        ) from error
+    return torch.load(path, "cpu", weights_only=True) if path.is_file() else None
 
 
 def saved_step(folder: str | Path) -> int | None:

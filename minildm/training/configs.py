@@ -155,8 +155,6 @@ class ClassifierExperiment(Experiment):
     maps: bool = False  # scenes: a Segmenter, which labels each pixel
 
     def __post_init__(self) -> None:
-        if self.crops and self.maps:
-            raise ValueError("crops=True and maps=True exclude each other")
         if (self.crops or self.maps) and self.data.kind != "scenes":
             raise ValueError(f"crops and maps require data.kind='scenes', got {self.data.kind!r}")
 

@@ -26,7 +26,6 @@ from minildm.training.checkpoint import (
     read_state,
     save_model,
     save_run,
-    saved_step,
 )
 from minildm.training.configs import TrainConfig, to_dict
 
@@ -218,11 +217,9 @@ class Training:
         terms, self.sums = dict(zip(self.sums, means, strict=True)), {}
         if not all(map(math.isfinite, means)):
             listed = ", ".join(f"{name}={term:.4g}" for name, term in terms.items())
-            saved = saved_step(self.run.folder)
-            kept = f"the checkpoint of step {saved} stays" if saved else "no checkpoint yet"
             raise FloatingPointError(
-                f"steps {first} to {self.step}: not finite ({listed}); {kept}. A lower lr, a "
-                "longer warm-up or precision='fp32' usually helps"
+                f"steps {first} to {self.step}: not finite ({listed}); the last checkpoint stays. "
+                "A lower lr, a longer warm-up or precision='fp32' usually helps"
             )
         return {name: term for name, term in terms.items() if name != "gradient"}
 
@@ -313,6 +310,6 @@ def _compile(*modules: nn.Module) -> None:
     if len(modules) > 1:  # the adaptive weight walks a graph twice: it must keep its buffers
         torch._functorch.config.donated_buffer = False
     for module in modules:
-        children = [m for m in module.children() if any(p.requires_grad for p in m.parameters())]
-        for network in children or [module]:
-            network.compile()
+        for network in module.children():
+            if any(p.requires_grad for p in network.parameters()):
+                network.compile()

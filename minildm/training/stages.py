@@ -109,7 +109,7 @@ def train_autoencoder(
         x = batch["image"]
         if train.flip:
             chosen = rng.rand(len(x), device=x.device) < 0.5
-            x = transforms.mirrored({"image": x}, chosen)["image"]
+            x = transforms.mirrored(batch, chosen)["image"]
         return autoencoder_loss(model, x, step=step, noise=rng.randn_like, **options)
 
     info = _info(experiment, data) | ({"perceptual": distance.name} if distance else {})

@@ -137,7 +137,7 @@ CARDS: list[tuple[str, Any, str]] = [
     ("config.colour", 1, "field of LatentDiffusionConfig='colour'"),
     ("config.unet.channels", 16, "size mismatch for"),  # other weights
     ("config.unet.num_res_blocks", 2, "Missing key"),
-    *[(f"config.{name}", 10**9, "") for name in SIZES.split()],
+    *[(f"config.{name}", 10**9, "cannot be loaded") for name in SIZES.split()],
 ]
 
 
