@@ -21,7 +21,7 @@ from minildm.diffusion.latent_diffusion import LatentDiffusionConfig, SamplingCo
 from minildm.diffusion.objective import ObjectiveConfig
 from minildm.diffusion.schedule import ScheduleConfig
 from minildm.diffusion.unet import UNetConfig
-from minildm.layers import check_fields
+from minildm.layers import check_fields, check_words
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class TrainConfig:
     compile: bool = False  # torch.compile of the networks: takes minutes, then faster on a GPU
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_words(self)
         check_fields(self, 1, 10**9, "steps", "log_every", "save_every")
         check_fields(self, 1, 10**5, "batch_size")
         check_fields(self, 0, 10**9, "warmup_steps", "workers")
@@ -72,7 +72,7 @@ class DataConfig:
     background: Literal["scene", "plain"] = "scene"  # scenes; plain: objects on grey
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_words(self)
         check_fields(self, 1, 10_000, "size")
         check_fields(self, 0, 1, "style_words")
         if not self.masks or not set(self.masks) <= set(MASKS):
@@ -212,11 +212,6 @@ def from_dict(cls: type[T], content: Mapping[str, Any]) -> T:
 
 def _family(cls: type) -> list[type]:
     return [cls, *(c for sub in cls.__subclasses__() for c in _family(sub))]
-
-
-def _check_types(config: Any) -> None:
-    for name, hint in get_type_hints(type(config)).items():
-        _revive(hint, getattr(config, name), name)
 
 
 def _revive(hint: Any, value: Any, name: str) -> Any:
