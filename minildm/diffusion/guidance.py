@@ -65,8 +65,8 @@ def image_guided(
 
     eps_hat = eps + scale sqrt(1 - abar) grad_z distance(z0_hat(z)). `distance` (B, c, h, w) ->
     (B,) measures how far a clean latent is from the target, such as 1/2 |y - T(D(z0))|^2 with the
-    decoder D and a differentiable T. The gradient goes through the denoiser. At abar = 0, where
-    z_t says nothing of z0, the denoiser's answer stays.
+    decoder D and a differentiable T. The gradient goes through the denoiser. Not for schedules
+    with zero terminal SNR: there eps says nothing of z0.
     """
 
     def steered(z: Tensor, t: Tensor) -> Prediction:
@@ -76,11 +76,8 @@ def image_guided(
             if not isinstance(out, Prediction):
                 out = schedule.prediction("eps", out, z, t)
             slope = torch.autograd.grad(distance(out.z0).sum(), z)[0]
-        signal_scale, noise_scale = schedule.scales(t)
-        eps_hat = out.eps.detach() + scale * noise_scale * slope
-        changed = eps_hat, schedule.z0_from_eps(z.detach(), t, eps_hat)
-        pairs = zip(changed, out, strict=True)
-        return Prediction(*(torch.where(signal_scale > 0, a, b.detach()) for a, b in pairs))
+        eps_hat = out.eps.detach() + scale * schedule.scales(t)[1] * slope
+        return Prediction(eps_hat, schedule.z0_from_eps(z.detach(), t, eps_hat))
 
     return steered
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.guiders.guider_utils import rescale_noise_cfg
-from diffusion.references import F64, SCHEDULE, ZERO_SNR, error
+from diffusion.references import F64, SCHEDULE, error
 from helpers import randn
 from torch import Tensor
 
@@ -82,17 +82,6 @@ def test_image_guiding_adds_the_gradient_of_the_distance(scale: float, as_predic
     assert torch.allclose(guided_eps, expected, rtol=1e-9)
     assert torch.allclose(guided_z0, SCHEDULE.z0_from_eps(z, t, expected), rtol=1e-9)
     assert not guided_eps.requires_grad
-
-
-def test_without_signal_nothing_is_guided() -> None:
-    def denoise(z: Tensor, t: Tensor) -> Prediction:
-        return ZERO_SNR.prediction("v", torch.tanh(z), z, t)
-
-    z, t = randn(2, 1, 2, 2, dtype=F64), torch.tensor([999, 500])
-    pairs = zip(denoise(z, t), image_guided(denoise, ZERO_SNR, half_square(z))(z, t), strict=True)
-    for before, after in pairs:
-        assert torch.equal(before[0], after[0])
-        assert not torch.allclose(before[1], after[1])
 
 
 def test_the_blend_is_the_official_one() -> None:

@@ -148,11 +148,10 @@ def test_the_models_card_decides_what_is_not_given() -> None:
     assert torch.equal(model.sample("red", seed=0), expected)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_zero_terminal_snr_samples_with_trailing_spacing(sampler: str) -> None:
+def test_zero_terminal_snr_samples_with_trailing_spacing() -> None:
     schedule, objective = ScheduleConfig(zero_terminal_snr=True), ObjectiveConfig(predict="v")
     model = model_of(schedule=schedule, objective=objective)
-    first, *_, last = model.steps("red", sampler=sampler, steps=4, seed=0)
+    first, *_, last = model.steps("red", sampler="plms", steps=4, seed=0)
     assert first.t == 999
     assert last.z.isfinite().all()
 
