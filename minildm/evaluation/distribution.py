@@ -133,8 +133,7 @@ def kernel_distance(a: Tensor, b: Tensor, *, paired: bool = False) -> Tensor:
 
 def kid(real: Tensor, fake: Tensor, *, groups: Groups = 10, paired: bool = False) -> Measured:
     """`kernel_distance` with its interval. Unbiased at any N, so it can be slightly negative."""
-    statistic = partial(_mmd, paired=paired)
-    return _over_pairs(statistic, _tables(_kernel, real, fake), groups=groups)
+    return _over_pairs(partial(_mmd, paired=paired), _tables(_kernel, real, fake), groups=groups)
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:

@@ -147,18 +147,17 @@ def text_following(
 ) -> dict[str, Measured]:
     """Whether the classifier names the prompts' subgroup, group and style in x (N, 3, H, W).
 
-    Raises ValueError where the classifier does not know a name.
+    What some prompt does not request is left out. Raises ValueError where the classifier does not
+    know a name.
     """
     subjects = np.unique([p.subject or p.caption for p in prompts], return_inverse=True)[1]
     found = {}
     for question, logits in logits_of(classifier, x).items():
-        known = getattr(classifier.config, f"{question}s")
         names = [getattr(prompt, question) for prompt in prompts]
-        requested = torch.tensor([name is not None for name in names])
-        if requested.any():
-            truth = [look_up(name, known, question) for name in names if name is not None]
-            right = logits.argmax(dim=1)[requested] == torch.tensor(truth)
-            found[question] = share(right, torch.from_numpy(subjects)[requested])
+        if None not in names:
+            known = getattr(classifier.config, f"{question}s")
+            truth = torch.tensor([look_up(name, known, question) for name in names])
+            found[question] = share(logits.argmax(dim=1) == truth, torch.from_numpy(subjects))
     return found
 
 

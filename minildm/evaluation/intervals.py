@@ -48,21 +48,20 @@ class Evaluation(dict[str, Measured]):
     _repr_markdown_ = __str__  # in notebooks
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: `measured`, (value, low, high, n) by name, and `settings`; NaN becomes None."""
+        """For JSON: `measured`, (value, low, high, n) by name, and `settings`; "nan" and "inf"."""
 
-        def plain(x: float) -> float | str | None:
-            return x if math.isfinite(x) else None if math.isnan(x) else str(x)
+        def plain(found: Measured) -> dict[str, float | str]:
+            return {k: v if math.isfinite(v) else str(v) for k, v in found._asdict().items()}
 
-        rows = {name: {k: plain(v) for k, v in m._asdict().items()} for name, m in self.items()}
-        return {"measured": rows, "settings": self.settings}
+        return {"measured": {k: plain(m) for k, m in self.items()}, "settings": self.settings}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "Evaluation":
         """The inverse of `as_dict`."""
-        measured = {}
-        for name, row in saved["measured"].items():
-            numbers = (math.nan if row[k] is None else float(row[k]) for k in Measured._fields[:3])
-            measured[name] = Measured(*numbers, row["n"])
+        measured = {
+            name: Measured(float(row["value"]), float(row["low"]), float(row["high"]), row["n"])
+            for name, row in saved["measured"].items()
+        }
         return cls(measured, **saved["settings"])
 
 
@@ -70,18 +69,15 @@ def mean_interval(values: Tensor | Sequence[float], clusters: Tensor | None = No
     """The mean of values (N,) with Student's t interval.
 
     clusters: (N,) int; values of one cluster (crops of one photograph) are not independent, so
-    the interval is cluster-robust, with C - 1 degrees of freedom. Raises ValueError for fewer
-    than two values or clusters, and for values that are not finite.
+    the interval is cluster-robust, with C - 1 degrees of freedom. An infinite mean has none.
+    Raises ValueError for fewer than two values or clusters.
     """
     numbers = torch.as_tensor(values).cpu().double()
     n, mean = len(numbers), float(numbers.mean())
     member = torch.arange(n) if clusters is None else clusters.unique(return_inverse=True)[1]
     sums = torch.bincount(member, numbers - mean)
-    if len(sums) < 2 or not math.isfinite(mean):
-        raise ValueError(
-            f"a mean requires two or more finite values, in two or more clusters: got {n} with "
-            f"mean {mean:.3g} in {len(sums)} clusters"
-        )
+    if len(sums) < 2:
+        raise ValueError(f"an interval requires two values or clusters, got {n} in {len(sums)}")
     error = math.sqrt(float(sums.square().sum()) * len(sums) / (len(sums) - 1)) / n
     half = float(scipy.stats.t.ppf(0.975, len(sums) - 1)) * error
     return Measured(mean, mean - half, mean + half, n)

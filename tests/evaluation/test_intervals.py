@@ -79,13 +79,10 @@ def test_random_groups_have_equal_sizes_and_keep_clusters_together() -> None:
     assert all(len(group[clusters == c].unique()) == 1 for c in clusters.unique())
 
 
-@pytest.mark.parametrize(
-    ("values", "clusters"),
-    [([1.0], None), ([1.0, math.nan], None), ([1.0, 2.0], torch.zeros(2))],
-)
-def test_a_mean_without_an_interval_is_refused(values: list, clusters: object) -> None:
-    with pytest.raises(ValueError, match="requires two or more finite values"):
-        mean_interval(values, clusters)
+def test_an_interval_requires_two_values_and_clusters() -> None:
+    for values, clusters in (([1.0], None), ([1.0, 2.0], torch.zeros(2))):
+        with pytest.raises(ValueError, match="an interval requires two"):
+            mean_interval(values, clusters)
 
 
 def test_a_measured_value_prints_with_its_interval_and_n() -> None:
