@@ -28,7 +28,7 @@ from minildm.evaluation.image_metrics import PART, compare_pairs, reconstruct
 from minildm.evaluation.intervals import Evaluation, Measured, jackknife, random_groups
 
 INCEPTION_FILES = (  # one network of 2015, as two projects name it
-    "weights-inception-2015-12-05-6726825d.pth",  # torch-fidelity, torchmetrics
+    "weights-inception-2015-12-05-6726825d.pth",  # torch-fidelity
     "pt_inception-2015-12-05-6726825d.pth",  # pytorch-fid
 )
 ROWS = 1024  # of a table of distances computed at a time
@@ -259,8 +259,8 @@ def evaluate_first_stage(
     """
     config, size, n = autoencoder.config, autoencoder.config.codebook_size, len(x)
     x = x.to(next(autoencoder.parameters(), x).device)
-    x_rec = reconstruct(autoencoder, x).to(x.device)
-    found = evaluate_images(x, x_rec, paired=True, groups=groups, seed=seed, **options)
+    options |= {"groups": groups, "seed": seed}
+    found = evaluate_images(x, reconstruct(autoencoder, x), paired=True, **options)
     found["compression"] = Measured(3 * config.f**2 / config.z_channels, n=n)
     if config.regularizer == "vq":
         with torch.no_grad():
