@@ -1,7 +1,69 @@
 """Official and diffusers weights, in and out: each tensor finds its place, or an error names it."""
 
+from pathlib import Path
+from typing import Any
+
+from minildm.compression.autoencoder import Autoencoder
+from minildm.conditioning.text_encoders import frozen_parts
+from minildm.diffusion.latent_diffusion import LatentDiffusion
+from minildm.files import new_folder
 from minildm.interop.compvis import load_compvis, save_compvis
-from minildm.interop.convert import convert
 from minildm.interop.diffusers import load_diffusers, save_diffusers
+from minildm.interop.weights import PathLike, read_mapping
+from minildm.training.checkpoint import find_model, load_model, save_model
 
 __all__ = ["convert", "load_compvis", "load_diffusers", "save_compvis", "save_diffusers"]
+
+
+def convert(
+    source: PathLike,
+    target: PathLike,
+    *,
+    to: str | None = None,
+    config: PathLike | None = None,
+    clip: PathLike | None = None,
+) -> tuple[str, str]:
+    """Read a model from `source`, write it to the new `target`; return both forms.
+
+    source: an official `.ckpt` or `.safetensors` with its YAML (`config`; by default the one of
+    the same name, or config.yaml, in its folder); a diffusers folder; a folder of ours, or the
+    name of a shipped model. to: default "minildm" for foreign models. Our folder has the
+    autoencoder in `first_stage`; an official target is a `.ckpt` or `.safetensors`. clip: see
+    `load_compvis`. Raises FileExistsError if the target exists, ValueError for what cannot be
+    read or expressed; nothing is left then.
+    """
+    path, target = Path(source), Path(target)
+    card = path / "config.json"
+    if path.is_file():
+        near = (path.with_suffix(".yaml"), path.with_name("config.yaml"))
+        found = config or next((p for p in near if p.is_file()), near[0])
+        form, model = "compvis", load_compvis(found, path, clip=clip)
+    elif not path.is_dir() or (card.is_file() and "format" in read_mapping(card)):
+        form, model = "minildm", load_model(find_model(source))
+    else:
+        form, model = "diffusers", load_diffusers(path)
+    to = to or "minildm"
+    if to not in SAVE or to == form:
+        allowed = ", ".join(name for name in SAVE if name != form)
+        raise ValueError(f"to={to!r} must be one of {allowed}: {source} is a {form} model")
+    if target.exists():
+        raise FileExistsError(f"{target} already exists: choose a new name")
+    SAVE[to](model, target)
+    return form, to
+
+
+def _save_ours(model: Any, target: Path) -> None:
+    if not isinstance(model, Autoencoder | LatentDiffusion):
+        raise ValueError(f"a {type(model).__name__} alone has no folder of ours")
+    with new_folder(target) as folder:
+        if isinstance(model, LatentDiffusion):
+            text = getattr(model.conditioner, "tokens", model.conditioner).config
+            if text.kind == "frozen_text":  # stays in its own folder, which must be complete
+                frozen_parts(text.encoder, text.path)
+            save_model(model.autoencoder, folder / "first_stage")
+            save_model(model, folder, first_stage="first_stage")
+        else:
+            save_model(model, folder)
+
+
+SAVE = {"minildm": _save_ours, "diffusers": save_diffusers, "compvis": save_compvis}

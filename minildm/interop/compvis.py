@@ -1,9 +1,13 @@
 """Official models, as github.com/CompVis/latent-diffusion publishes them: loading and saving."""
 
+import re
+import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import yaml
 from torch import Tensor, nn
 
@@ -15,8 +19,9 @@ from minildm.diffusion.unet import UNet, UNetConfig
 from minildm.files import atomic_write
 from minildm.interop import configs, weights
 from minildm.interop.weights import NAMES, TABLES, PathLike, Place, fill, places, reading
-from minildm.training.checkpoint import on_meta
+from minildm.training.checkpoint import on_meta, reader_of
 from minildm.training.configs import from_dict
+from minildm.training.presets import PUBLISHED
 
 DIFFUSION = "ldm.models.diffusion.ddpm.LatentDiffusion"
 UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
@@ -64,13 +69,15 @@ def load_compvis(
         by_std = params.get("scale_by_std")
         factor = float(tensors["scale_factor"] if by_std else params.get("scale_factor", 1.0))
         found = _places(parts, prefixes)
-        fill(nn.ModuleDict(parts), found, inside, TABLES["unused"], scale=1 / factor)
-    model = LatentDiffusion(ours, **parts) if len(parts) > 1 else parts.popitem()[1]
-    text = getattr(model, "conditioner", model)
-    text = getattr(text, "tokens", text)
-    if isinstance(text, tau.TextConditioner):
+        fill(nn.ModuleDict(parts), found, inside, TABLES["unused"], factor)
+        model = LatentDiffusion(ours, **parts) if len(parts) > 1 else parts.popitem()[1]
+        table = tensors.get("alphas_cumprod", torch.empty(0, device="meta"))
+        right = getattr(model, "schedule", None)
+        if right and not table.is_meta and not table.allclose(right.alphas_cumprod, 1e-3, 0):
+            raise ValueError(f"alphas_cumprod are not of the config's schedule, {ours.schedule}")
+    if reader := reader_of(model):
         word_pieces = text_folders("minilm")[1] / "vocab.txt"  # BERT's
-        text.set_tokenizer(tau.CaptionTokenizer.load(word_pieces))
+        reader.set_tokenizer(tau.CaptionTokenizer.load(word_pieces))
     return model.eval()
 
 
@@ -86,10 +93,10 @@ def _built(config: Any, tensors: Mapping[str, Any]) -> Any:
     """A part to fill; a frozen CLIP has its weights, of the checkpoint or else of its folder."""
     if type(config) in CLASSES:
         return on_meta(CLASSES[type(config)][1], config)
-    if getattr(config, "tokens", config).kind != "frozen_text":
+    if config.kind != "frozen_text":
         return on_meta(config.build)
     clip = {k.removeprefix(CLIP): v for k, v in tensors.items() if k.startswith(CLIP)}
-    if config.kind == "hybrid" or not clip:
+    if not clip:
         return config.build()
     conditioner = tau.FrozenTextConditioner(config, empty=True)
     found = places(conditioner.network, NAMES["clip"])
@@ -105,7 +112,7 @@ def _places(parts: Mapping[str, nn.Module], prefixes: Mapping[str, str]) -> list
         if name == "autoencoder":
             names = weights.numbered(part, reverse="decoder.levels") | names
         elif name == "conditioner":
-            names = _layers(getattr(part, "tokens", part).config) | names
+            names = {r"network\.blocks\.(\d+)\.(norm\d|attn|ff\.\d)": _layer} | names
         elif prefixes[name] == AVERAGES:  # called without dots
             names = names | {r"\.": ""}
         flat = int(name == "unet")  # its attention consists of convolutions over flattened pixels
@@ -113,14 +120,10 @@ def _places(parts: Mapping[str, nn.Module], prefixes: Mapping[str, str]) -> list
     return found
 
 
-def _layers(config: tau.ConditionerConfig) -> dict[str, str]:
-    """Names of a transformer's parts: attention and feed-forward alternate in one list."""
-    there = "transformer.attn_layers.layers."
-    return {
-        rf"network\.blocks\.{i}\.{ours}\.": f"{there}{2 * i + second}.{part}."
-        for i in range(getattr(config, "depth", 0))
-        for ours, (second, part) in NAMES["official_layers"].items()
-    }
+def _layer(found: re.Match[str]) -> str:
+    """The name of a part of a transformer: attention and feed-forward alternate in one list."""
+    second, part = NAMES["official_layers"][found[2]]
+    return f"transformer.attn_layers.layers.{2 * int(found[1]) + second}.{part}"
 
 
 def save_compvis(
@@ -146,8 +149,7 @@ def save_compvis(
         raise ValueError("this part has no tensors: save the whole model")
     with reading("the official code"):
         part = write_part(model.config, factor=1 / scale)
-        text = getattr(model.config, "conditioner", model.config)
-        clip = getattr(getattr(text, "tokens", text), "path", None)
+        clip = getattr(_parts(model.config).get("conditioner"), "path", None)
         configs.check_same(vars(model.config), read_part(part, clip))
     if whole:
         tensors["alphas_cumprod"] = model.schedule.alphas_cumprod
@@ -170,19 +172,16 @@ def read_part(part: Any, clip: PathLike | None = None) -> Any:
     fields = configs.read_fields(target, params)
     if target == DIFFUSION:
         parts = {name: read_part(fields[name], clip) for name in PREFIXES}
-        stage, unet, conditioner = parts.values()
-        if fields.get("key") == "hybrid":  # an image, or a latent and a mask
-            mask = unet.in_channels == 2 * stage.z_channels + 1
-            concat = tau.InpaintConfig() if mask else tau.LowResConfig()
-            parts["conditioner"] = tau.HybridConfig(tokens=conditioner, concat=concat)
-        parts |= configs.timing_of(fields)
-        return LatentDiffusionConfig(**parts, image_size=fields["side"] * stage.f)
-    if target == UNET:
-        return configs.unet_of(fields)
+        scales = params.get("scale_by_std") or fields.get("scale_factor", 1) != 1
+        if parts["conditioner"].kind == "inpaint" and scales:
+            raise ValueError("scale_factor must be 1 for inpainting: it does not scale conditions")
+        timing = configs.timing_of(fields)
+        size = fields["side"] * parts["autoencoder"].f
+        return LatentDiffusionConfig(**parts, **timing, image_size=size)
     if FIRST_STAGES.get(target) == "identity":
         return AutoencoderConfig(regularizer="identity", in_channels=3, z_channels=3)
-    if target in FIRST_STAGES:
-        return configs.autoencoder_of(fields)
+    if target == UNET or target in FIRST_STAGES:
+        return configs.config_of(fields)
     kind = CONDITIONS[target]
     if kind == "class":  # a table of 1001 has "no class" last, as in cin256-v2
         n = fields.pop("rows")
@@ -210,18 +209,15 @@ def write_part(config: Any, size: int = 256, side: int = 64, factor: float = 1.0
     """
     if isinstance(config, LatentDiffusionConfig):
         size, unet = config.image_size, config.unet
-        concat = "concat" if unet.in_channels > unet.out_channels else None
         target, fields = DIFFUSION, vars(config.schedule) | vars(config.objective)
         fields |= {"side": size // config.autoencoder.f, "channels": unet.out_channels}
-        fields["key"] = concat if unet.d_cond is None else "hybrid" if concat else "crossattn"
-        fields["scale_factor"] = factor
+        concat = "concat" if unet.in_channels > unet.out_channels else None
+        fields |= {"key": "crossattn" if unet.d_cond else concat, "scale_factor": factor}
         fields |= {k: write_part(part, size, fields["side"]) for k, part in _parts(config).items()}
     elif isinstance(config, UNetConfig):
         target, fields = UNET, configs.fields_of(config, side)
     elif isinstance(config, AutoencoderConfig):
         target, fields = TARGETS[config.regularizer], configs.fields_of(config, size)
-    elif config.kind == "hybrid" and config.concat.kind in ("low_res", "inpaint"):
-        return write_part(config.tokens)
     else:
         kind, fields = config.kind, dict(vars(config))
         if kind == "class":
@@ -237,3 +233,56 @@ def write_part(config: Any, size: int = 256, side: int = 64, factor: float = 1.0
         top = {k: params.pop(k) for k in ("embed_dim", "n_embed", "lossconfig") if k in params}
         params = top | {"ddconfig": params}
     return target if target.startswith("__") else {"target": target, "params": params}
+
+
+# --- the published models ---
+
+
+class Files(NamedTuple):
+    """Where a model's files are published, and where the official repository expects them."""
+
+    url: str
+    checkpoint: str
+    config: str
+
+
+FILES: dict[str, Files] = {name: Files(*files) for name, files in TABLES["files"].items()}
+
+
+def official_model(
+    name: str, folder: PathLike | None = None, *, seed: int = 0
+) -> tuple[LatentDiffusion, bool, str]:
+    """A published model from the official repository's `folder`, or a small stand-in; whether its
+    weights are the published ones; and a sentence that says so.
+
+    Raises ValueError for an unknown name, and as `load_compvis`.
+    """
+    tau.look_up(name, list(FILES), "name")
+    files, root = FILES[name], Path(folder or "")
+    if folder is not None and (root / files.checkpoint).is_file():
+        model = load_compvis(root / files.config, root / files.checkpoint)
+        return model, True, f"{name}: the published weights, {files.checkpoint}"
+    where = f"{files.checkpoint} is not in {folder}" if folder else "no folder was given"
+    said = f"{name}: {where}; a small model with random weights replaces the one at {files.url}"
+    return stand_in(name, seed=seed), False, said
+
+
+def stand_in(name: str, *, seed: int = 0) -> LatentDiffusion:
+    """A small model of the same blocks with random weights, written and read as official files."""
+    config = PUBLISHED[name]
+    autoencoder = replace(config.autoencoder, channels=32, num_res_blocks=1)
+    unet, conditioner = replace(config.unet, channels=32, num_res_blocks=1), config.conditioner
+    if unet.d_cond is not None:
+        depth = {"depth": 1} if hasattr(conditioner, "depth") else {}
+        conditioner, unet = replace(conditioner, d_cond=32, **depth), replace(unet, d_cond=32)
+    parts = {"autoencoder": autoencoder, "unet": unet, "conditioner": conditioner}
+    small: LatentDiffusionConfig = replace(config, **parts, image_size=16 * autoencoder.f)
+    with torch.random.fork_rng([]), tempfile.TemporaryDirectory() as place:
+        torch.manual_seed(seed)
+        model = LatentDiffusion(small)
+        for parameter in model.parameters():  # zeros at the start would give empty samples
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.02)
+        path = Path(place) / "model.ckpt"
+        save_compvis(model, path)
+        return load_compvis(path.with_suffix(".yaml"), path)

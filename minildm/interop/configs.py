@@ -16,8 +16,8 @@ from minildm.interop.weights import TABLES
 from minildm.training.configs import from_dict
 
 Fields = dict[str, Any]
-TEMPLATES: dict[str, dict[str, Any]] = TABLES["configs"]
 EMPTY: dict[str, Any] = {"fields": {}, "defaults": {}, "words": {}, "fixed": {}}
+TEMPLATES = {name: EMPTY | template for name, template in TABLES["configs"].items()}
 
 
 def read_fields(name: str, given: Mapping[str, Any], *, strict: bool = True) -> Fields:
@@ -25,7 +25,7 @@ def read_fields(name: str, given: Mapping[str, Any], *, strict: bool = True) -> 
 
     strict: all keys must be known. Raises ValueError naming the first key that cannot be expressed.
     """
-    template, ignored = EMPTY | TEMPLATES[name], TABLES["ignored"]
+    template, ignored = TEMPLATES[name], TABLES["ignored"]
     given = {**given, **given.get("ddconfig", {})}  # of official first stages
     known = {*template["fields"], *template["fixed"], *ignored, "ddconfig"}
     for key, value in given.items():
@@ -49,7 +49,7 @@ def read_fields(name: str, given: Mapping[str, Any], *, strict: bool = True) -> 
 
 def write_fields(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """A foreign config of these fields. Raises ValueError naming one that cannot be expressed."""
-    template = EMPTY | TEMPLATES[name]
+    template = TEMPLATES[name]
     params = {key: fields[field] for key, field in template["fields"].items() if field in fields}
     for key in params.keys() & template["words"].keys():
         words = template["words"][key]
@@ -75,49 +75,39 @@ def chosen(cls: type, fields: Fields) -> Any:
     return from_dict(cls, {k: v for k, v in fields.items() if k in cls.__dataclass_fields__})
 
 
-def autoencoder_of(fields: Fields) -> AutoencoderConfig:
-    """Our config of a first stage in either project."""
-    vq, hid = "codebook_size" in fields, fields["hid_z"]
-    z = fields.get("z_channels", fields.get("vq_embed_dim", hid))
-    fields = _levels(fields) | {"regularizer": "vq" if vq else "kl", "vq_legacy": vq}
-    fields |= {"z_channels": z, "hid_z_channels": None if hid == z else hid}
-    if "attn_sides" in fields:  # of the feature maps that attend, at the training's resolution
+def config_of(fields: Fields) -> AutoencoderConfig | UNetConfig:
+    """Our config of a first stage or a UNet in either project."""
+    if "widths" in fields:  # diffusers
+        widths = fields["widths"]
+        fields = fields | {"channels": widths[0], "channel_mult": [c // widths[0] for c in widths]}
+        levels = [i for i, name in enumerate(fields["down"]) if "Attn" in name]
+    elif "factors" in fields:  # an official UNet
+        levels = [i for i in range(len(fields["channel_mult"])) if 2**i in fields["factors"]]
+    else:  # sides of the feature maps that attend, at the training's resolution
         sides = [fields["side"] // 2**i for i in range(len(fields["channel_mult"]))]
         levels = [i for i, side in enumerate(sides) if side in fields["attn_sides"]]
-        fields["attn_levels"] = levels if fields["mid_attn"] else []
-    return chosen(AutoencoderConfig, fields)
+        levels = levels if fields["mid_attn"] else []
+    fields = fields | {"attn_levels": levels}
+    if "hid_z" not in fields:
+        return chosen(UNetConfig, fields | _heads(fields))
+    vq, hid = "codebook_size" in fields, fields["hid_z"]
+    z = fields.get("z_channels", hid)
+    fields |= {"z_channels": z, "hid_z_channels": None if hid == z else hid}
+    return chosen(AutoencoderConfig, fields | {"regularizer": ("kl", "vq")[vq], "vq_legacy": vq})
 
 
-def unet_of(fields: Fields) -> UNetConfig:
-    """Our config of a UNet in either project."""
-    fields, head_dim = _levels(fields), fields.get("head_dim")
-    if "factors" in fields:  # the official code
-        levels = range(len(fields["channel_mult"]))
-        fields["attn_levels"] = [i for i in levels if 2**i in fields["factors"]]
-        fields["d_head" if fields["d_head"] == -1 else "heads"] = None
-    elif "d_cond" not in fields:
-        fields |= {"heads": None if head_dim else 1, "d_head": head_dim}
-    else:  # "attention_head_dim" is the number of heads, for all levels or for each
-        fields |= {"heads": _single(head_dim), "d_head": None, "depth": _single(fields["depth"])}
-        if isinstance(head_dim, list):
-            found = {c / n for c, n in zip(fields["widths"], head_dim, strict=True)}
-            fields |= {"heads": None, "d_head": int(found.pop())} if len(found) == 1 else {}
-    return chosen(UNetConfig, fields)
-
-
-def _levels(fields: Fields) -> Fields:
-    """Add what the blocks of diffusers say of our levels."""
-    if "widths" not in fields:
-        return dict(fields)
-    widths = fields["widths"]
-    levels = {"channels": widths[0], "channel_mult": [c // widths[0] for c in widths]}
-    attends = [i for i, name in enumerate(fields["down"]) if "Attn" in name]
-    return fields | levels | {"attn_levels": attends}
-
-
-def _single(value: Any) -> Any:
-    """The value that a list has at every level, or the list."""
-    return value[0] if isinstance(value, list) and len(set(value)) == 1 else value
+def _heads(fields: Fields) -> Fields:
+    """A UNet's attention heads: their number, or their width."""
+    if "factors" in fields:  # the official code, where -1 is none
+        return {"d_head" if fields["d_head"] == -1 else "heads": None}
+    head_dim = fields.get("head_dim")
+    if "d_cond" not in fields:
+        return {"heads": None if head_dim else 1, "d_head": head_dim}
+    if isinstance(head_dim, list):  # "attention_head_dim" is their number, here at each level
+        found = {c / n for c, n in zip(fields["widths"], head_dim, strict=True)}
+        if len(found) == 1:
+            return {"heads": None, "d_head": int(found.pop())}
+    return {"heads": head_dim, "d_head": None}
 
 
 def fields_of(config: AutoencoderConfig | UNetConfig, side: int = 64) -> Fields:
@@ -126,9 +116,8 @@ def fields_of(config: AutoencoderConfig | UNetConfig, side: int = 64) -> Fields:
     attends = [i in config.attn_levels for i in range(len(widths))]
     if isinstance(config, AutoencoderConfig):
         down = [f"{'Attn' * a}DownEncoderBlock2D" for a in attends]
-        more = {"hid_z": config.hid_z_channels or config.z_channels}
-        more |= {"vq_embed_dim": config.z_channels}
-        more |= {"attn_sides": [side // 2**i for i in config.attn_levels]}
+        sides = [side // 2**i for i in config.attn_levels]
+        more = {"hid_z": config.hid_z_channels or config.z_channels, "attn_sides": sides}
     else:
         across = config.d_cond is not None
         resnet = config.resblock_updown and not across

@@ -5,7 +5,6 @@ LDMPipeline                 vqvae        read            none
 LDMSuperResolutionPipeline  vqvae        not read        an image concatenated with z_t
 LDMTextToImagePipeline      vqvae        read            LDMBert's tokens
 StableDiffusionPipeline     vae          read            CLIP's tokens
-DDIMPipeline                none: pixels                 none
 """
 
 import json
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minildm import conditioning as tau
-from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
+from minildm.compression.autoencoder import Autoencoder
 from minildm.conditioning.text_encoders import END, PAD, START, UNKNOWN, text_folders
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.diffusion.unet import UNet
@@ -25,17 +24,11 @@ from minildm.training.configs import from_dict
 
 VERSION = "0.42.1"  # of diffusers, whose names and defaults these are
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-MODELS = {
-    "AutoencoderKL": (Autoencoder, configs.autoencoder_of),
-    "VQModel": (Autoencoder, configs.autoencoder_of),
-    "UNet2DModel": (UNet, configs.unet_of),
-    "UNet2DConditionModel": (UNet, configs.unet_of),
-}
-LDM, SUPER, TEXT, STABLE, PIXELS = PIPELINES = (
-    *("LDMPipeline", "LDMSuperResolutionPipeline", "LDMTextToImagePipeline"),
-    *("StableDiffusionPipeline", "DDIMPipeline"),
-)
-FIRST_STAGE = {STABLE: "vae", PIXELS: ""}  # folder of the first stage, if not "vqvae"
+MODELS = {"AutoencoderKL": Autoencoder, "VQModel": Autoencoder}
+MODELS |= {"UNet2DModel": UNet, "UNet2DConditionModel": UNet}
+LDM, SUPER = "LDMPipeline", "LDMSuperResolutionPipeline"
+TEXT, STABLE = "LDMTextToImagePipeline", "StableDiffusionPipeline"
+PIPELINES = {LDM: "vqvae", SUPER: "vqvae", TEXT: "vqvae", STABLE: "vae"}  # the first stage's folder
 
 
 def load_diffusers(folder: PathLike) -> Autoencoder | UNet | LatentDiffusion:
@@ -43,29 +36,27 @@ def load_diffusers(folder: PathLike) -> Autoencoder | UNet | LatentDiffusion:
 
     Models: AutoencoderKL, VQModel, UNet2DModel, UNet2DConditionModel. Pipelines: see the module;
     CLIP requires the extra `text` and stays in the folder. The result is on the CPU, in float32
-    and in evaluation mode. Of a scheduler, clipping and spacing are not read; nor safety checkers.
+    and in evaluation mode. The spacing of a scheduler's steps and safety checkers are not read.
 
-    Raises CheckpointError (a ValueError) for a key that cannot be expressed, for files that are
-    missing, damaged or would run code, and for tensors that do not fit.
+    Raises CheckpointError (a ValueError) for a key that cannot be expressed, such as a scheduler's
+    clip_sample, for files that are missing, damaged or would run code, and for tensors that do not
+    fit.
     """
     folder = Path(folder)
     if not (folder / "model_index.json").is_file():
         return _load_model(folder)
     kind = read_mapping(folder / "model_index.json").get("_class_name")
     with reading(folder):
-        tau.look_up(kind, PIPELINES, "_class_name")
-        unet = _load_model(folder / "unet")
-        stage = FIRST_STAGE.get(kind, "vqvae")
-        if stage:
-            autoencoder = _load_model(folder / stage)
-        else:
-            shape = dict.fromkeys(("in_channels", "z_channels"), unet.config.in_channels)
-            autoencoder = Autoencoder(AutoencoderConfig(regularizer="identity", **shape))
+        tau.look_up(kind, list(PIPELINES), "_class_name")
+        unet, autoencoder = (_load_model(folder / part) for part in ("unet", PIPELINES[kind]))
         if kind == SUPER:
             autoencoder.scale.fill_(1)
         parts = {"autoencoder": autoencoder, "unet": unet}
         parts["conditioner"] = _load_conditioner(folder, kind)
-        times = read_mapping(folder / "scheduler/scheduler_config.json")
+        times = dict(read_mapping(folder / "scheduler/scheduler_config.json"))
+        # DDIM's and DDPM's clip by default; StableDiffusionPipeline turns it off
+        clips = times.get("_class_name") in ("DDIMScheduler", "DDPMScheduler")
+        times["clip_sample"] = kind != STABLE and times.get("clip_sample", clips)
         times = configs.read_fields("DDIMScheduler", times, strict=False)
         side = read_mapping(folder / "unet/config.json").get("sample_size") or 64
         config = LatentDiffusionConfig(
@@ -81,12 +72,11 @@ def _load_model(folder: Path) -> Any:
     kind = params.get("_class_name")
     with reading(folder / "config.json"):
         tau.look_up(kind, list(MODELS), "_class_name")
-        cls, config_of = MODELS[kind]
         fields = configs.read_fields(kind, params)
-        scale, shift = 1 / fields.get("scaling_factor", 1.0), fields.get("shift_factor", 0.0)
-        model = on_meta(cls, config_of(fields))
+        factor, shift = fields.get("scaling_factor", 1.0), fields.get("shift_factor", 0.0)
+        model = on_meta(MODELS[kind], configs.config_of(fields))
     with reading(folder):
-        fill(model, _places(model), _weights(folder), scale=scale, shift=shift)
+        fill(model, _places(model), _weights(folder), factor=factor, shift=shift)
     return model.eval()
 
 
@@ -128,9 +118,9 @@ def save_diffusers(model: Autoencoder | UNet | LatentDiffusion, folder: PathLike
     """Write a model as a new folder, whole or not at all, that diffusers reads.
 
     An Autoencoder or a UNet: for its class's `from_pretrained`. A LatentDiffusion: for the
-    pipeline of its task (see the module): no condition, of latents or of pixels; super-resolution
-    with three latent channels and scale 1; captions by CLIP with a KL first stage; captions by an
-    own transformer with 77 tokens at f = 8. Of others, save the parts. Weights are float32.
+    pipeline of its task (see the module): no condition; super-resolution with three latent
+    channels and scale 1; captions by CLIP with a KL first stage; captions by an own transformer
+    with 77 tokens at f = 8. Of others, save the parts. Weights are float32.
 
     Raises ValueError naming what diffusers cannot express, FileExistsError for a folder with
     content.
@@ -139,14 +129,15 @@ def save_diffusers(model: Autoencoder | UNet | LatentDiffusion, folder: PathLike
         if not isinstance(model, LatentDiffusion):
             _save_model(model, target)
             return
-        kind, config = pipeline_for(model), model.config
-        side = config.image_size // config.autoencoder.f
-        index = {"unet": ["diffusers", _save_model(model.unet, target / "unet", side)]}
-        if stage := FIRST_STAGE.get(kind, "vqvae"):
-            index[stage] = ["diffusers", _save_model(model.autoencoder, target / stage)]
-        index["scheduler"] = ["diffusers", "DDIMScheduler"]
-        timing = vars(config.schedule) | vars(config.objective)
-        timing = configs.write_fields("DDIMScheduler", timing)
+        kind, config = _pipeline_for(model), model.config
+        stage, side = PIPELINES[kind], config.image_size // config.autoencoder.f
+        index = {
+            "unet": ["diffusers", _save_model(model.unet, target / "unet", side)],
+            stage: ["diffusers", _save_model(model.autoencoder, target / stage)],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+        }
+        fields = vars(config.schedule) | vars(config.objective)
+        timing = configs.write_fields("DDIMScheduler", fields)
         _write_card(target / "scheduler/scheduler_config.json", "DDIMScheduler", timing)
         if kind == TEXT:
             index |= _save_bert(model.conditioner, target)
@@ -160,29 +151,27 @@ def _write_card(path: Path, kind: str, content: dict[str, Any]) -> None:
 
 
 def _save_model(model: Autoencoder | UNet, folder: Path, side: int = 64) -> str:
-    config, kinds = model.config, list(MODELS)
-    fields = configs.fields_of(config, side)
+    config, fields = model.config, configs.fields_of(model.config, side)
     if isinstance(model, UNet):
-        kind = kinds[2 + (config.d_cond is not None)]
+        kind = "UNet2DModel" if config.d_cond is None else "UNet2DConditionModel"
     else:
-        kind = kinds[config.regularizer == "vq"]
-        fields |= {"scaling_factor": 1 / float(model.scale)}
+        kind = "VQModel" if config.regularizer == "vq" else "AutoencoderKL"
+        fields["scaling_factor"] = 1 / float(model.scale)
         fields |= {"shift_factor": float(model.shift)} if model.shift else {}
     with reading("diffusers"):
         params = configs.write_fields(kind, fields)
-        configs.check_same(vars(config), MODELS[kind][1](configs.read_fields(kind, params)))
+        configs.check_same(vars(config), configs.config_of(configs.read_fields(kind, params)))
     _write_card(folder / "config.json", kind, params)
     weights.write_tensors(folder / WEIGHTS, weights.exported(model, _places(model)))
     return kind
 
 
-def pipeline_for(model: LatentDiffusion) -> str:
+def _pipeline_for(model: LatentDiffusion) -> str:
     """The pipeline that diffusers has for a model; ValueError if it has none."""
     text, stage = model.config.conditioner, model.config.autoencoder
     shift, scale = float(model.autoencoder.shift), float(model.autoencoder.scale)
     fits = {
         LDM: text.kind == "none" and stage.regularizer != "identity",
-        PIXELS: text.kind == "none" and stage.regularizer == "identity" and scale == 1,
         SUPER: text.kind == "low_res" and stage.z_channels == 3 and scale == 1,
         STABLE: getattr(text, "encoder", "") == "clip" and stage.regularizer == "kl",
         TEXT: text.kind == "text" and (text.length, stage.f) == (77, 8),

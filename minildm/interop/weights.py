@@ -1,6 +1,7 @@
 """What all formats share: names of tensors, filling a model with them, files that run no code."""
 
 import json
+import math
 import os
 import re
 import zipfile
@@ -50,12 +51,12 @@ def places(
     """
     found = []
     for ours, parameter in model.named_parameters():
-        theirs, heads = [renamed(ours, names)], 1
+        theirs, heads = (renamed(ours, names),), 1
         if several := re.fullmatch(r"(.*)\{(.*)\}(.*)", theirs[0]):
-            theirs = [several[1] + part + several[3] for part in several[2].split(",")]
+            theirs = tuple(several[1] + part + several[3] for part in several[2].split(","))
             heads = model.get_submodule(ours.rsplit(".", 2)[0]).heads
         convolution = parameter.ndim == 4 and re.search(r"\.to_(qkv|out)\.weight$", ours)
-        found.append(Place(prefix + ours, tuple(theirs), heads, flat if convolution else 0))
+        found.append(Place(prefix + ours, theirs, heads, flat if convolution else 0))
     return found
 
 
@@ -100,14 +101,18 @@ def fill(
     found: Sequence[Place],
     tensors: Mapping[str, Any],
     unused: str = "$.",
-    **buffers: float,
+    factor: float = 1.0,
+    shift: float = 0.0,
 ) -> None:
     """Give a model on the meta device its tensors, as float32 and in memory of their own.
 
-    unused: pattern of their names that inference does not need. buffers: our `scale` and `shift`.
-    Trailing axes of size 1 may be missing. Raises ValueError with the first ten tensors that are
-    missing, unknown, of another shape, or not finite.
+    unused: pattern of their names that inference does not need. factor, shift: of an autoencoder,
+    whose latents are (z - shift) * factor. Trailing axes of size 1 may be missing. Raises
+    ValueError for a factor that is not positive, and with the first ten tensors that are missing,
+    unknown, of another shape, or not finite.
     """
+    if not 0 < factor < math.inf:
+        raise ValueError(f"the factor of the latents must be positive, got {factor}")
     meta = model.state_dict()
     wanted = {name: tuple(part.shape) for name, part in exported(model, found).items()}
     given = {k: _shape(v) for k, v in tensors.items() if k in wanted or not re.fullmatch(unused, k)}
@@ -119,9 +124,9 @@ def fill(
     if wrong:
         listed = "\n  ".join(wrong[:10])
         raise ValueError(f"{len(wrong)} tensors do not fit:\n  {listed}")
-    state = {}
+    state, values = {}, {"scale": 1 / factor, "shift": shift}
     for name in dict(model.named_buffers()).keys() & meta.keys():  # counters begin at 0
-        value = buffers.get(name.rpartition(".")[2], 0)
+        value = values.get(name.rpartition(".")[2], 0)
         state[name] = torch.full(meta[name].shape, value, dtype=meta[name].dtype)
     for ours, theirs, heads, _ in found:
         parts = [tensors[name].detach() for name in theirs]
@@ -201,9 +206,8 @@ def _read_file(path: Path) -> object:
         with torch.serialization.safe_globals([(_Inert, name) for name in TABLES["stand_ins"]]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a broken pickle raises nearly anything
-        # torch's first line advises to run the pickle; the reason is in a later one.
-        lines = [line for line in str(error).splitlines() if "WeightsUnpickler error: " in line]
-        reason = "".join(lines[:1] or str(error).splitlines()[:1]).partition(" Please use")[0]
+        # torch advises to run the pickle, before and after the reason
+        reason = re.sub(r"(?s).*\n\t|\n.*| Please use.*", "", str(error))
         raise CheckpointError(
             f"{path} is cut short, not a checkpoint, or would run code; nothing was run: {reason}"
         ) from error
@@ -211,8 +215,7 @@ def _read_file(path: Path) -> object:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors atomically, as `.safetensors` or, in a `state_dict`, as a pickle."""
-    own = torch.contiguous_format  # each with its own memory
-    kept = {k: v.detach().cpu().clone(memory_format=own) for k, v in tensors.items()}
+    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_write(path) as file:
         if path.suffix == ".safetensors":
             file.write(save(kept, metadata={"format": "pt"}))

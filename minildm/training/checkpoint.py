@@ -170,7 +170,7 @@ def _built(folder: Path, card: Mapping[str, Any]) -> Model:
 
 def reader_of(model: Model) -> TextConditioner | None:
     """The trained conditioner that reads captions, within a hybrid too; None without one."""
-    conditioner = getattr(model, "conditioner", None)
+    conditioner = getattr(model, "conditioner", model)
     reader = getattr(conditioner, "tokens", conditioner)
     return reader if isinstance(reader, TextConditioner) else None
 

@@ -16,7 +16,6 @@ from transformers import BertTokenizerFast, CLIPTextModel, CLIPTokenizer
 with warnings.catch_warnings():  # deprecations inside diffusers
     warnings.simplefilter("ignore")
     import diffusers
-    from diffusers.pipelines.ddim import pipeline_ddim
     from diffusers.pipelines.deprecated.latent_diffusion_uncond import (
         pipeline_latent_diffusion_uncond as uncond,
     )
@@ -27,9 +26,10 @@ with warnings.catch_warnings():  # deprecations inside diffusers
     from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion as stable
     from diffusers.schedulers import scheduling_ddim
 
-from minildm.interop.diffusers import LDM, PIXELS, STABLE, SUPER, TEXT
+from minildm.interop.diffusers import LDM, STABLE, SUPER, TEXT
 
-DRAWING = (uncond, super_resolution, text2im, stable, pipeline_ddim, scheduling_ddim)
+DRAWING = (uncond, super_resolution, text2im, stable, scheduling_ddim)
+CARDS = ("model_index.json", "config.json")
 STEPS, PROMPTS = 5, ["a red dog", "a dog"]
 SMALL = randn(2, 3, 4, 6, seed=3).clamp(-1, 1)
 GUIDANCE = {TEXT: 3.0, STABLE: 3.0}
@@ -115,7 +115,6 @@ def pipeline(name: str, folder: Path) -> Any:
             "vqvae": first_stage(scaling_factor=0.5, vq_embed_dim=2),
             "unet": unet(in_channels=2, out_channels=2),
         },
-        PIXELS: lambda: {"unet": unet()},
         SUPER: lambda: {"vqvae": first_stage(), "unet": unet(in_channels=6)},
         TEXT: lambda: {
             "vqvae": first_stage("AutoencoderKL", levels=4, layers_per_block=2, scaling_factor=0.4),
@@ -132,10 +131,13 @@ def pipeline(name: str, folder: Path) -> Any:
         return getattr(diffusers, name)(**parts[name](), scheduler=scheduler())
 
 
-def read_pipeline(name: str, folder: Path) -> Any:
-    """By diffusers."""
+def read(folder: Path) -> Any:
+    """A saved model or pipeline, by diffusers."""
+    card = next(path for path in map(folder.joinpath, CARDS) if path.is_file())
     with quiet():
-        return getattr(diffusers, name).from_pretrained(folder)
+        return getattr(diffusers, json.loads(card.read_text())["_class_name"]).from_pretrained(
+            folder
+        )
 
 
 @torch.no_grad()
@@ -146,7 +148,7 @@ def sampled_there(pipe: Any, name: str, eta: float, patch: MonkeyPatch) -> Tenso
         patch.setattr(module, "randn_tensor", lambda shape, **_: torch.randn(shape, generator=draw))
     pipe.set_progress_bar_config(disable=True)
     options: dict[str, Any] = {"num_inference_steps": STEPS, "eta": eta, "output_type": "np"}
-    if name in (LDM, PIXELS):
+    if name == LDM:
         options["batch_size"] = 2
     elif name == SUPER:
         options["image"] = SMALL
@@ -159,7 +161,7 @@ def sampled_there(pipe: Any, name: str, eta: float, patch: MonkeyPatch) -> Tenso
 def sampled_here(model: Any, name: str, eta: float) -> Tensor:
     """The same of ours."""
     draw = torch.Generator().manual_seed(5)
-    y = {LDM: None, PIXELS: None, SUPER: SMALL}.get(name, PROMPTS)
+    y = {LDM: None, SUPER: SMALL}.get(name, PROMPTS)
     options = {"n": 2, "steps": STEPS, "eta": eta, "guidance_scale": GUIDANCE.get(name, 1.0)}
     return model.sample(y, **options, noise=lambda like: torch.randn(like.shape, generator=draw))
 

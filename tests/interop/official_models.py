@@ -1,4 +1,7 @@
-"""What tests/official says of the published models: configs as YAML has them, tensors by name."""
+"""What tests/official says of the published models: configs as YAML has them, tensors by name.
+
+And small models of ours that the official code can express.
+"""
 
 import ast
 import hashlib
@@ -12,22 +15,24 @@ import yaml
 from torch import Tensor, nn
 
 from minildm import interop
+from minildm.compression.autoencoder import AutoencoderConfig
+from minildm.diffusion.unet import UNetConfig
 from minildm.interop.weights import read_tensors
 
 OFFICIAL = Path(__file__).parents[1] / "official"
 CONFIGS = {c["path"]: c for c in json.loads((OFFICIAL / "params.json").read_text())["configs"]}
 TENSORS = json.loads((OFFICIAL / "tensors.json").read_text())  # hash -> ["name (shape)", ...]
 FIRST_STAGES = {path: c for path, c in CONFIGS.items() if c["kind"].endswith(" first stage")}
-WHOLE = {path: c for path, c in CONFIGS.items() if "unet_config" in c}
-RETRIEVAL = "configs/retrieval-augmented-diffusion/768x768.yaml"  # needs a database of images
-BY_NAME = {path.split("/")[2].removesuffix(".yaml"): c for path, c in WHOLE.items()}
-UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
+BY_NAME = {
+    path.split("/")[2].removesuffix(".yaml"): c
+    for path, c in CONFIGS.items()
+    if "unet_config" in c and "768x768" not in path  # that one needs a database of images
+}
+UNET_TARGET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
 ENCODERS = "ldm.modules.encoders.modules"
-TABLES = (  # of a checkpoint's schedule
-    *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod"),
-    *("sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod"),
-    *("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance"),
-    *("posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"),
+KL = AutoencoderConfig(z_channels=3, channels=32, channel_mult=(1, 2), num_res_blocks=1)
+UNET = UNetConfig(
+    in_channels=3, out_channels=3, channels=32, channel_mult=(1, 2), attn_levels=(1,), d_head=8
 )
 
 Part = tuple[Any, dict[str, Tensor]]  # an official config, tensors on the meta device
@@ -57,7 +62,8 @@ def first_stage(stage: Mapping[str, Any]) -> Part:
 
 
 def unet(model: Mapping[str, Any]) -> Part:
-    return {"target": UNET, "params": model["unet_config"]}, on_meta(model["unet_state_dict"])
+    config = {"target": UNET_TARGET, "params": model["unet_config"]}
+    return config, on_meta(model["unet_state_dict"])
 
 
 def condition(model: Mapping[str, Any]) -> Part:
@@ -83,18 +89,16 @@ def whole_model(model: Mapping[str, Any]) -> Part:
         "channels": model["latent_shape"][0],
         "conditioning_key": model["conditioning_key_in_yaml"],
         "concat_mode": model["conditioning_key_effective"] == "concat",
-        "cond_stage_key": model["cond_stage_key"],
-        "cond_stage_trainable": model["cond_stage_trainable"],
         "first_stage_key": "image",
         "monitor": "val/loss_simple_ema",
-        "scheduler_config": model["scheduler_config"],
         "unet_config": unet_config,
         "first_stage_config": stage_config,
         "cond_stage_config": cond_config,
+        **{k: model[k] for k in ("cond_stage_key", "cond_stage_trainable", "scheduler_config")},
         **model["diffusion"],
     }
     tensors = {prefix + n: t for prefix, (_, found) in parts.items() for n, t in found.items()}
-    tensors |= {name: torch.empty(1000, device="meta") for name in TABLES}
+    tensors |= {name: torch.empty(1000, device="meta") for name in ("betas", "alphas_cumprod")}
     tensors |= {"scale_factor": torch.tensor(0.7)} if params["scale_by_std"] else {}
     tensors |= averages(tensors) if params["use_ema"] else {}
     config = {"base_learning_rate": 1e-6, "target": model["target"], "params": params}

@@ -3,6 +3,7 @@
 Our models are saved for diffusers and theirs read by us: a tensor in a wrong place would show.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from helpers import randn, shaken
 from interop import diffusers_models as tiny
 from interop import official_models as official
-from interop.diffusers_models import LDM, diffusers, error, quiet
+from interop.diffusers_models import LDM, STABLE, change_json, error, quiet
 
 from minildm import interop
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
@@ -62,9 +63,7 @@ UNETS = {
 def theirs_of(ours: Any, folder: Path) -> Any:
     """diffusers' model of ours."""
     interop.save_diffusers(ours, folder)
-    kind = getattr(diffusers, tiny.json.loads((folder / "config.json").read_text())["_class_name"])
-    with quiet():
-        return kind.from_pretrained(folder).eval()
+    return tiny.read(folder).eval()
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
@@ -112,16 +111,13 @@ def test_a_unet_equals_theirs(name: str, tmp_path: Path) -> None:
 
 # --- official tensors, brought into diffusers' models by diffusers' own conversion ---
 
-OFFICIAL = replace(UNET, channels=32, channel_mult=(1, 2), attn_levels=(1,), d_cond=5, groups=32)
-STAGE = replace(KL, channels=32, channel_mult=(1, 2, 2), num_res_blocks=2, groups=32)
-
 
 @pytest.mark.parametrize("heads", [{}, {"heads": 4, "d_head": None}], ids=("width", "number"))
 @torch.no_grad()
 def test_an_official_unet_computes_what_diffusers_computes(
     heads: dict[str, Any], tmp_path: Path
 ) -> None:
-    ours = shaken(UNet(replace(OFFICIAL, depth=2, **heads))).eval()
+    ours = shaken(UNet(replace(official.UNET, d_cond=5, depth=2, **heads))).eval()
     theirs = shaken(theirs_of(ours, tmp_path / "theirs"), seed=7)
     tensors = official.saved(ours, tmp_path)[1]
     whole = {f"model.diffusion_model.{name}": tensor for name, tensor in tensors.items()}
@@ -135,7 +131,8 @@ def test_an_official_unet_computes_what_diffusers_computes(
 def test_an_official_first_stage_computes_what_diffusers_computes(
     vq: dict[str, Any], tmp_path: Path
 ) -> None:
-    ours = shaken(Autoencoder(replace(STAGE, **vq))).eval()
+    levels = {"channel_mult": (1, 2, 2), "num_res_blocks": 2}
+    ours = shaken(Autoencoder(replace(official.KL, **levels, **vq))).eval()
     theirs = shaken(theirs_of(ours, tmp_path / "theirs"), seed=7)
     tensors = official.saved(ours, tmp_path)[1]
     state = convert_ldm_vae_checkpoint(dict(tensors), dict(theirs.config))
@@ -152,7 +149,7 @@ def test_an_official_first_stage_computes_what_diffusers_computes(
 @torch.no_grad()
 def test_official_self_attention_has_its_formula(tmp_path: Path) -> None:
     """q, k, v of a head are adjacent rows; in float64."""
-    ours = shaken(UNet(replace(OFFICIAL, d_cond=None))).eval()
+    ours = shaken(UNet(official.UNET)).eval()
     tensors, block = official.saved(ours, tmp_path)[1], ours.middle[1].double()
     w = {n.removeprefix("middle_block.1."): t.double() for n, t in tensors.items()}
     x = randn(2, 64, 3, 4, dtype=torch.float64)
@@ -168,22 +165,21 @@ def test_official_self_attention_has_its_formula(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_an_official_encoder_computes_what_diffusers_computes(tmp_path: Path) -> None:
     ours = shaken(IdsConfig(d_cond=12, vocab_size=40, length=7).build()).double()
-    layers = {
+    layers = {  # of each, the name in an attention's half of a block, and in a feed-forward's
         "0": ("self_attn_layer_norm", "final_layer_norm"),
-        "1.to_out": ("self_attn.out_proj",),
+        "1.to_out": ("self_attn.out_proj", ""),
+        "1.net.0.0": ("", "fc1"),
+        "1.net.2": ("", "fc2"),
+        **{f"1.to_{m}": (f"self_attn.{m}_proj", "") for m in "qkv"},
     }
-    layers |= {f"1.to_{m}": (f"self_attn.{m}_proj",) for m in "qkv"}
-    layers |= {"1.net.0.0": ("", "fc1"), "1.net.2": ("", "fc2")}
     tops = {"token_emb": "embed_tokens", "pos_emb.emb": "embed_positions", "norm": "layer_norm"}
     state = {}
     for name, tensor in official.saved(ours, tmp_path)[1].items():
         module, kind = name.removeprefix("transformer.").rsplit(".", 1)
-        if module.startswith("attn_layers."):
-            i, part = module.removeprefix("attn_layers.layers.").split(".", 1)
-            module = f"layers.{int(i) // 2}.{layers[part][int(i) % 2]}"
-        else:
-            module = tops[module]
-        state[f"{module}.{kind}"] = tensor
+        if found := re.fullmatch(r"attn_layers\.layers\.(\d+)\.(.*)", module):
+            i = int(found[1])
+            tops[module] = f"layers.{i // 2}.{layers[found[2]][i % 2]}"
+        state[f"{tops[module]}.{kind}"] = tensor
     shape = {"encoder_layers": 2, "encoder_ffn_dim": 48, "encoder_attention_heads": 8}
     shape |= {"vocab_size": 40, "max_position_embeddings": 7, "head_dim": 64, "d_model": 12}
     theirs = LDMBertModel(LDMBertConfig(**shape)).double().eval()
@@ -202,12 +198,14 @@ def test_a_pipeline_gives_the_same_images_there_and_here(
 ) -> None:
     theirs = tiny.pipeline(name, tmp_path / "words")
     theirs.save_pretrained(tmp_path / "theirs")
+    if name == STABLE:  # whose pipeline turns it off
+        change_json(tmp_path / "theirs/scheduler/scheduler_config.json", clip_sample=True)
     ours = interop.load_diffusers(tmp_path / "theirs")
     images = tiny.sampled_here(ours, name, eta=0.7)
     assert images.std() > 0.1
     assert error(tiny.sampled_there(theirs, name, 0.7, monkeypatch), images) < 1e-4
     interop.save_diffusers(ours, tmp_path / "ours")
-    again = tiny.read_pipeline(name, tmp_path / "ours")
+    again = tiny.read(tmp_path / "ours")
     assert error(tiny.sampled_there(again, name, 0.7, monkeypatch), images) < 1e-4
     assert interop.load_diffusers(tmp_path / "ours/unet").config == ours.unet.config
 
@@ -230,7 +228,7 @@ def test_a_schedule_is_read_and_written(changes: dict[str, Any], tmp_path: Path)
     assert (model.config.objective.predict == "v") == ("rescale_betas_zero_snr" in changes)
     assert error(model.schedule.alphas_cumprod, theirs.scheduler.alphas_cumprod) < 1e-5
     interop.save_diffusers(model, tmp_path / "ours")
-    read = tiny.read_pipeline(LDM, tmp_path / "ours").scheduler
+    read = tiny.read(tmp_path / "ours").scheduler
     for key, value in changes.items():
         assert read.config[key] == value
     assert torch.equal(read.alphas_cumprod, theirs.scheduler.alphas_cumprod)

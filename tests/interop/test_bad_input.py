@@ -11,21 +11,17 @@ import torch
 from helpers import shaken
 from interop import diffusers_models as tiny
 from interop.diffusers_models import LDM, STABLE, TEXT, change_json
-from interop.official_models import ENCODERS, saved
+from interop.official_models import ENCODERS, KL, UNET, saved
 from safetensors.torch import load_file, save_file
 
 from minildm import interop
-from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
-from minildm.conditioning import ClassConfig, HybridConfig, SemanticConfig, TextConfig
+from minildm.compression.autoencoder import Autoencoder
+from minildm.conditioning import ClassConfig, HybridConfig, InpaintConfig, LowResConfig, TextConfig
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
-from minildm.diffusion.unet import UNet, UNetConfig
-from minildm.interop.official import official_model, stand_in
+from minildm.diffusion.unet import UNet
+from minildm.interop.compvis import official_model, stand_in
 from minildm.training.checkpoint import CheckpointError
 
-KL = AutoencoderConfig(z_channels=3, channels=32, channel_mult=(1, 2), num_res_blocks=1)
-UNET = UNetConfig(
-    in_channels=3, out_channels=3, channels=32, channel_mult=(1, 2), attn_levels=(1,), d_head=8
-)
 NAME = "quant_conv.bias"
 MISFITS: list[tuple[dict[str, Any], str]] = [
     ({NAME: None}, r"1 tensors .*quant_conv\.bias: file nothing, model \(6,\)"),
@@ -63,7 +59,10 @@ OFFICIAL: list[tuple[dict[str, Any], str]] = [
     ({"linear_end": "0.01"}, "beta_end='0.01' must be float"),
     ({"parameterization": "mu"}, "parameterization='mu' cannot be expressed"),
     ({"loss_type": "huber"}, "loss='huber'"),
-    ({"scale_factor": 0.0}, "division by zero"),
+    ({"scale_factor": 0.0}, "the latents must be positive, got 0.0"),
+    ({"scale_factor": -0.5}, "the latents must be positive, got -0.5"),
+    ({"linear_end": 0.03}, "alphas_cumprod are not of the config's schedule"),
+    ({"conditioning_key": "hybrid"}, "conditioning_key='hybrid' cannot be expressed"),
     ({"scale_by_std": True}, "lacks 'scale_factor'"),
     ({"unet_config__params__in_channels": 5}, "in_channels=5"),
     ({"unet_config__params__context_dim": 7}, "d_cond=7"),
@@ -95,21 +94,14 @@ def semantic(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return saved(stand_in("semantic_synthesis256"), tmp_path_factory.mktemp("semantic"))
 
 
-MODELS: dict[str, Callable[[], Any]] = {
-    "across": lambda: tiny.unet(cross_attention_dim=5),
-    "plain": tiny.unet,
-    "vae": lambda: tiny.first_stage("AutoencoderKL"),
-}
 KEYS: list[tuple[str, dict[str, Any], str]] = [
     ("across", {"act_fn": "gelu"}, "act_fn='gelu' cannot be expressed, only 'silu'"),
     ("plain", {"add_attention": False}, "add_attention=False cannot"),
     ("plain", {"num_class_embeds": 9}, "num_class_embeds=9 is not known"),
     ("across", {"attention_head_dim": [4, 3]}, r"heads=\[4, 3\] must be int"),
     ("across", {"transformer_layers_per_block": [1, 2]}, r"depth=\[1, 2\] must be int"),
-    ("vae", {"use_quant_conv": False}, "use_quant_conv=False cannot .* only True"),
-    ("vae", {"latents_mean": [0.1]}, r"latents_mean=\[0.1\] is not known"),
-    ("vae", {"scaling_factor": 0}, "division by zero"),
-    ("vae", {"_class_name": "AutoencoderTiny"}, "'AutoencoderTiny' is not known"),
+    ("vq", {"norm_type": "spatial"}, "norm_type='spatial' cannot .* only 'group'"),
+    ("vq", {"_class_name": "AutoencoderTiny"}, "'AutoencoderTiny' is not known"),
 ]
 
 
@@ -117,7 +109,8 @@ KEYS: list[tuple[str, dict[str, Any], str]] = [
 def test_a_key_of_diffusers_that_cannot_be_expressed_is_named(
     model: str, changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    MODELS[model]().save_pretrained(tmp_path)
+    build = {"across": lambda: tiny.unet(cross_attention_dim=5), "plain": tiny.unet}
+    build.get(model, tiny.first_stage)().save_pretrained(tmp_path)
     change_json(tmp_path / "config.json", **changes)
     with pytest.raises(ValueError, match=rf"config\.json.*({said})"):
         interop.load_diffusers(tmp_path)
@@ -135,6 +128,9 @@ PIPELINES: list[tuple[str, Callable[[Path], object], str]] = [
     (LDM, lambda f: spoil_weights(f / UNET_FILE), "conv_in.bias: file values that are not finite"),
     (LDM, lambda f: (f / UNET_FILE).write_bytes((f / UNET_FILE).read_bytes()[:-7]), "cut short"),
     (LDM, lambda f: (f / "vqvae/config.json").write_text("{"), r"vqvae/config\.json"),
+    (LDM, lambda f: change_json(f / "vqvae/config.json", scaling_factor=-1), "positive, got -1"),
+    (LDM, lambda f: change_json(f / SCHEDULER, clip_sample=True), "clip_sample=True cannot"),
+    (LDM, lambda f: change_json(f / SCHEDULER, clip_sample=...), "clip_sample=True cannot"),
     (LDM, lambda f: change_json(f / SCHEDULER, beta_schedule="sigmoid"), "'sigmoid' cannot"),
     (LDM, lambda f: change_json(f / "model_index.json", _class_name="Flux"), "'Flux' is not"),
     (LDM, lambda f: tiny.unet(in_channels=4).save_pretrained(f / "unet"), "unet.in_channels=4"),
@@ -154,29 +150,28 @@ def test_a_pipeline_that_does_not_fit_is_refused(case: int, tmp_path: Path) -> N
 
 
 def whole(conditioner: Any, **changes: Any) -> LatentDiffusion:
-    unet, stage = replace(UNET, d_cond=conditioner.d_cond), replace(KL, **changes)
-    config = LatentDiffusionConfig(
-        autoencoder=stage, unet=unet, conditioner=conditioner, image_size=16
-    )
-    return LatentDiffusion(config)
+    channels = 3 + conditioner.concat_channels(3)
+    parts = {"autoencoder": replace(KL, **changes), "conditioner": conditioner}
+    parts["unet"] = replace(UNET, d_cond=conditioner.d_cond, in_channels=channels)
+    return LatentDiffusion(LatentDiffusionConfig(**parts, image_size=16))
 
 
-def shifted() -> Autoencoder:
-    model = Autoencoder(KL)
-    model.shift.fill_(0.5)
+def scaled(model: Any) -> Any:
+    getattr(model, "autoencoder", model).scale.fill_(2)
     return model
 
 
 CLASSES = ClassConfig(classes=("a",), d_cond=8)
 TEXTS = TextConfig(d_cond=8, vocab_size=9, length=77)
-HYBRID = HybridConfig(tokens=CLASSES, concat=SemanticConfig(labels=("x",), stages=1))
+HYBRID = HybridConfig(tokens=CLASSES, concat=LowResConfig())
 OURS: list[tuple[str, Callable[[], Any], str]] = [
     ("compvis", lambda: UNet(replace(UNET, groups=8)), "cannot express groups=8, only 32"),
     ("compvis", lambda: UNet(replace(UNET, channel_mult=(2, 2))), "channels=32, only 64"),
     ("compvis", lambda: Autoencoder(replace(KL, patch=2)), "patch=2, only 1"),
-    ("compvis", shifted, "shift=0.5"),
+    ("compvis", lambda: scaled(Autoencoder(KL)), "scale=2.0 of a part alone"),
     ("compvis", replace(TEXTS, heads=4).build, "cannot express heads=4, only 8"),
-    ("compvis", HYBRID.build, "hybrid"),
+    ("compvis", lambda: whole(HYBRID), "lacks 'hybrid'"),
+    ("compvis", lambda: scaled(whole(InpaintConfig())), "scale_factor must be 1 for inpainting"),
     ("diffusers", lambda: Autoencoder(replace(KL, patch=2)), "patch=2, only 1"),
     ("diffusers", lambda: Autoencoder(replace(KL, channel_mult=(2, 2))), "channels=32, only 64"),
     ("diffusers", lambda: Autoencoder(replace(KL, hid_z_channels=6)), "z_channels=3, only 6"),
@@ -208,8 +203,6 @@ def test_other_wrong_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name='celeba' is not known"):
         official_model("celeba")
     interop.save_diffusers(UNet(UNET), tmp_path / "unet")
-    with pytest.raises(FileExistsError, match="unet already exists"):
-        interop.save_diffusers(UNet(UNET), tmp_path / "unet")
     with pytest.raises(ValueError, match="a UNet alone has no folder of ours"):
         interop.convert(tmp_path / "unet", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -6,30 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import randn, shaken, tiny_clip
+from helpers import shaken, tiny_clip
 from interop import official_models as official
-from interop.official_models import BY_NAME, WHOLE, same
+from interop.official_models import BY_NAME, KL, UNET, same
 from torch import Tensor, nn
 
 from minildm import interop
-from minildm.compression.autoencoder import AutoencoderConfig
 from minildm.conditioning import (
     ClassConfig,
     FrozenTextConfig,
-    HybridConfig,
-    IdsConfig,
-    InpaintConfig,
     LayoutConfig,
-    LowResConfig,
     TextConfig,
 )
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.diffusion.objective import ObjectiveConfig
 from minildm.diffusion.schedule import ScheduleConfig
-from minildm.diffusion.unet import UNetConfig
-from minildm.interop.compvis import _parts, _places
-from minildm.interop.official import stand_in
-from minildm.interop.weights import exported, read_tensors
+from minildm.interop.compvis import _parts, _places, stand_in
+from minildm.interop.weights import exported
 from minildm.training.presets import PUBLISHED
 from minildm.training.presets import RELEASED as PRESETS
 
@@ -72,7 +65,7 @@ def test_a_published_first_stage_loads_exactly(path: str) -> None:
         assert model.config == PRESETS[path.split("/")[2]].model
 
 
-@pytest.mark.parametrize("name", [n for n in BY_NAME if "768x768" not in n])
+@pytest.mark.parametrize("name", BY_NAME)
 def test_a_published_model_loads_whole(name: str) -> None:
     model = interop.load_compvis(*official.whole_model(BY_NAME[name]))
     assert model.config == PUBLISHED[PRESET_OF.get(name, name)]
@@ -88,22 +81,11 @@ def test_a_published_model_loads_whole(name: str) -> None:
     assert not any(buffer.is_meta for buffer in model.schedule.buffers())
 
 
-def test_all_published_are_covered() -> None:
-    assert (len(official.FIRST_STAGES), len(WHOLE), len(PUBLISHED)) == (13, 19, 14)
-    names = {PRESET_OF.get(name, name) for name in BY_NAME}
-    assert PUBLISHED.keys() - names == {"stable-diffusion-v1"}
-    with pytest.raises(ValueError, match="in_channels"):
-        interop.load_compvis(*official.whole_model(WHOLE[official.RETRIEVAL]))
-
-
 # --- there and back ---
 
-OWN_UNET = UNetConfig(
-    in_channels=3, out_channels=3, channels=32, channel_mult=(1, 2), attn_levels=(1,), d_head=8
-)
 OWN = LatentDiffusionConfig(
-    autoencoder=AutoencoderConfig(z_channels=3, channels=32, channel_mult=(1, 2), num_res_blocks=1),
-    unet=replace(OWN_UNET, d_cond=32),
+    autoencoder=KL,
+    unet=replace(UNET, d_cond=32),
     conditioner=ClassConfig(classes=("a", "b"), d_cond=32),
     schedule=ScheduleConfig(kind="linear", beta_start=0.0001, beta_end=0.02),
     objective=ObjectiveConfig(predict="z0", loss="l1"),
@@ -112,10 +94,8 @@ OWN = LatentDiffusionConfig(
 
 
 def own(**changes: Any) -> LatentDiffusion:
-    conditioner = changes.get("conditioner", OWN.conditioner)
-    channels = 3 + conditioner.concat_channels(3)
-    unet = replace(OWN_UNET, in_channels=channels, d_cond=conditioner.d_cond)
-    model = shaken(LatentDiffusion(replace(OWN, **{"unet": unet, **changes}))).eval()
+    unet = replace(UNET, d_cond=changes.get("conditioner", OWN.conditioner).d_cond)
+    model = shaken(LatentDiffusion(replace(OWN, unet=unet, **changes))).eval()
     model.autoencoder.scale.fill_(0.37)
     return model
 
@@ -147,7 +127,6 @@ def test_a_model_of_our_own_is_read_as_official(tmp_path: Path) -> None:
     [
         TextConfig(d_cond=32, vocab_size=40, length=9),
         LayoutConfig(d_cond=32, classes=("a", "b"), grid=4, max_boxes=2),
-        IdsConfig(d_cond=32, vocab_size=40, length=9),
     ],
     ids=lambda config: config.kind,
 )
@@ -159,20 +138,6 @@ def test_tokens_become_numbers(conditioner: Any, tmp_path: Path) -> None:
     assert read.kind == "ids"
     ids = torch.arange(read.length)[None] % read.vocab_size
     assert torch.equal(again.conditioner.network(ids), model.conditioner.network(ids))
-
-
-@pytest.mark.parametrize("concat", [LowResConfig(), InpaintConfig()], ids=lambda c: c.kind)
-def test_a_hybrid_comes_back(concat: Any, tmp_path: Path) -> None:
-    model = own(conditioner=HybridConfig(tokens=OWN.conditioner, concat=concat))
-    again = through_files(model, tmp_path)
-    x = randn(1, 3, 16, 16).clamp(-1, 1)
-    images = {"low_res": x[..., :8, :8]}
-    if concat.kind == "inpaint":
-        images = {"image": x, "mask": x[:, :1].gt(0).float()}
-    ours, read = (
-        m.sample({**images, "y": [y]}, steps=2, seed=0) for m, y in ((model, "b"), (again, "1"))
-    )
-    assert torch.equal(ours, read)
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "unet", "conditioner"])
@@ -198,10 +163,8 @@ def test_stable_diffusion_keeps_its_clip(tmp_path: Path) -> None:
     captions = {"caption": ["a red dog", ""]}
     assert torch.equal(model.conditioner(captions).tokens, again.conditioner(captions).tokens)
     assert again.sample("red", steps=2, guidance_scale=5.0).shape == (1, 3, 16, 16)
-    tensors = read_tensors(tmp_path / "own.safetensors")
-    tensors["cond_stage_model.transformer.text_model.final_layer_norm.bias"] = torch.ones(3)
-    with pytest.raises(ValueError, match=r"final_layer_norm\.bias: file \(3,\), model \(16,\)"):
-        interop.load_compvis(tmp_path / "own.yaml", tensors, clip=tmp_path)
+    with pytest.raises(ValueError, match="must hold clip's"):
+        interop.convert(tmp_path / "own.safetensors", tmp_path / "ours", clip=tmp_path)
 
 
 def test_a_loaded_model_samples_and_trains(tmp_path: Path) -> None:
@@ -228,21 +191,3 @@ def test_averages_are_taken_if_there_are_any(tmp_path: Path) -> None:
     averaged = interop.load_compvis(config, tensors | official.averages(tensors))
     doubled = {name: 2 * tensor for name, tensor in model.unet.state_dict().items()}
     assert same(averaged.unet.state_dict(), doubled)
-    broken = tensors | official.averages(tensors)
-    del broken["model_ema.diffusion_modeltime_embed0weight"]
-    with pytest.raises(ValueError, match=r"(?s)1 tensors do not fit.*time_embed0weight"):
-        interop.load_compvis(config, broken)
-
-
-def test_any_precision_becomes_float32_and_the_caller_keeps_its_tensors(tmp_path: Path) -> None:
-    config, tensors = official.saved(own().unet, tmp_path)
-    for dtype in (torch.float32, torch.float16):
-        given = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-        model = interop.load_compvis(config, given)
-        assert {p.dtype for p in model.parameters()} == {torch.float32}
-        kept = {name: tensor.clone() for name, tensor in given.items()}
-        assert same(official_state(model), {n: t.float() for n, t in kept.items()})
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(1)
-        assert same(given, kept)
