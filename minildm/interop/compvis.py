@@ -49,7 +49,8 @@ def load_compvis(
 
     The model is on the CPU, in float32 and in evaluation mode; a whole model's first stage has the
     scale 1 / scale_factor. Raises CheckpointError (a ValueError) for a config that cannot be
-    expressed, for tensors that do not fit, and for files that are damaged or would run code.
+    expressed, tensors that do not fit or have another schedule, and files that are damaged or
+    would run code.
     """
     content, tensors = weights.read_mapping(config), weights.read_tensors(checkpoint)
     part = content.get("model", content)
@@ -134,7 +135,7 @@ def save_compvis(
     path: a `.ckpt` or a `.safetensors`; the config has the same name and `.yaml`. `load_compvis`
     of both gives the same tensors. A frozen CLIP is in the checkpoint, its tokenizer is not. Class
     names, own vocabularies and layouts have no official place: they become numbers. Raises
-    ValueError naming the field that the official code cannot express, such as groups or patch.
+    ValueError naming what the official code cannot express, such as groups, patch and "hybrid".
     """
     path, parts = Path(path), _parts(model)
     if path.suffix not in (".ckpt", ".safetensors"):

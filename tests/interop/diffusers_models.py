@@ -134,10 +134,9 @@ def pipeline(name: str, folder: Path) -> Any:
 def read(folder: Path) -> Any:
     """A saved model or pipeline, by diffusers."""
     card = next(path for path in map(folder.joinpath, CARDS) if path.is_file())
+    kind = json.loads(card.read_text())["_class_name"]
     with quiet():
-        return getattr(diffusers, json.loads(card.read_text())["_class_name"]).from_pretrained(
-            folder
-        )
+        return getattr(diffusers, kind).from_pretrained(folder)
 
 
 @torch.no_grad()

@@ -29,7 +29,6 @@ BY_NAME = {
     if "unet_config" in c and "768x768" not in path  # that one needs a database of images
 }
 UNET_TARGET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
-ENCODERS = "ldm.modules.encoders.modules"
 KL = AutoencoderConfig(z_channels=3, channels=32, channel_mult=(1, 2), num_res_blocks=1)
 UNET = UNetConfig(
     in_channels=3, out_channels=3, channels=32, channel_mult=(1, 2), attn_levels=(1,), d_head=8
@@ -61,11 +60,6 @@ def first_stage(stage: Mapping[str, Any]) -> Part:
     return {"target": stage["target"], "params": params}, on_meta(stage["state_dict"])
 
 
-def unet(model: Mapping[str, Any]) -> Part:
-    config = {"target": UNET_TARGET, "params": model["unet_config"]}
-    return config, on_meta(model["unet_state_dict"])
-
-
 def condition(model: Mapping[str, Any]) -> Part:
     stage = model["cond_stage"]
     if stage["target"] == "__is_first_stage__":  # one module under two names
@@ -78,20 +72,21 @@ def condition(model: Mapping[str, Any]) -> Part:
 
 def whole_model(model: Mapping[str, Any]) -> Part:
     """The parsed official YAML of a whole model, and its checkpoint with averages and tables."""
+    unet = {"target": UNET_TARGET, "params": model["unet_config"]}
     parts = {
-        "model.diffusion_model.": unet(model),
+        "model.diffusion_model.": (unet, on_meta(model["unet_state_dict"])),
         "first_stage_model.": first_stage(model["first_stage"]),
         "cond_stage_model.": condition(model),
     }
-    unet_config, stage_config, cond_config = (config for config, _ in parts.values())
+    _, stage_config, cond_config = (config for config, _ in parts.values())
     params = {
-        "image_size": unet_config["params"]["image_size"],
+        "image_size": model["unet_config"]["image_size"],
         "channels": model["latent_shape"][0],
         "conditioning_key": model["conditioning_key_in_yaml"],
         "concat_mode": model["conditioning_key_effective"] == "concat",
         "first_stage_key": "image",
         "monitor": "val/loss_simple_ema",
-        "unet_config": unet_config,
+        "unet_config": unet,
         "first_stage_config": stage_config,
         "cond_stage_config": cond_config,
         **{k: model[k] for k in ("cond_stage_key", "cond_stage_trainable", "scheduler_config")},

@@ -3,7 +3,6 @@
 Our models are saved for diffusers and theirs read by us: a tensor in a wrong place would show.
 """
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from helpers import randn, shaken
 from interop import diffusers_models as tiny
 from interop import official_models as official
 from interop.diffusers_models import LDM, STABLE, change_json, error, quiet
+from torch.nn import functional
 
 from minildm import interop
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
@@ -25,10 +25,6 @@ with quiet():
     from diffusers.loaders.single_file_utils import (
         convert_ldm_unet_checkpoint,
         convert_ldm_vae_checkpoint,
-    )
-    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
-        LDMBertConfig,
-        LDMBertModel,
     )
 
 KL = AutoencoderConfig(z_channels=3, channels=8, channel_mult=(1, 2), num_res_blocks=1, groups=4)
@@ -153,7 +149,7 @@ def test_official_self_attention_has_its_formula(tmp_path: Path) -> None:
     tensors, block = official.saved(ours, tmp_path)[1], ours.middle[1].double()
     w = {n.removeprefix("middle_block.1."): t.double() for n, t in tensors.items()}
     x = randn(2, 64, 3, 4, dtype=torch.float64)
-    normed = torch.nn.functional.group_norm(x, 32, w["norm.weight"], w["norm.bias"], 1e-5)
+    normed = functional.group_norm(x, 32, w["norm.weight"], w["norm.bias"], 1e-5)
     qkv = torch.einsum("oi,bihw->bohw", w["qkv.weight"][..., 0], normed).flatten(2)
     q, k, v = (qkv + w["qkv.bias"][:, None]).view(2, 8, 3, 8, 12).unbind(2)  # (B, head, d, N)
     weights = (q.transpose(2, 3) @ k / 8**0.5).softmax(-1)
@@ -163,30 +159,29 @@ def test_official_self_attention_has_its_formula(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_an_official_encoder_computes_what_diffusers_computes(tmp_path: Path) -> None:
+def test_an_official_encoder_has_its_formula(tmp_path: Path) -> None:
+    """Attention and feed-forward alternate in one list, each after its norm; in float64."""
     ours = shaken(IdsConfig(d_cond=12, vocab_size=40, length=7).build()).double()
-    layers = {  # of each, the name in an attention's half of a block, and in a feed-forward's
-        "0": ("self_attn_layer_norm", "final_layer_norm"),
-        "1.to_out": ("self_attn.out_proj", ""),
-        "1.net.0.0": ("", "fc1"),
-        "1.net.2": ("", "fc2"),
-        **{f"1.to_{m}": (f"self_attn.{m}_proj", "") for m in "qkv"},
-    }
-    tops = {"token_emb": "embed_tokens", "pos_emb.emb": "embed_positions", "norm": "layer_norm"}
-    state = {}
-    for name, tensor in official.saved(ours, tmp_path)[1].items():
-        module, kind = name.removeprefix("transformer.").rsplit(".", 1)
-        if found := re.fullmatch(r"attn_layers\.layers\.(\d+)\.(.*)", module):
-            i = int(found[1])
-            tops[module] = f"layers.{i // 2}.{layers[found[2]][i % 2]}"
-        state[f"{tops[module]}.{kind}"] = tensor
-    shape = {"encoder_layers": 2, "encoder_ffn_dim": 48, "encoder_attention_heads": 8}
-    shape |= {"vocab_size": 40, "max_position_embeddings": 7, "head_dim": 64, "d_model": 12}
-    theirs = LDMBertModel(LDMBertConfig(**shape)).double().eval()
-    theirs.model.load_state_dict(state)
+    w = {n.removeprefix("transformer."): t for n, t in official.saved(ours, tmp_path)[1].items()}
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return functional.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return functional.layer_norm(x, (12,), w[f"{name}.weight"], w[f"{name}.bias"])
+
     ids = torch.arange(21).view(3, 7)
-    truth = theirs.model(ids, return_dict=False)[0]
-    assert error(ours({"ids": ids}).tokens, truth) < 1e-10
+    x = w["token_emb.weight"][ids] + w["pos_emb.emb.weight"]
+    for i in range(ours.config.depth):
+        attention, mlp = (f"attn_layers.layers.{2 * i + k}" for k in (0, 1))
+        y = norm(x, f"{attention}.0")
+        qkv = (linear(y, f"{attention}.1.to_{m}").unflatten(2, (8, 64)) for m in "qkv")
+        q, k, v = (part.transpose(1, 2) for part in qkv)  # (B, head, N, 64)
+        y = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + linear(y, f"{attention}.1.to_out")
+        y = functional.gelu(linear(norm(x, f"{mlp}.0"), f"{mlp}.1.net.0.0"))
+        x = x + linear(y, f"{mlp}.1.net.2")
+    assert error(ours({"ids": ids}).tokens, norm(x, "norm")) < 1e-10
 
 
 # --- whole pipelines ---

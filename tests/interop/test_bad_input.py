@@ -1,6 +1,8 @@
 """What does not fit or cannot be expressed is refused by name, and nothing is left of it."""
 
 import copy
+import functools
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +13,7 @@ import torch
 from helpers import shaken
 from interop import diffusers_models as tiny
 from interop.diffusers_models import LDM, STABLE, TEXT, change_json
-from interop.official_models import ENCODERS, KL, UNET, saved
-from safetensors.torch import load_file, save_file
+from interop.official_models import KL, UNET, saved
 
 from minildm import interop
 from minildm.compression.autoencoder import Autoencoder
@@ -47,44 +48,38 @@ def test_a_tensor_that_does_not_fit_is_named(
     assert len(str(raised.value).splitlines()) <= 11  # ten of them are listed
 
 
-DDCONFIG = "first_stage_config__params__ddconfig"
-CLIP = {"cond_stage_config": {"target": f"{ENCODERS}.FrozenCLIPEmbedder"}}
-OFFICIAL: list[tuple[dict[str, Any], str]] = [
-    ({"guidance": 3}, "guidance=3 is not known"),
-    ({"first_stage_config": ...}, "lacks 'autoencoder'"),
-    ({"unet_config__target": "ldm.UNet"}, "target='ldm.UNet' is not known"),
-    ({"given_betas": [0.1]}, r"given_betas=\[0\.1\] is not known"),
-    ({"beta_schedule": "sqrt"}, "beta_schedule='sqrt' cannot be expressed, only .'linear', 'sqrt_"),
-    ({"linear_end": 0.0001}, "beta_end=0.0001 must lie in 0.0015"),
-    ({"linear_end": "0.01"}, "beta_end='0.01' must be float"),
-    ({"parameterization": "mu"}, "parameterization='mu' cannot be expressed"),
-    ({"loss_type": "huber"}, "loss='huber'"),
-    ({"scale_factor": 0.0}, "the latents must be positive, got 0.0"),
-    ({"scale_factor": -0.5}, "the latents must be positive, got -0.5"),
-    ({"linear_end": 0.03}, "alphas_cumprod are not of the config's schedule"),
-    ({"conditioning_key": "hybrid"}, "conditioning_key='hybrid' cannot be expressed"),
-    ({"scale_by_std": True}, "lacks 'scale_factor'"),
-    ({"unet_config__params__in_channels": 5}, "in_channels=5"),
-    ({"unet_config__params__context_dim": 7}, "d_cond=7"),
-    ({f"{DDCONFIG}__double_z": True}, "double_z=True cannot be expressed, only False"),
-    ({f"{DDCONFIG}__attn_type": "linear"}, "attn_type='linear' cannot be expressed"),
-    (CLIP, "clip=None must be a folder"),
+DDCONFIG = "first_stage_config.params.ddconfig"
+CLIP = {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"}
+OFFICIAL: list[tuple[str, Any, str]] = [
+    ("guidance", 3, "guidance=3 is not known"),
+    ("first_stage_config", None, "lacks 'autoencoder'"),
+    ("unet_config.target", "ldm.UNet", "target='ldm.UNet' is not known"),
+    ("given_betas", [0.1], r"given_betas=\[0\.1\] is not known"),
+    ("beta_schedule", "sqrt", "beta_schedule='sqrt' cannot be expressed, only .'linear', 'sqrt_"),
+    ("linear_end", 0.0001, "beta_end=0.0001 must lie in 0.0015"),
+    ("linear_end", "0.01", "beta_end='0.01' must be float"),
+    ("parameterization", "mu", "parameterization='mu' cannot be expressed"),
+    ("loss_type", "huber", "loss='huber'"),
+    ("scale_factor", 0.0, "the latents must be positive, got 0.0"),
+    ("scale_factor", -0.5, "the latents must be positive, got -0.5"),
+    ("linear_end", 0.03, "alphas_cumprod are not of the config's schedule"),
+    ("conditioning_key", "hybrid", "conditioning_key='hybrid' cannot be expressed"),
+    ("scale_by_std", True, "lacks 'scale_factor'"),
+    ("unet_config.params.in_channels", 5, "in_channels=5"),
+    ("unet_config.params.context_dim", 7, "d_cond=7"),
+    (f"{DDCONFIG}.double_z", True, "double_z=True cannot be expressed, only False"),
+    (f"{DDCONFIG}.attn_type", "linear", "attn_type='linear' cannot be expressed"),
+    ("cond_stage_config", CLIP, "clip=None must be a folder"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "said"), OFFICIAL, ids=[said for _, said in OFFICIAL])
+@pytest.mark.parametrize(("key", "value", "said"), OFFICIAL, ids=[said for *_, said in OFFICIAL])
 def test_an_official_config_that_cannot_be_expressed_is_refused(
-    changes: dict[str, Any], said: str, semantic: Any
+    key: str, value: Any, said: str, semantic: Any
 ) -> None:
     config, tensors = copy.deepcopy(semantic[0]), semantic[1]
-    for key, value in changes.items():
-        *path, last = key.split("__")
-        at = config["params"]
-        for name in path:
-            at = at[name]
-        at[last] = value
-        if value is ...:
-            del at[last]
+    *path, last = key.split(".")
+    functools.reduce(operator.getitem, path, config["params"])[last] = value
     with pytest.raises(ValueError, match=said):
         interop.load_compvis(config, tensors)
 
@@ -116,17 +111,8 @@ def test_a_key_of_diffusers_that_cannot_be_expressed_is_named(
         interop.load_diffusers(tmp_path)
 
 
-def spoil_weights(path: Path) -> None:
-    tensors = load_file(path)
-    tensors["conv_in.bias"][0] = torch.nan
-    save_file(tensors, path)
-
-
-UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 SCHEDULER = "scheduler/scheduler_config.json"
 PIPELINES: list[tuple[str, Callable[[Path], object], str]] = [
-    (LDM, lambda f: spoil_weights(f / UNET_FILE), "conv_in.bias: file values that are not finite"),
-    (LDM, lambda f: (f / UNET_FILE).write_bytes((f / UNET_FILE).read_bytes()[:-7]), "cut short"),
     (LDM, lambda f: (f / "vqvae/config.json").write_text("{"), r"vqvae/config\.json"),
     (LDM, lambda f: change_json(f / "vqvae/config.json", scaling_factor=-1), "positive, got -1"),
     (LDM, lambda f: change_json(f / SCHEDULER, clip_sample=True), "clip_sample=True cannot"),

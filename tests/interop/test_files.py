@@ -56,27 +56,13 @@ def test_every_format_is_read_and_a_damaged_one_is_named(
     (part, tensors), path, config = stage, tmp_path / name, tmp_path / "config.yaml"
     FORMATS[name](tensors, path)
     config.write_text(yaml.safe_dump({"model": part, "data": {"target": "anything"}}))
-    before = path.read_bytes()
     model = interop.load_compvis(config, path)
     assert torch.equal(model.encoder.to_moments.bias, tensors["quant_conv.bias"])
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1)
-    assert path.read_bytes() == before  # training does not change the file
+    before = path.read_bytes()
     for size in (0, 3, 100, len(before) // 2, len(before) - 1):
         path.write_bytes(before[:size])
         with pytest.raises(CheckpointError, match=f"{name} is cut short"):
             interop.load_compvis(part, path)
-
-
-class Trap:
-    """Unpickled freely, makes a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.mkdir, (self.folder,)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +72,8 @@ def test_code_in_a_pickle_does_not_run(
     save: Callable[..., None], stage: Any, tmp_path: Path
 ) -> None:
     path, sprung = tmp_path / "evil.ckpt", tmp_path / "sprung"
-    save({"state_dict": stage[1], "callbacks": Trap(sprung)}, path)
+    trap = type("Trap", (), {"__reduce__": lambda _: (Path.mkdir, (sprung,))})
+    save({"state_dict": stage[1], "callbacks": trap()}, path)
     with pytest.raises(CheckpointError, match=r"evil\.ckpt is .* nothing was run") as raised:
         interop.load_compvis(stage[0], path)
     assert not sprung.exists()
@@ -182,8 +169,6 @@ def test_published_files_are_read_if_they_exist(tmp_path: Path) -> None:
     assert not real and "no folder was given" in said and files.url in said
     assert found.sample(n=1, steps=2, seed=0).std() > 0.01
     assert same(found.state_dict(), model.state_dict())
-    for part in ("channel_mult", "attn_levels", "resblock_updown", "scale_shift"):
-        assert getattr(model.config.unet, part) == getattr(PUBLISHED["celeba256"].unet, part)
     interop.save_compvis(model, tmp_path / files.checkpoint)
     (tmp_path / files.checkpoint).with_suffix(".yaml").rename(tmp_path / files.config)
     found, real, said = official_model("celeba256", tmp_path)
