@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.conditioning.text_encoders import frozen_parts
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.files import new_folder
 from minildm.interop.compvis import load_compvis, save_compvis
@@ -59,7 +58,7 @@ def _save_ours(model: Any, target: Path) -> None:
         if isinstance(model, LatentDiffusion):
             text = getattr(model.conditioner, "tokens", model.conditioner).config
             if text.kind == "frozen_text":  # stays in its own folder, which must be complete
-                frozen_parts(text.encoder, text.path)
+                text.build()
             save_model(model.autoencoder, folder / "first_stage")
             save_model(model, folder, first_stage="first_stage")
         else:
