@@ -56,9 +56,8 @@ def _save_ours(model: Any, target: Path) -> None:
         raise ValueError(f"a {type(model).__name__} alone has no folder of ours")
     with new_folder(target) as folder:
         if isinstance(model, LatentDiffusion):
-            text = getattr(model.conditioner, "tokens", model.conditioner).config
-            if text.kind == "frozen_text":  # stays in its own folder, which must be complete
-                text.build()
+            if model.config.conditioner.kind == "frozen_text":
+                model.config.conditioner.build()  # its own folder stays and must be complete
             save_model(model.autoencoder, folder / "first_stage")
             save_model(model, folder, first_stage="first_stage")
         else:
