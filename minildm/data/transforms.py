@@ -40,9 +40,9 @@ def style_caption(caption: str, style: str) -> str:
 
 def with_styles(batch: Batch, styles: Sequence[str], share: float, rng: BatchRandom) -> Batch:
     """Name the style in a random share of the captions."""
-    captions, named = list(batch["caption"]), rng.rand(len(batch["caption"])) < share
-    for i in named.nonzero()[:, 0].tolist():
-        captions[i] = style_caption(captions[i], styles[batch["style"][i]])
+    named = rng.rand(len(batch["caption"])) < share
+    rows = zip(batch["caption"], batch["style"].tolist(), named.tolist(), strict=True)
+    captions = [style_caption(text, styles[i]) if chosen else text for text, i, chosen in rows]
     return {**batch, "caption": captions}
 
 
