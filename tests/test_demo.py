@@ -1,4 +1,4 @@
-"""The demo at its smallest scale: everything that the page shows is there, and a rerun is quick."""
+"""The demo at its smallest scale: everything that the page shows is there."""
 
 import json
 import re
@@ -22,6 +22,3 @@ def test_the_demo_leaves_its_page_and_numbers(tmp_path: Path) -> None:
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 100
     assert all(text in page for text in results["intervals"].values())
-    state = (tmp_path / "diffusion/training/state.pt").stat().st_mtime_ns
-    demo(tmp_path, scale="smoke", device="cpu", seed=1)
-    assert (tmp_path / "diffusion/training/state.pt").stat().st_mtime_ns == state

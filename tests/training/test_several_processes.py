@@ -48,12 +48,14 @@ def train_all(folder: Path) -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
+def test_two_processes_train_what_one_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Weights, averages, optimisers and logged terms, in float64 and without dropout."""
     alone, together, tests = tmp_path / "alone", tmp_path / "together", Path(__file__).parents[1]
     shutil.copytree(stage(), tmp_path / "stage")
-    own = {"MINILDM_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    own["PYTHONPATH"] = f"{tests}{os.pathsep}{tests.parent}"
+    monkeypatch.setenv("MINILDM_CACHE", str(tmp_path / "cache"))  # of latents by float64 weights
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     command = [*launcher, __file__, str(together)]
     done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, timeout=240)
