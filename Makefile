@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first command makes.
 PYTHON ?= python3
 BIN := .venv/bin
-JOBS ?= 3
+JOBS ?= 2
 
 .PHONY: demo test lint lab bench gpu clean
 
@@ -16,7 +16,7 @@ JOBS ?= 3
 demo: .venv/done  ## train both stages on the embedded emoji; images in runs/demo
 	$(BIN)/python -m minildm demo
 
-test: .venv/done  ## unit tests, then every notebook, twice; JOBS: how many at once, three for two cores
+test: .venv/done  ## unit tests, then every notebook, twice; JOBS=4 runs four at once
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 	OMP_NUM_THREADS=1 MINILDM_CACHE=$(CURDIR)/.cache MINILDM_SCALE=$${MINILDM_SCALE:-smoke} \
 	    $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax --nbval-current-env \
