@@ -102,7 +102,8 @@ def _evaluate(run_dir: Path, fresh: LatentDiffusion, per_class: int, seed: int) 
         rows = drawn.unflatten(0, (len(classes), per_class))[:, :SHOWN].flatten(0, 1)
         plots.save(plots.class_grid(rows, classes), run_dir / f"{name}.png")
         found = evaluate_classes(model, classifier, drawn)
-        measured[f"accuracy_{name}"] = accuracy[name] = found["accuracy"]
+        measured[f"accuracy_{name}"] = found["accuracy"]
+        accuracy[name.replace("_", ", ")] = found["accuracy"]
         measured["accuracy_real"] = accuracy["held-out emoji"] = found["accuracy_real"]
     plots.save(plots.bars(accuracy, chance=1 / 6), run_dir / "accuracy.png")
     name, decode = fresh.config.conditioner.classes[0], fresh.autoencoder.decode
