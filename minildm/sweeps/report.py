@@ -24,8 +24,6 @@ AXES = {  # what a metric is drawn against
     "seconds": "seconds of training",
     "images_per_second": "images sampled per second",
 }
-STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
-padding: 0 1rem } img { max-width: 100% } td, th { padding: .2rem .8rem; text-align: left }"""
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
@@ -136,29 +134,22 @@ def write_report(
     """
     if not (folder / "runs").is_dir():
         raise ValueError(f"{folder} holds no sweep: it has no folder runs/")
-    table, images, items = table_of(sweep, folder), "", ""
-    for name, figure in figures(sweep, folder, table).items():
-        plots.save(figure, folder / f"{name}.png")
-        images += f'<p><img src="{name}.png" alt="{html.escape(figure.alt)}"></p>\n'
+    table = table_of(sweep, folder)
+    with atomic_write(folder / "table.csv") as file:
+        file.write(table.to_csv(index=False, float_format="%.6g").encode())
     ends = {axis: at_the_end(table, metric) for metric, axis in METRICS.items()}
     states = {run.name: (failed or {}).get(run.name, "not finished") for run in sweep.runs()}
     states |= {run.name: "finished" for run, _ in finished(sweep, folder)}
-    for name, state in states.items():
-        items += f'<li><a href="runs/{name}/{NOTEBOOK}">{name}</a>: {html.escape(state)}</li>\n'
-    page = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{sweep.name}</title><style>{STYLE}</style>
-<h1>{html.escape(sweep.question or f"What does {sweep.name} do?")}</h1>
-<p>{html.escape(sweep.paper)}</p>
+    top = f"""<p>{html.escape(sweep.paper)}</p>
 <p>{sweep.samples} samples each. N is the number of seeds, with Student's t interval of 95 %; of a
 single seed, its number of samples.</p>
-{pd.DataFrame(ends).dropna(axis=1).map(str).to_html()}
-{images}<h2>Runs</h2>
+{pd.DataFrame(ends).dropna(axis=1).map(str).to_html()}"""
+    items = ""
+    for name, state in states.items():
+        items += f'<li><a href="runs/{name}/{NOTEBOOK}">{name}</a>: {html.escape(state)}</li>\n'
+    end = f"""<h2>Runs</h2>
 <ul>{items}</ul>
-<p>All numbers: <a href="table.csv">table.csv</a>.</p>
-</html>
-"""
-    written = {"table.csv": table.to_csv(index=False, float_format="%.6g"), "index.html": page}
-    for name, text in written.items():
-        with atomic_write(folder / name) as file:
-            file.write(text.encode())
+<p>All numbers: <a href="table.csv">table.csv</a>.</p>"""
+    title = sweep.question or f"What does {sweep.name} do?"
+    plots.save_page(folder, title, figures(sweep, folder, table), top, end)
     return folder / "table.csv", folder / "index.html"

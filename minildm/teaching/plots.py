@@ -5,6 +5,7 @@ its alternative text, and `save` writes both to a PNG. Colours: Okabe and Ito (2
 """
 
 import base64
+import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,31 @@ def save(fig: NotebookFigure, path: str | Path) -> None:
     """Write the figure with `fig.alt` as its Description; the path's suffix becomes .png."""
     with atomic_write(Path(path).with_suffix(".png")) as file:
         file.write(fig.png(Description=fig.alt, Software=None))
+
+
+def save_page(
+    folder: Path, title: str, figures: Mapping[str, NotebookFigure], top: str = "", end: str = ""
+) -> None:
+    """Save figures under their names, and an index.html that shows them; it needs no network.
+
+    top, end: HTML before and after the figures.
+    """
+    images = ""
+    for name, figure in figures.items():
+        save(figure, folder / name)
+        alt, caption = html.escape(figure.alt), name.replace("_", " ")
+        images += f'<p>{caption}:<br><img src="{name}.png" alt="{alt}"></p>\n'
+    page = f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
+<style>body {{ font: 16px/1.5 system-ui; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
+img {{ max-width: 100% }} td, th {{ padding: .2rem .8rem; text-align: left }}</style>
+<h1>{html.escape(title)}</h1>
+{top}
+{images}{end}
+</html>
+"""
+    with atomic_write(folder / "index.html") as file:
+        file.write(page.encode())
 
 
 @styled
