@@ -1,12 +1,10 @@
 """Tasks with an image as the condition: super-resolution and inpainting, and their baselines."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from minildm.compression.autoencoder import Autoencoder
 from minildm.data.transforms import degrade_for_task, enlarge, mean_fill, shrink
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.evaluation.image_metrics import psnr
@@ -60,22 +58,3 @@ def kept(x: Tensor, given: Batch, f: int = 4) -> Tensor:
         known = given["mask"] > 0.5
         return psnr(torch.where(known, given["image"], 0.0), torch.where(known, x, 0.0))
     return psnr(given["low_res"], shrink(x, f))
-
-
-def distance_to(
-    low_res: Tensor, autoencoder: Autoencoder, perceptual: nn.Module | None = None, factor: int = 4
-) -> Callable[[Tensor], Tensor]:
-    """Distance of decoded latents, shrunk, from low_res (B, 3, h, w): z0 -> (B,).
-
-    1/2 |low_res - T(D(z0))|^2 with T = `shrink` (LDM Eq. 16), or `perceptual` of both, enlarged.
-    Super-resolution by guidance alone: `model.sample(n=len(low_res), size=..., guide=lambda d:
-    image_guided(d, model.schedule, distance_to(low_res, model.autoencoder), scale))`.
-    """
-
-    def distance(z0: Tensor) -> Tensor:
-        small = shrink(autoencoder.decode(z0), factor)
-        if perceptual is not None:
-            return perceptual(enlarge(low_res, factor), enlarge(small, factor))
-        return 0.5 * (small - low_res).square().sum(dim=(1, 2, 3))
-
-    return distance

@@ -1,22 +1,16 @@
-"""The first cell of every notebook, a study with human votes, and how notebooks run."""
+"""The first cell of every notebook, and how notebooks run."""
 
-import csv
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from minildm.evaluation.intervals import Measured, proportion_interval
-from minildm.teaching import plots
 from minildm.training.loop import pick_device
 
 SCALES = ("smoke", "cpu", "gpu")
 KERNEL = "python3"  # of the environment that this runs in
-SIDES = ("left", "right")
 
 
 def setup(scale: str, seed: int, run_dir: str | os.PathLike[str]) -> tuple[torch.device, Path]:
@@ -32,57 +26,6 @@ def setup(scale: str, seed: int, run_dir: str | os.PathLike[str]) -> tuple[torch
     folder = Path(run_dir) / f"{scale}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     return pick_device(), folder
-
-
-def preference_study(
-    first: Tensor,
-    second: Tensor,
-    folder: str | os.PathLike[str],
-    *,
-    names: tuple[str, str] = ("first", "second"),
-    question: str = "Which looks better?",
-    seed: int = 0,
-    choose: Callable[[int, Tensor, Tensor], str] | None = None,
-) -> Measured | None:
-    """Two-alternative forced choice, LDM Tab. 4: the share that prefers names[0], if any voted.
-
-    first, second: images (N, 3, H, W) in [-1, 1]; first[i] and second[i] are a pair. The seed
-    draws the order of the pairs and the side of each image. Each vote is a line of
-    folder/votes.csv (pair, left, right, chosen); an unfinished study continues.
-    choose(pair, left, right) -> "left" or "right" votes for the remaining pairs, "" stops; without
-    it, each pair is shown and the vote is typed. Raises ValueError for votes of another study.
-    """
-    draw = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(first), generator=draw).tolist()
-    swapped = torch.randint(2, (len(first),), generator=draw).tolist()
-    pairs = [[str(i), *(names[::-1] if swapped[i] else names)] for i in order]  # pair, left, right
-    path = Path(folder) / "votes.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    votes = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
-    if [row[:3] for row in votes] != pairs[: len(votes)]:
-        raise ValueError(f"{path} holds votes of another study")
-    for i, row in list(zip(order, pairs, strict=True))[len(votes) :]:
-        images = (second[i], first[i]) if swapped[i] else (first[i], second[i])
-        side = choose(i, *images) if choose else _typed(question, *images)
-        if not side:
-            break
-        votes.append([*row, row[1 + SIDES.index(side)]])
-        with path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(votes[-1])
-    chosen = [row[3] for row in votes]
-    return proportion_interval(chosen.count(names[0]), len(chosen)) if chosen else None
-
-
-def _typed(question: str, left: Tensor, right: Tensor) -> str:
-    """Show a pair and read a side; "" for another answer, and where nobody can answer."""
-    from IPython.display import clear_output, display
-
-    clear_output(wait=True)
-    display(plots.image_grid(torch.stack([left, right]), SIDES, scale=2, title=question))
-    with suppress(NotImplementedError):  # a notebook that is executed without a person
-        return {"l": "left", "r": "right"}.get(input("l, r, or nothing to stop: ")[:1], "")
-    return ""
 
 
 def run_notebook(

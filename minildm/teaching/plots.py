@@ -188,26 +188,6 @@ def word_maps(x: Tensor, words: Names, maps: Tensor, *, title: str = "") -> Note
     return image_grid(torch.cat([x, overlays]), notes, columns=7, title=title)
 
 
-def boxed(x: Tensor, layouts: Mapping[str, Tensor], names: Names = (), *, zoom: int = 2) -> Tensor:
-    """Images (N, 3, H, W) with their boxes, and the class names if `names` lists them.
-
-    layouts: `boxes` (N, K, 4) xyxy in [0, 1], `classes` (N, K), -1 pads. The k-th box has the k-th
-    colour of PALETTE. -> (N, 3, zoom H, zoom W) uint8.
-    """
-    from torchvision.utils import draw_bounding_boxes  # here: it takes seconds to import
-
-    large = _bytes(x).repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
-    size = torch.tensor(large.shape[:1:-1]).repeat(2)  # W, H, W, H
-    style, drawn = {"width": 2, "fill_labels": True}, []
-    for image, boxes, classes in zip(large, layouts["boxes"], layouts["classes"], strict=True):
-        shown = (classes >= 0).nonzero().flatten().tolist()
-        labels = [names[int(classes[k])] for k in shown] if names else None
-        colors = [PALETTE[k % len(PALETTE)] for k in shown]
-        xyxy = (boxes[shown].cpu() * size).long().clamp(max=size - 1)  # at the edge: still inside
-        drawn.append(draw_bounding_boxes(image, xyxy, labels, colors, **style) if shown else image)
-    return torch.stack(drawn)
-
-
 def curves(
     panels: Mapping[str, Mapping[str, Sequence[Any]]],
     *,

@@ -1,4 +1,4 @@
-"""Set-up, the study with human votes, running and publishing notebooks, on tiny ones made here."""
+"""Set-up, running and publishing notebooks, on tiny ones made here."""
 
 import base64
 import runpy
@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import numpy as np
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
-from torch import Tensor
 
-from minildm.evaluation.intervals import proportion_interval
-from minildm.teaching.notebook import preference_study, run_notebook, setup
+from minildm.teaching.notebook import run_notebook, setup
 
 PUBLISH = Path(__file__).parents[2] / "notebooks/publish.py"
 
@@ -31,43 +28,6 @@ def test_setup_seeds_torch_and_each_scale_and_seed_has_its_folder(tmp_path: Path
     (first, x), (second, y), (third, z), again = found
     assert len({first, second, third}) == 3 and x == y != z and again == (first, x)
     assert all(folder.is_dir() for folder in (first, second, third))
-
-
-N, NAMES = 12, ("model", "bicubic")
-TONES = torch.linspace(-1, 1, 2 * N).view(2, N, 1, 1, 1).expand(2, N, 3, 8, 8)
-
-
-def test_who_always_chooses_the_left_image_prefers_neither(tmp_path: Path) -> None:
-    counted = 0
-    for seed in range(40):
-        options = {"seed": seed, "choose": lambda *_: "left"}
-        counted += round(N * preference_study(*TONES, tmp_path / str(seed), **options).value)
-    assert abs(counted - 20 * N) < 4 * (40 * N * 0.25) ** 0.5
-
-
-def test_typed_votes_are_kept_and_a_study_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def darker(pair: int, left: Tensor, right: Tensor) -> str:  # always the model's image
-        seen.append(pair)
-        return "left" if left.mean() < right.mean() else "right"
-
-    def typed(_prompt: str) -> str:
-        left, right = np.split(screen[-1].axes[0].images[0].get_array()[120].mean(-1), 2)
-        return "" if len(screen) > 5 else "l" if left.mean() < right.mean() else "r"
-
-    screen: list[Any] = []
-    seen: list[int] = []
-    monkeypatch.setattr("IPython.display.display", screen.append)
-    monkeypatch.setattr("builtins.input", typed)
-    options = {"names": NAMES, "question": "Which?"}
-    assert preference_study(*TONES, tmp_path, **options) == proportion_interval(5, 5)
-    assert screen[0].alt == "Which?: 2 images, 2 in a row: left, right."  # no name is shown
-    found = preference_study(*TONES, tmp_path, **options, choose=darker)
-    assert found == proportion_interval(N, N) and len(set(seen)) == N - 5
-    for other in ({"names": ("model", "regression")}, {"names": NAMES, "seed": 1}):
-        with pytest.raises(ValueError, match=r"votes\.csv holds votes of another study"):
-            preference_study(*TONES, tmp_path, **other)
 
 
 def write(path: Path, *sources: str, **metadata: Any) -> Path:

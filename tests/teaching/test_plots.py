@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import randn
-from matplotlib.colors import to_rgb
 from PIL import Image
 
 from minildm.evaluation.intervals import Measured
@@ -127,19 +126,6 @@ def test_a_word_lights_the_place_of_its_attention() -> None:
     sky, dog, even = (drawn[1:129, 1 + i * (130 + plots.GAP) :][:, :128] for i in (1, 2, 3))
     assert sky[:64, :64].mean() > 1.5 * sky[64:, 64:].mean() and even.std() < 1e-6
     assert dog[64:, 64:].mean() == pytest.approx(sky[:64, :64].mean(), rel=0.1)
-
-
-def test_boxes_are_drawn_along_their_edges() -> None:
-    grey = torch.full((2, 3, 16, 16), 128, dtype=torch.uint8)
-    boxes = torch.tensor([[[0.25, 0.5, 0.75, 1.0], [0.0] * 4], [[0.0] * 4] * 2])
-    layouts = {"boxes": boxes, "classes": torch.tensor([[1, -1], [-1, -1]])}
-    expected = torch.full((2, 3, 64, 64), 128, dtype=torch.uint8)
-    expected[0, :, 32:64, 16:49] = (255 * torch.tensor(to_rgb(plots.BLUE))).round()[:, None, None]
-    expected[0, :, 34:62, 18:47] = 128
-    assert torch.equal(plots.boxed(grey, layouts, zoom=4), expected)
-    named = plots.boxed(grey.float() / 127.5 - 1, layouts, ["duck", "cat"], zoom=4)
-    changed = (named != expected).any(1)
-    assert changed[0, 32:, 16:].any() and changed[0, 32:, 16:].sum() == changed.sum()
 
 
 def test_loss_curves_are_running_means_over_records_at_their_steps() -> None:
