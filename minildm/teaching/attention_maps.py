@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor, nn
 
 from minildm.diffusion.latent_diffusion import LatentDiffusion
@@ -26,12 +26,9 @@ def attention_weights(attn: CrossAttention, x: Tensor, cond: Tensor) -> Tensor:
 
     (B, N, d_in), (B, M, d_cond) -> (B, head, N, M)
     """
-    q, k = (
-        rearrange(y, "b n (head d) -> b head n d", head=attn.heads)
-        for y in (attn.to_q(x), attn.to_k(cond))
-    )
-    scores = torch.einsum("bhnd,bhmd->bhnm", q.float(), k.float()) / q.shape[-1] ** 0.5
-    return scores.softmax(dim=-1)
+    q, k = attn.to_q(x).float(), attn.to_k(cond).float()
+    q, k = (rearrange(y, "b n (head d) -> b head n d", head=attn.heads) for y in (q, k))
+    return (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1)
 
 
 @contextmanager
@@ -44,7 +41,7 @@ def attention_maps(model: LatentDiffusion) -> Iterator[list[Tensor]]:
     """
     if model.config.unet.d_cond is None:
         raise ValueError("this model has no cross-attention: its UNet receives no tokens")
-    maps, blocks = [], []  # blocks: (B, N, M) of each block of the current call
+    maps, seen = [], []  # seen: each block of the current call, with its input and tokens
     n = 0  # conditions; guidance puts as many null conditions before them
 
     def count(_conditioner: nn.Module, _args: Any, c: Any) -> None:
@@ -52,23 +49,22 @@ def attention_maps(model: LatentDiffusion) -> Iterator[list[Tensor]]:
         n = len(c.tokens)
 
     @torch.no_grad()
-    def keep_block(attn: CrossAttention, args: Any, _out: Any) -> None:
-        weights = attention_weights(attn, *(part[-n:] for part in args))
-        blocks.append(reduce(weights, "b head n m -> b n m", "mean"))
-
-    def keep_call(_unet: nn.Module, args: Any, _out: Any) -> None:
+    def keep(_unet: nn.Module, args: Any, _out: Any) -> None:
         h, w = args[0].shape[-2:]
         found = []
-        for block in blocks:
-            f = round((h * w / block.shape[1]) ** 0.5)  # how much smaller than the latent
-            small = rearrange(block, "b (h w) m -> b m h w", h=h // f)
+        for attn, x, cond in seen:
+            weights = attention_weights(attn, x[-n:], cond[-n:]).mean(1)
+            f = round((h * w / x.shape[1]) ** 0.5)  # how much smaller than the latent
+            small = rearrange(weights, "b (h w) m -> b m h w", h=h // f)
             found.append(F.interpolate(small, (h, w), mode="bilinear"))
         maps.append(torch.stack(found).mean(0).cpu())
-        blocks.clear()
+        seen.clear()
 
-    blocks_of = (m for m in model.unet.modules() if isinstance(m, TransformerBlock))
-    hooks = [(model.conditioner, count), *((m.cross_attn, keep_block) for m in blocks_of)]
+    hooks = [(model.conditioner, count), (model.unet, keep)]
+    for block in model.unet.modules():
+        if isinstance(block, TransformerBlock):
+            hooks.append((block.cross_attn, lambda attn, args, _: seen.append((attn, *args))))
     with ExitStack() as stack:
-        for module, hook in [*hooks, (model.unet, keep_call)]:
+        for module, hook in hooks:
             stack.enter_context(module.register_forward_hook(hook))
         yield maps
