@@ -23,9 +23,7 @@ _NAMES = {  # by the module that defines them, or that they are
         "LatentDiffusion LatentDiffusionConfig SamplingConfig seeded_noise "
     ),
     "diffusion.objective": "ObjectiveConfig draw_t ldm_loss time_weights",
-    "diffusion.samplers": (
-        "SAMPLERS ddim ddim_inversion ddpm dpm_solver_pp euler heun plms repaint slerp "
-    ),
+    "diffusion.samplers": ("SAMPLERS ddim ddpm dpm_solver_pp euler heun plms"),
     "diffusion.schedule": "NoiseSchedule Prediction ScheduleConfig",
     "diffusion.unet": "UNet UNetConfig",
     "evaluation.distribution": (

@@ -11,7 +11,7 @@ sqrt(abar') z0_hat + sqrt(1 - abar') eps_hat. They differ in what they take for 
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -66,18 +66,6 @@ def timesteps(T: int, steps: int, spacing: Spacing = "leading") -> list[int]:
     }[spacing]
 
 
-def _levels(
-    schedule: NoiseSchedule, steps: int, spacing: Spacing, *, to_data: bool = False
-) -> list[tuple[int | None, Tensor]]:
-    """(t, abar) of each time visited; then (None, abar) of the end.
-
-    The end is the data, abar = 1; or alphas_cumprod[0] with leading, as in the official code.
-    """
-    table = schedule.alphas_cumprod.cpu()
-    last = table[0] if spacing == "leading" and not to_data else table.new_ones(())
-    return [*((t, table[t]) for t in timesteps(schedule.T, steps, spacing)), (None, last)]
-
-
 def predict(denoise: Denoise, z: Tensor, t: int, abar: Tensor) -> Prediction:
     """Call the denoiser at one time for all samples; add the z0 that eps implies to eps alone."""
     out = denoise(z, torch.full((len(z),), t, device=z.device))
@@ -105,21 +93,19 @@ def _sampler(
         spacing: Spacing = default_spacing,
         noise: Noise = torch.randn_like,
         edit: EditFn | None = None,
-        again: int = 1,  # see repaint
         **options: float,
     ) -> Iterator[Step]:
         z, past, ask = z_T, [], partial(predict, denoise)
-        levels = _levels(schedule, steps, spacing, to_data=ancestral)
+        table = schedule.alphas_cumprod.cpu()
+        # The end is the data, abar = 1; with leading alphas_cumprod[0], as in the official code.
+        end = table[0] if spacing == "leading" and not ancestral else table.new_ones(())
+        levels = [*((t, table[t]) for t in timesteps(schedule.T, steps, spacing)), (None, end)]
         for (t, abar), (t_next, abar_next) in pairwise(levels):
             times = torch.full((len(z),), t, device=z.device)
-            for left in reversed(range(again)):
-                z = edit(z, times) if edit and not ancestral else z
-                now = Now(t, abar, t_next, abar_next, z, *ask(z, t, abar), ask, noise)
-                z = rule(now, past, **options)
-                z = edit(z, times) if edit and ancestral else z
-                if left:  # back to t: q(z_t | z of the next time) does not depend on the data
-                    part = abar / abar_next
-                    z = part.sqrt() * z + (1 - part).sqrt() * noise(z)
+            z = edit(z, times) if edit and not ancestral else z
+            now = Now(t, abar, t_next, abar_next, z, *ask(z, t, abar), ask, noise)
+            z = rule(now, past, **options)
+            z = edit(z, times) if edit and ancestral else z
             past = [now, *past][:3]
             yield Step(t, z, now.z0)
 
@@ -233,44 +219,3 @@ def heun(now: Now, past: list[Now]) -> Tensor:
 SAMPLERS: dict[str, Sampler] = {
     rule.__name__: rule for rule in (ddim, ddpm, plms, dpm_solver_pp, euler, heun)
 }
-
-
-def repaint(*args: Any, again: int = 5, eta: float = 1.0, **options: Any) -> Iterator[Step]:
-    """RePaint, Lugmayr et al. 2022, Alg. 1, with DDIM's steps: z_T -> z_0, edit = `keep_known`.
-
-    Each step is taken `again` times; in between, the noise that it removed is put back, so that
-    known and generated parts come to fit. again = 1 is `ddim`.
-    """
-    return ddim(*args, again=again, eta=eta, **options)
-
-
-@torch.no_grad()
-def ddim_inversion(
-    denoise: Denoise,
-    schedule: NoiseSchedule,
-    z: Tensor,
-    steps: int = 50,
-    spacing: Spacing = "leading",
-) -> Iterator[Step]:
-    """DDIM backwards, Song et al. 2021, Sec. 4.3: z_0 -> the z_T from which `ddim` returns to it.
-
-    The same noise levels in rising order; eps is predicted at the lower end of each step, so the
-    way back is exact in the limit of many steps. At zero terminal SNR there is none.
-    """
-    for (t, abar), (_, abar_up) in pairwise(_levels(schedule, steps, spacing)[::-1]):
-        now = predict(denoise, z, t or 0, abar)
-        z = _move(now, abar_up)
-        yield Step(t or 0, z, now.z0)
-
-
-def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
-    """From a (w = 0) to b (w = 1) along the sphere, Song et al. 2021, Eq. 67: (B, c, h, w) each.
-
-    A straight mixture of two Gaussian samples is too short, and looks grey when sampled from.
-    """
-    dims = tuple(range(1, a.ndim))
-    norms = [x.square().sum(dims, keepdim=True).sqrt() for x in (a, b)]
-    cos = ((a / norms[0]) * (b / norms[1])).sum(dims, keepdim=True).clamp(-1, 1)
-    angle = cos.acos()
-    mixed = (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
-    return torch.where(angle.sin() > 1e-6, mixed, (1 - w) * a + w * b)

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from minildm.diffusion.flow import Velocity
 from minildm.diffusion.samplers import Denoise
 from minildm.diffusion.schedule import NoiseSchedule
 
@@ -30,20 +29,3 @@ def mixture_eps(schedule: NoiseSchedule, points: Tensor, s: float = 0.0) -> Deno
         return noise_scale * gap / spread
 
     return denoise
-
-
-def gaussian_velocity(mu: float, s: float, *, reflowed: bool = False) -> Velocity:
-    """E[eps - z0 | z_tau] for z0 ~ N(mu, s^2 I), with independent eps or with reflowed pairs.
-
-    The flow carries z_1 to mu + s z_1, so reflowed pairs are z0 = mu + s eps: each z_tau then
-    belongs to one pair, and paths are straight. Independent pairs give straight paths for s = 0.
-    """
-
-    def velocity(z: Tensor, tau: Tensor) -> Tensor:
-        tau = tau.view(-1, 1, 1, 1)
-        off = z - (1 - tau) * mu
-        if reflowed:
-            return (1 - s) * off / ((1 - tau) * s + tau) - mu
-        return (tau - (1 - tau) * s**2) * off / (((1 - tau) * s) ** 2 + tau**2) - mu
-
-    return velocity

@@ -1,4 +1,4 @@
-"""Samplers: their times, order of convergence, randomness, edits; RePaint, inversion, slerp."""
+"""Samplers: their times, the end at zero terminal SNR, calls of the denoiser, edits."""
 
 from itertools import pairwise
 from typing import Any
@@ -9,16 +9,7 @@ from diffusion.references import F64, SCHEDULE, ZERO_SNR
 from helpers import randn
 from torch import Tensor
 
-from minildm.diffusion.latent_diffusion import seeded_noise
-from minildm.diffusion.samplers import (
-    SAMPLERS,
-    SPACINGS,
-    ddim,
-    ddim_inversion,
-    repaint,
-    slerp,
-    timesteps,
-)
+from minildm.diffusion.samplers import SAMPLERS, SPACINGS, timesteps
 from minildm.diffusion.schedule import Prediction
 from minildm.teaching.toy import gaussian_eps
 
@@ -104,47 +95,3 @@ def test_all_but_ddpm_edit_before_each_step(name: str) -> None:
         else:
             assert torch.equal(edited[step.t], before)
             assert torch.equal(called[step.t], before + 10.0)
-
-
-# --- what is made of them ---
-
-
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_repaint_takes_each_step_again(eta: float) -> None:
-    """Twice: a step of DDIM, noise back to the same time, and the step again."""
-    step = next(repaint(BEST, SCHEDULE, Z_T, 4, again=2, eta=eta, noise=seeded_noise(1)))
-    noise = seeded_noise(1)
-    options = {"eta": eta, "noise": noise}
-    once = next(ddim(BEST, SCHEDULE, Z_T, 4, **options)).z
-    part = SCHEDULE.alphas_cumprod[751] / SCHEDULE.alphas_cumprod[501]
-    back = part.sqrt() * once + (1 - part).sqrt() * noise(once)
-    assert step.t == 751
-    assert torch.equal(step.z, next(ddim(BEST, SCHEDULE, back, 4, **options)).z)
-
-
-@pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("steps", [1, 2, 9])
-def test_inversion_ends_where_ddim_starts(steps: int, spacing: Any) -> None:
-    """With a constant eps both ways are exact, whatever the steps."""
-    eps, seen = randn(3, 2, 1, 4, seed=1, dtype=F64), []
-
-    def denoise(z: Tensor, t: Tensor) -> Tensor:
-        seen.append(int(t[0]))
-        return eps
-
-    *_, up = ddim_inversion(denoise, SCHEDULE, Z_T, steps, spacing=spacing)
-    assert seen == [0, *timesteps(1000, steps, spacing)[:0:-1]]
-    *_, down = ddim(denoise, SCHEDULE, up.z, steps, spacing=spacing)
-    assert torch.allclose(down.z, Z_T, atol=1e-10)
-
-
-def test_slerp_stays_on_the_sphere_and_turns_evenly() -> None:
-    a, b = (randn(3, 2, 4, 4, seed=s, dtype=F64) for s in (1, 2))
-    a, b = (7 * x / x.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for x in (a, b))
-    points = torch.stack([slerp(a, b, w / 8).flatten(1) for w in range(9)])  # (9, 3, 32)
-    assert torch.allclose(points[[0, -1]], torch.stack([a, b]).flatten(2))
-    assert torch.allclose(points.norm(dim=2), torch.full((9, 3), 7.0, dtype=F64))
-    angles = torch.acos((points[:-1] * points[1:]).sum(dim=2) / 49)
-    assert torch.allclose(angles, angles[0].expand(8, 3), atol=1e-9)
-    assert torch.allclose(slerp(a, 3 * a, 0.5), 2 * a)  # parallel: straight
-    assert slerp(a, -a, 0.5).isfinite().all()

@@ -6,7 +6,7 @@ from helpers import randn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from minildm.diffusion.schedule import NoiseSchedule
-from minildm.teaching.toy import gaussian_eps, gaussian_velocity, mixture_eps
+from minildm.teaching.toy import gaussian_eps, mixture_eps
 
 F64 = torch.float64
 SCHEDULE = NoiseSchedule.scaled_linear(dtype=F64)
@@ -31,18 +31,3 @@ def test_the_best_eps_is_the_score(k: int, s: float) -> None:
     assert torch.allclose(mixture_eps(SCHEDULE, points, s)(z, TIMES), expected, rtol=1e-8)
     if k == 1:
         assert torch.allclose(gaussian_eps(SCHEDULE, 2.0, s)(z, TIMES), expected, rtol=1e-8)
-
-
-@pytest.mark.parametrize("reflowed", [False, True])
-@pytest.mark.parametrize("tau", [0.1, 0.9])
-def test_gaussian_velocity_is_the_regression_of_the_slope(tau: float, reflowed: bool) -> None:
-    """Least squares of eps - z0 on z_tau and 1: for Gaussians the conditional mean is linear."""
-    mu, s, eps = 2.0, 0.6, randn(200_000, 1, 1, 1, dtype=F64)
-    z0 = mu + s * (eps if reflowed else randn(200_000, 1, 1, 1, seed=1, dtype=F64))
-    t = torch.full((1,), tau, dtype=F64)
-    z = ((1 - tau) * z0 + tau * eps).flatten()
-    table = torch.stack([z, torch.ones_like(z)], dim=1)
-    slope, offset = torch.linalg.lstsq(table, (eps - z0).flatten()[:, None]).solution.flatten()
-    at = torch.tensor([-1.0, 0.0, 2.0], dtype=F64)
-    found = gaussian_velocity(mu, s, reflowed=reflowed)(at.view(3, 1, 1, 1), t.expand(3))
-    assert torch.allclose(found.flatten(), slope * at + offset, atol=0.02)
