@@ -1,11 +1,9 @@
 """Official models, as github.com/CompVis/latent-diffusion publishes them: loading and saving."""
 
 import re
-import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
@@ -21,7 +19,6 @@ from minildm.interop import configs, weights
 from minildm.interop.weights import NAMES, TABLES, PathLike, Place, fill, places, reading
 from minildm.training.checkpoint import on_meta, reader_of
 from minildm.training.configs import from_dict
-from minildm.training.presets import PUBLISHED
 
 DIFFUSION = "ldm.models.diffusion.ddpm.LatentDiffusion"
 UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
@@ -39,18 +36,16 @@ def load_compvis(
     *,
     clip: PathLike | None = None,
 ) -> LatentDiffusion | Autoencoder | UNet | tau.Conditioner:
-    """Load an official model, or a part: a first stage, a UNet, an encoder of conditions.
+    """Load an official model, or a part of one: a first stage, a UNet, an encoder of conditions.
 
-    config: the official YAML, a path or the parsed mapping, whole or from its `target` on; the
-    target says what is loaded (Stable Diffusion v1 is a whole model). checkpoint: a `.ckpt`, a
-    `.safetensors`, or tensors by their official names; a part is also found in a whole model's.
-    The UNet's averaged weights are taken if there are any. clip: for Stable Diffusion, a folder
-    with CLIP's config.json and tokenizer.
+    config: the official YAML, or the parsed mapping, whole or from a `target` on, which says what
+    is loaded. checkpoint: a `.ckpt`, a `.safetensors`, or tensors by their official names, of the
+    part or of a whole model; averages of the UNet are preferred. clip: for Stable Diffusion, a
+    folder with CLIP's config.json and tokenizer.
 
-    The model is on the CPU, in float32 and in evaluation mode; a whole model's first stage has the
-    scale 1 / scale_factor. Raises CheckpointError (a ValueError) for a config that cannot be
-    expressed, tensors that do not fit or have another schedule, and files that are damaged or
-    would run code.
+    The result is on the CPU, in float32 and in evaluation mode. Raises CheckpointError (a
+    ValueError) for a config that cannot be expressed, tensors that do not fit or have another
+    schedule, and files that are damaged or would run code.
     """
     content, tensors = weights.read_mapping(config), weights.read_tensors(checkpoint)
     part = content.get("model", content)
@@ -176,21 +171,18 @@ def read_part(part: Any, clip: PathLike | None = None) -> Any:
         scales = params.get("scale_by_std") or fields.get("scale_factor", 1) != 1
         if parts["conditioner"].kind == "inpaint" and scales:
             raise ValueError("scale_factor must be 1 for inpainting: it does not scale conditions")
-        timing = configs.timing_of(fields)
-        size = fields["side"] * parts["autoencoder"].f
-        return LatentDiffusionConfig(**parts, **timing, image_size=size)
+        return configs.whole(fields, parts)
     if FIRST_STAGES.get(target) == "identity":
         return AutoencoderConfig(regularizer="identity", in_channels=3, z_channels=3)
     if target == UNET or target in FIRST_STAGES:
         return configs.config_of(fields)
     kind = CONDITIONS[target]
+    rows = [str(i) for i in range(min(fields.pop("rows", 0), 10_001))]  # tensors refuse more
     if kind == "class":  # a table of 1001 has "no class" last, as in cin256-v2
-        n = fields.pop("rows")
-        null = n == IMAGENET + 1
-        fields |= {"classes": [str(i) for i in range(n - null)], "null_class": null}
-        fields["p_uncond"] = 0.1 * null
+        null = len(rows) == IMAGENET + 1
+        fields |= {"classes": rows[: len(rows) - null], "null_class": null, "p_uncond": 0.1 * null}
     elif kind == "semantic":
-        fields["labels"] = [str(i) for i in range(fields.pop("rows"))]
+        fields["labels"] = rows
     elif kind == "frozen_text":
         path = Path(clip or params.get("version", ""))
         if not (path / "config.json").is_file():
@@ -234,56 +226,3 @@ def write_part(config: Any, size: int = 256, side: int = 64, factor: float = 1.0
         top = {k: params.pop(k) for k in ("embed_dim", "n_embed", "lossconfig") if k in params}
         params = top | {"ddconfig": params}
     return target if target.startswith("__") else {"target": target, "params": params}
-
-
-# --- the published models ---
-
-
-class Files(NamedTuple):
-    """Where a model's files are published, and where the official repository expects them."""
-
-    url: str
-    checkpoint: str
-    config: str
-
-
-FILES: dict[str, Files] = {name: Files(*files) for name, files in TABLES["files"].items()}
-
-
-def official_model(
-    name: str, folder: PathLike | None = None, *, seed: int = 0
-) -> tuple[LatentDiffusion, bool, str]:
-    """A published model from the official repository's `folder`, or a small stand-in; whether its
-    weights are the published ones; and a sentence that says so.
-
-    Raises ValueError for an unknown name, and as `load_compvis`.
-    """
-    tau.look_up(name, list(FILES), "name")
-    files, root = FILES[name], Path(folder or "")
-    if folder is not None and (root / files.checkpoint).is_file():
-        model = load_compvis(root / files.config, root / files.checkpoint)
-        return model, True, f"{name}: the published weights, {files.checkpoint}"
-    where = f"{files.checkpoint} is not in {folder}" if folder else "no folder was given"
-    said = f"{name}: {where}; a small model with random weights replaces the one at {files.url}"
-    return stand_in(name, seed=seed), False, said
-
-
-def stand_in(name: str, *, seed: int = 0) -> LatentDiffusion:
-    """A small model of the same blocks with random weights, written and read as official files."""
-    config = PUBLISHED[name]
-    autoencoder = replace(config.autoencoder, channels=32, num_res_blocks=1)
-    unet, conditioner = replace(config.unet, channels=32, num_res_blocks=1), config.conditioner
-    if unet.d_cond is not None:
-        depth = {"depth": 1} if hasattr(conditioner, "depth") else {}
-        conditioner, unet = replace(conditioner, d_cond=32, **depth), replace(unet, d_cond=32)
-    parts = {"autoencoder": autoencoder, "unet": unet, "conditioner": conditioner}
-    small: LatentDiffusionConfig = replace(config, **parts, image_size=16 * autoencoder.f)
-    with torch.random.fork_rng([]), tempfile.TemporaryDirectory() as place:
-        torch.manual_seed(seed)
-        model = LatentDiffusion(small)
-        for parameter in model.parameters():  # zeros at the start would give empty samples
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.02)
-        path = Path(place) / "model.ckpt"
-        save_compvis(model, path)
-        return load_compvis(path.with_suffix(".yaml"), path)

@@ -9,6 +9,7 @@ from dataclasses import is_dataclass
 from typing import Any
 
 from minildm.compression.autoencoder import AutoencoderConfig
+from minildm.diffusion.latent_diffusion import LatentDiffusionConfig
 from minildm.diffusion.objective import ObjectiveConfig
 from minildm.diffusion.schedule import ScheduleConfig
 from minildm.diffusion.unet import UNetConfig
@@ -56,7 +57,7 @@ def write_fields(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         if params[key] not in words:
             raise ValueError(f"cannot express {key}={params[key]!r}, only {list(words)}")
         params[key] = words[params[key]]
-    params |= template["fixed"]
+    params = {k: v for k, v in params.items() if v is not None} | template["fixed"]
     return {k: list(v) if isinstance(v, tuple) else v for k, v in params.items()}
 
 
@@ -88,26 +89,18 @@ def config_of(fields: Fields) -> AutoencoderConfig | UNetConfig:
         levels = [i for i, side in enumerate(sides) if side in fields["attn_sides"]]
         levels = levels if fields["mid_attn"] else []
     fields = fields | {"attn_levels": levels}
-    if "hid_z" not in fields:
-        return chosen(UNetConfig, fields | _heads(fields))
-    vq, hid = "codebook_size" in fields, fields["hid_z"]
-    z = fields.get("z_channels", hid)
-    fields |= {"z_channels": z, "hid_z_channels": None if hid == z else hid}
-    return chosen(AutoencoderConfig, fields | {"regularizer": ("kl", "vq")[vq], "vq_legacy": vq})
-
-
-def _heads(fields: Fields) -> Fields:
-    """A UNet's attention heads: their number, or their width."""
-    if "factors" in fields:  # the official code, where -1 is none
-        return {"d_head" if fields["d_head"] == -1 else "heads": None}
-    head_dim = fields.get("head_dim")
-    if "d_cond" not in fields:
-        return {"heads": None if head_dim else 1, "d_head": head_dim}
-    if isinstance(head_dim, list):  # "attention_head_dim" is their number, here at each level
-        found = {c / n for c, n in zip(fields["widths"], head_dim, strict=True)}
-        if len(found) == 1:
-            return {"heads": None, "d_head": int(found.pop())}
-    return {"heads": head_dim, "d_head": None}
+    if "hid_z" in fields:
+        vq, hid = "codebook_size" in fields, fields["hid_z"]
+        z = fields.get("z_channels", hid)
+        fields |= {"z_channels": z, "hid_z_channels": None if hid == z else hid}
+        fields |= {"regularizer": "vq" if vq else "kl", "vq_legacy": vq}
+        return chosen(AutoencoderConfig, fields)
+    heads, d_head = fields.get("heads", 1), fields.get("d_head", -1)  # -1: none
+    if isinstance(heads, list):  # of diffusers, at each level
+        found = {c / n for c, n in zip(fields["widths"], heads, strict=True)}
+        d_head = int(found.pop()) if len(found) == 1 else -1
+    heads, d_head = (heads, None) if d_head == -1 else (None, d_head)
+    return chosen(UNetConfig, fields | {"heads": heads, "d_head": d_head})
 
 
 def fields_of(config: AutoencoderConfig | UNetConfig, side: int = 64) -> Fields:
@@ -123,21 +116,18 @@ def fields_of(config: AutoencoderConfig | UNetConfig, side: int = 64) -> Fields:
         resnet = config.resblock_updown and not across
         plain = "ResnetDownsampleBlock2D" if resnet else "DownBlock2D"
         down = [f"{'Cross' * across}AttnDownBlock2D" if a else plain for a in attends]
-        numbers = config.heads or [max(1, c // config.d_head) for c in widths]
         more = {
             "channels": widths[0],  # the official code has no others in its last convolution
             "channel_mult": [c // widths[0] for c in widths],
             "factors": [2**i for i in config.attn_levels],
             "across": across,
-            "heads": config.heads or -1,
-            "d_head": config.d_head or -1,
-            "head_dim": numbers if across else widths[-1] // config.heads_of(widths[-1]),
         }
     up = [name.replace("Down", "Up").replace("Encoder", "Decoder") for name in reversed(down)]
     return vars(config) | more | {"side": side, "widths": widths, "down": down, "up": up}
 
 
-def timing_of(fields: Fields) -> dict[str, Any]:
-    """The noise schedule and the objective of a whole model's config."""
+def whole(fields: Fields, parts: Mapping[str, Any]) -> LatentDiffusionConfig:
+    """Our config of a whole model of these parts; `side`: of its latents."""
     schedule, objective = chosen(ScheduleConfig, fields), chosen(ObjectiveConfig, fields)
-    return {"schedule": schedule, "objective": objective}
+    size = fields["side"] * parts["autoencoder"].f
+    return LatentDiffusionConfig(**parts, schedule=schedule, objective=objective, image_size=size)

@@ -14,7 +14,7 @@ from typing import Any
 from minildm import conditioning as tau
 from minildm.compression.autoencoder import Autoencoder
 from minildm.conditioning.text_encoders import END, PAD, START, UNKNOWN, text_folders
-from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
+from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.diffusion.unet import UNet
 from minildm.files import new_folder, write_json
 from minildm.interop import configs, weights
@@ -32,12 +32,10 @@ PIPELINES = {LDM: "vqvae", SUPER: "vqvae", TEXT: "vqvae", STABLE: "vae"}  # the 
 
 
 def load_diffusers(folder: PathLike) -> Autoencoder | UNet | LatentDiffusion:
-    """Load a model that diffusers saved with `save_pretrained`; diffusers is not required.
+    """Load what `save_pretrained` wrote: a pipeline of the list above, or one of MODELS.
 
-    Models: AutoencoderKL, VQModel, UNet2DModel, UNet2DConditionModel. Pipelines: see the module;
-    CLIP requires the extra `text` and stays in the folder. The result is on the CPU, in float32
-    and in evaluation mode. The spacing of a scheduler's steps and safety checkers are not read.
-
+    CLIP requires the extra `text` and stays in the folder; the spacing of a scheduler's steps and
+    safety checkers are not read. The result is on the CPU, in float32 and in evaluation mode.
     Raises CheckpointError (a ValueError) for a key that cannot be expressed, such as a scheduler's
     clip_sample, for files that are missing, damaged or would run code, and for tensors that do not
     fit.
@@ -57,13 +55,9 @@ def load_diffusers(folder: PathLike) -> Autoencoder | UNet | LatentDiffusion:
         # DDIM's and DDPM's clip by default; StableDiffusionPipeline turns it off
         clips = times.get("_class_name") in ("DDIMScheduler", "DDPMScheduler")
         times["clip_sample"] = kind != STABLE and times.get("clip_sample", clips)
-        times = configs.read_fields("DDIMScheduler", times, strict=False)
-        side = read_mapping(folder / "unet/config.json").get("sample_size") or 64
-        config = LatentDiffusionConfig(
-            **{name: part.config for name, part in parts.items()},
-            **configs.timing_of(times),
-            image_size=side * autoencoder.f,
-        )
+        fields = configs.read_fields("DDIMScheduler", times, strict=False)
+        fields["side"] = read_mapping(folder / "unet/config.json").get("sample_size") or 64
+        config = configs.whole(fields, {name: part.config for name, part in parts.items()})
     return LatentDiffusion(config, **parts).eval()
 
 
@@ -115,15 +109,10 @@ def _load_conditioner(folder: Path, kind: str) -> tau.Conditioner:
 
 
 def save_diffusers(model: Autoencoder | UNet | LatentDiffusion, folder: PathLike) -> None:
-    """Write a model as a new folder, whole or not at all, that diffusers reads.
+    """Write a model in float32 as a new folder, whole or not at all, for `from_pretrained`.
 
-    An Autoencoder or a UNet: for its class's `from_pretrained`. A LatentDiffusion: for the
-    pipeline of its task (see the module): no condition; super-resolution with three latent
-    channels and scale 1; captions by CLIP with a KL first stage; captions by an own transformer
-    with 77 tokens at f = 8. Of others, save the parts. Weights are float32.
-
-    Raises ValueError naming what diffusers cannot express, FileExistsError for a folder with
-    content.
+    Of a LatentDiffusion that no pipeline fits (see `_pipeline_for`), save the parts. Raises
+    ValueError naming what diffusers cannot express, FileExistsError for a folder with content.
     """
     with new_folder(folder) as target:
         if not isinstance(model, LatentDiffusion):
@@ -154,6 +143,7 @@ def _save_model(model: Autoencoder | UNet, folder: Path, side: int = 64) -> str:
     config, fields = model.config, configs.fields_of(model.config, side)
     if isinstance(model, UNet):
         kind = "UNet2DModel" if config.d_cond is None else "UNet2DConditionModel"
+        fields["heads"] = config.heads or [max(1, c // config.d_head) for c in fields["widths"]]
     else:
         kind = "VQModel" if config.regularizer == "vq" else "AutoencoderKL"
         fields["scaling_factor"] = 1 / float(model.scale)

@@ -7,17 +7,21 @@ import ast
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from helpers import shaken
 from torch import Tensor, nn
 
 from minildm import interop
 from minildm.compression.autoencoder import AutoencoderConfig
+from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.diffusion.unet import UNetConfig
 from minildm.interop.weights import read_tensors
+from minildm.training.presets import PUBLISHED
 
 OFFICIAL = Path(__file__).parents[1] / "official"
 CONFIGS = {c["path"]: c for c in json.loads((OFFICIAL / "params.json").read_text())["configs"]}
@@ -113,3 +117,16 @@ def saved(model: nn.Module, folder: Path) -> Part:
     interop.save_compvis(model, folder / "saved.ckpt")
     config = yaml.safe_load((folder / "saved.yaml").read_text())["model"]
     return config, read_tensors(folder / "saved.ckpt")
+
+
+def stand_in(name: str) -> LatentDiffusion:
+    """A narrow model with the blocks of a published one and random weights."""
+    config, narrow = PUBLISHED[name], {"channels": 32, "num_res_blocks": 1}
+    autoencoder, unet = replace(config.autoencoder, **narrow), replace(config.unet, **narrow)
+    conditioner = config.conditioner
+    if unet.d_cond is not None:
+        depth = {"depth": 1} if hasattr(conditioner, "depth") else {}
+        conditioner, unet = replace(conditioner, d_cond=32, **depth), replace(unet, d_cond=32)
+    parts = {"autoencoder": autoencoder, "unet": unet, "conditioner": conditioner}
+    small = replace(config, **parts, image_size=16 * autoencoder.f)
+    return shaken(LatentDiffusion(small)).eval()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import shaken, tiny_clip
 from interop import official_models as official
-from interop.official_models import BY_NAME, KL, UNET, same
+from interop.official_models import BY_NAME, KL, UNET, same, stand_in
 from torch import Tensor, nn
 
 from minildm import interop
@@ -16,7 +16,7 @@ from minildm.conditioning import ClassConfig, FrozenTextConfig, LayoutConfig, Te
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.diffusion.objective import ObjectiveConfig
 from minildm.diffusion.schedule import ScheduleConfig
-from minildm.interop.compvis import _parts, _places, stand_in
+from minildm.interop.compvis import _parts, _places
 from minildm.interop.weights import exported
 from minildm.training.presets import PUBLISHED, RELEASED
 

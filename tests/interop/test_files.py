@@ -22,9 +22,7 @@ from torch import Tensor
 from minildm import interop
 from minildm.compression.autoencoder import Autoencoder
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
-from minildm.interop.compvis import FILES, official_model, stand_in
 from minildm.training.checkpoint import CheckpointError, load_model, save_model
-from minildm.training.presets import PUBLISHED
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -160,18 +158,3 @@ def test_there_and_back_is_the_same_model(form: str, name: str, tmp_path: Path) 
     assert torch.allclose(images, same, atol=1e-5) and images.std() > 0.01
     with pytest.raises(FileExistsError, match="already exists"):
         interop.convert(folder, tmp_path / name, to=form)
-
-
-def test_published_files_are_read_if_they_exist(tmp_path: Path) -> None:
-    assert FILES.keys() == PUBLISHED.keys() - {"stable-diffusion-v1"}
-    files, model = FILES["celeba256"], stand_in("celeba256", seed=3)
-    found, real, said = official_model("celeba256", seed=3)
-    assert not real and "no folder was given" in said and files.url in said
-    assert found.sample(n=1, steps=2, seed=0).std() > 0.01
-    assert same(found.state_dict(), model.state_dict())
-    interop.save_compvis(model, tmp_path / files.checkpoint)
-    (tmp_path / files.checkpoint).with_suffix(".yaml").rename(tmp_path / files.config)
-    found, real, said = official_model("celeba256", tmp_path)
-    assert real and files.checkpoint in said and same(found.state_dict(), model.state_dict())
-    _, real, said = official_model("ffhq256", tmp_path)
-    assert not real and f"is not in {tmp_path}" in said
