@@ -25,7 +25,8 @@ import numpy as np
 from PIL import Image
 
 from minildm.data.dataset import square
-from minildm.data.emoji import load_rgba
+from minildm.data.emoji import read_emoji
+from minildm.files import data_dir
 
 HERE = Path(__file__).resolve().parent
 SIDE = 128  # pixels
@@ -270,7 +271,7 @@ def contact_sheet(path: Path, side: int = 64, gap: int = 4) -> None:
     sheet = Image.new("RGB", (len(SHOWN) * step + gap, len(STYLES) * step + gap), "white")
     for row, style in enumerate(STYLES):
         for column, hexcode in enumerate(SHOWN):
-            image = load_rgba(hexcode, style).convert("RGBa")
+            image = read_emoji(data_dir())[hexcode, style].rgba().convert("RGBa")
             small = image.resize((side, side), Image.Resampling.LANCZOS).convert("RGBA")
             sheet.paste(small, (gap + column * step, gap + row * step), small)
     sheet.save(path, quality=85, method=6)

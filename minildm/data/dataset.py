@@ -77,11 +77,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         i = range(len(self))[i]  # negative: from the end; IndexError outside
-        return {"image": as_float(self.images[i]), **self.without_image(i)}
-
-    def without_image(self, i: int) -> dict[str, Any]:
-        """Item i without what must be decoded or painted."""
-        return {key: column[i] for key, column in self.columns.items()}
+        columns = {key: column[i] for key, column in self.columns.items()}
+        return {"image": as_float(self.images[i]), **columns}
 
     @cached_property
     def fingerprint(self) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -38,28 +38,20 @@ class Drawing(NamedTuple):
 
 
 @lru_cache(maxsize=2)
-def read_emoji(folder: Path) -> tuple[Drawing, ...]:
-    """Read the drawings in emoji/emoji.npz of the data folder, once, style after style.
+def read_emoji(folder: Path) -> dict[tuple[str, str], Drawing]:
+    """Read emoji/emoji.npz of the data folder, once: {("1F34E", "noto"): drawing, ...}.
 
-    Raises FileNotFoundError if the file is missing.
+    Style after style. Raises FileNotFoundError if the file is missing.
     """
     with np.load(folder / "emoji/emoji.npz") as arrays:
         emoji, blob = json.loads(arrays["meta"].tobytes())["emoji"], arrays["blob"].tobytes()
         number, style, offsets = (arrays[key].tolist() for key in ("emoji", "style", "offsets"))
     webp = [blob[start:stop] for start, stop in pairwise(offsets)]
-    return tuple(map(Drawing, [emoji[i] for i in number], style, webp))
+    drawings = map(Drawing, [emoji[i] for i in number], style, webp)
+    return {(d.emoji["hexcode"], STYLES[d.style]): d for d in drawings}
 
 
-def load_rgba(hexcode: str, style: str = "noto") -> Image.Image:
-    """The drawing of "1F34E" in a style, 128 x 128, RGBA; ValueError if it does not exist."""
-    style_id = look_up(style, STYLES, "style")
-    for drawing in read_emoji(data_dir()):
-        if drawing.style == style_id and drawing.emoji["hexcode"] == hexcode:
-            return drawing.rgba()
-    raise ValueError(f"hexcode={hexcode!r} has no drawing in style {style!r}")
-
-
-def validation_families(drawings: Sequence[Drawing]) -> set[str]:
+def validation_families(drawings: Collection[Drawing]) -> set[str]:
     """The held-out families: VAL_SHARE of each subgroup, at least one, the first by their hash.
 
     A family is a code point without gender, skin tone and hair: man, woman and person of a role
@@ -72,6 +64,12 @@ def validation_families(drawings: Sequence[Drawing]) -> set[str]:
         families = [family for family in order if subgroup_of[family] == subgroup]
         held_out.update(families[: max(1, round(VAL_SHARE * n))])
     return held_out
+
+
+def lacking(hexcode: str, unpaired: int) -> int:
+    """The style that an emoji lacks in training, from a hash of its code point; -1: none."""
+    number = int.from_bytes(hashlib.sha256(f"unpaired {hexcode}".encode()).digest()[:8])
+    return number // unpaired % len(STYLES) if unpaired and number % unpaired == 0 else -1
 
 
 class EmojiDataset(ImageDataset):
@@ -101,7 +99,7 @@ class EmojiDataset(ImageDataset):
         look_up(str(size), ("32", "64", "128"), "size")
         self.split, self.size, self.unpaired = split, size, unpaired
         check_fields(self, int(split == "unpaired"), 10_000, "unpaired")
-        drawings = read_emoji(data_dir())
+        drawings = read_emoji(data_dir()).values()
         emoji = {d.emoji["hexcode"]: d.emoji for d in drawings}.values()
         counts = Counter((e["group"], e["subgroup"]) for e in emoji)
         groups = list(dict.fromkeys(group for group, _ in counts))
@@ -118,24 +116,25 @@ class EmojiDataset(ImageDataset):
             return "unpaired" if d.style == lacking(d.emoji["hexcode"], unpaired) else "train"
 
         chosen = [d for d in drawings if d.emoji["subgroup"] in classes and d.style in style_ids]
-        kept = [d for d in chosen if split in ("all", split_of(d))]
-        if not kept:
+        self.drawings = [d for d in chosen if split in ("all", split_of(d))]
+        if not self.drawings:
             raise ValueError(f"no emoji of {', '.join(classes)} in these styles, split {split!r}")
-        self.drawings, self.hexcodes = kept, [d.emoji["hexcode"] for d in kept]
         super().__init__(
             None,
             name=f"emoji-{split}",
-            labels=torch.tensor([classes.index(d.emoji["subgroup"]) for d in kept]),
+            labels=torch.tensor([classes.index(d.emoji["subgroup"]) for d in self.drawings]),
             classes=classes,
             groups=groups,
             styles=STYLES,
             columns={
-                "group": torch.tensor([groups.index(d.emoji["group"]) for d in kept]),
-                "style": torch.tensor([d.style for d in kept]),
-                "caption": [d.emoji["caption"] for d in kept],
-                "hexcode": self.hexcodes,
+                "group": torch.tensor([groups.index(d.emoji["group"]) for d in self.drawings]),
+                "style": torch.tensor([d.style for d in self.drawings]),
+                "caption": [d.emoji["caption"] for d in self.drawings],
+                "hexcode": [d.emoji["hexcode"] for d in self.drawings],
             },
         )
+
+    hexcodes = property(lambda self: self.columns["hexcode"])
 
     @cached_property
     def images(self) -> Tensor:
@@ -145,9 +144,3 @@ class EmojiDataset(ImageDataset):
             f"emoji-{size}-{key.hexdigest()[:24]}",
             lambda: decode_all(lambda d: square(d.rgba(), size), self.drawings, size),
         )
-
-
-def lacking(hexcode: str, unpaired: int) -> int:
-    """The style that an emoji lacks in training, from a hash of its code point; -1: none."""
-    number = int.from_bytes(hashlib.sha256(f"unpaired {hexcode}".encode()).digest()[:8])
-    return number // unpaired % len(STYLES) if unpaired and number % unpaired == 0 else -1

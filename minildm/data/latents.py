@@ -1,12 +1,9 @@
 """Latents of a whole data set, encoded once and kept on disk."""
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from minildm.compression.autoencoder import Autoencoder
@@ -54,21 +51,3 @@ def measure_scale(autoencoder: Autoencoder, data: ImageDataset, precision: str =
     moments = encode_dataset(autoencoder, data, precision).flatten(0, 1)
     mean, logvar = DiagonalGaussian.from_moments(moments.double())
     return (mean.var() + logvar.exp().mean()).sqrt().item()
-
-
-class LatentDataset(Dataset[dict[str, Any]]):
-    """The items of `data` with `moments` (2, c', h, w) in place of `image`.
-
-    keep: entries that a task needs nevertheless, "image" (3, H, W) or "semantic" (H, W), as uint8.
-    """
-
-    def __init__(self, data: ImageDataset, moments: Tensor, keep: Sequence[str] = ()) -> None:
-        whole = {"image": "images", "semantic": "maps"}
-        kept = {key: getattr(data, whole[key]) for key in keep}
-        self.columns = {**data.columns, **kept, "moments": moments}
-
-    def __len__(self) -> int:
-        return len(self.columns["moments"])
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return {key: column[i] for key, column in self.columns.items()}

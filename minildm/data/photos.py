@@ -30,43 +30,37 @@ def photo_table(split: str = "all") -> list[Any]:
     look_up(split, list(CROPS), "split")
     table = pd.read_csv(data_dir() / "photos/photos.csv", keep_default_na=False)
     table["name"] = table["file"].str.removesuffix(".webp")
-    kept = table if split == "all" else table[table["split"] == split]
-    return list(kept.itertuples(index=False))
-
-
-def open_photo(name: str) -> Image.Image:
-    """A whole photograph, "koala", in RGB. Raises ValueError for an unknown name."""
-    look_up(name, [row.name for row in photo_table()], "name")
-    return Image.open(data_dir() / f"photos/pictures/{name}.webp").convert("RGB")
+    return [row for row in table.itertuples(index=False) if split in ("all", row.split)]
 
 
 def load_photo(name: str) -> Tensor:
-    """`open_photo` as a tensor (3, H, W) uint8, both sides multiples of 32."""
-    return to_tensor(open_photo(name))
+    """A whole photograph, "koala", both sides multiples of 32: (3, H, W) uint8.
 
-
-def crop_box(key: str, width: int, height: int, size: int) -> tuple[int, int, int, int]:
-    """The square crop that belongs to `key`: left, top, right, bottom in whole pixels.
-
-    Its side is log-uniform from `size` to the image's shorter side. The key's hash is the only
-    randomness, so the crop is the same everywhere, in any order.
+    Raises ValueError for an unknown name.
     """
-    digest = hashlib.sha256(key.encode()).digest()
-    u = [int.from_bytes(digest[i : i + 8], "big") / 2**64 for i in (0, 8, 16)]
-    short = min(width, height)
-    side = min(short, round(size * (short / size) ** u[0]))
-    left, top = int(u[1] * (width - side + 1)), int(u[2] * (height - side + 1))
-    return left, top, left + side, top + side
+    look_up(name, [row.name for row in photo_table()], "name")
+    return to_tensor(open_photo(f"{name}.webp"))
+
+
+def open_photo(file: str) -> Image.Image:
+    """A file of the folder in RGB."""
+    return Image.open(data_dir() / "photos/pictures" / file).convert("RGB")
 
 
 def cut(photo: Image.Image, key: str, size: int) -> tuple[tuple[int, ...], Image.Image]:
-    """The first crop of `key` with enough detail: its box, and its size x size pixels.
+    """The square crop that belongs to `key`: its box in whole pixels, and its size x size pixels.
 
-    Detail: the share of neighbouring pixels, across and down, whose grey values differ by EDGE.
+    Its side is log-uniform from `size` to the photograph's shorter side. Of TRIES crops the first
+    with enough detail: the share of neighbouring pixels, across and down, whose grey values differ
+    by EDGE. A hash of the key is the only randomness, so the crop is the same everywhere.
     """
-    found = []
+    found, short = [], min(photo.size)
     for attempt in range(TRIES):
-        box = crop_box(f"{key} {size} {attempt}", *photo.size, size)
+        digest = hashlib.sha256(f"{key} {size} {attempt}".encode()).digest()
+        u = [int.from_bytes(digest[i : i + 8], "big") / 2**64 for i in (0, 8, 16)]
+        side = min(short, round(size * (short / size) ** u[0]))
+        left, top = int(u[1] * (photo.width - side + 1)), int(u[2] * (photo.height - side + 1))
+        box = left, top, left + side, top + side
         image = photo.resize((size, size), Image.Resampling.LANCZOS, box=box)
         grey = np.asarray(image.convert("L"), np.int16)
         edges = np.concatenate([np.diff(grey, axis=axis).ravel() for axis in (0, 1)])
@@ -96,7 +90,7 @@ class PhotoDataset(ImageDataset):
         self.photo_ids = torch.arange(len(self.photographs)).repeat_interleave(self.crops)
         images = []
         for row in tqdm(self.photographs, desc="cutting photographs", delay=2):
-            photo, keys = open_photo(row.name), [f"{row.file} {k}" for k in range(self.crops)]
+            photo, keys = open_photo(row.file), [f"{row.file} {k}" for k in range(self.crops)]
             images += [to_tensor(cut(photo, key, size)[1]) for key in keys]
         super().__init__(
             torch.stack(images),

@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from minildm.data.emoji import STYLES, load_rgba
+from minildm.data.emoji import STYLES, read_emoji
+from minildm.files import data_dir
 
 SKIES = ("day", "night", "dusk")
 GROUNDS = ("grass", "sand", "snow", "road", "water")
@@ -68,7 +69,7 @@ def sprites(style: str) -> tuple[Image.Image, ...]:
 
     In mode RGBa, colours multiplied by alpha, so that resizing mixes them correctly.
     """
-    drawings = [load_rgba(kind.hexcode, style) for kind in KINDS]
+    drawings = [read_emoji(data_dir())[kind.hexcode, style].rgba() for kind in KINDS]
     seen = [image.getchannel("A").point([0] * 64 + [255] * 192).getbbox() for image in drawings]
     return tuple(i.crop(box).convert("RGBa") for i, box in zip(drawings, seen, strict=True))
 
@@ -98,7 +99,6 @@ class Layout(NamedTuple):
     style: int
     horizon: float  # share of the height that is sky
     objects: tuple[Placed, ...] = ()  # from far to near
-    ratio: int = 1  # how many times its side is an ordinary scene's
 
 
 def render(layout: Layout, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ A sky above a ground, two to four objects with perspective and contact shadows, 
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -39,7 +39,6 @@ MIN_HEIGHT = 0.19  # of the image: 12 of 64 pixels
 MAX_HIDDEN = 0.20  # of a box, by the boxes in front of it
 TRIES = 12  # at placing an object; then it is left out
 FAR_SCALE = 0.55  # an object's size at the horizon, as a share of its size nearest
-WIDE = 4  # ordinary scenes to a side of a wide one
 CROP_CLASSES = (*OBJECTS, "nothing")
 
 
@@ -102,7 +101,8 @@ class ScenesDataset(ImageDataset):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         image, semantic = self._paint(i)
-        return {"image": as_float(image), "semantic": semantic.long(), **self.without_image(i)}
+        columns = {key: column[i] for key, column in self.columns.items()}
+        return {"image": as_float(image), "semantic": semantic.long(), **columns}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -151,14 +151,14 @@ def listed(kinds: Sequence[Kind]) -> str:
 
 
 def draw_layout(rng: np.random.Generator, styles: Sequence[int]) -> Layout:
-    """A scene of two to four objects; those that find no room are left out, down to two."""
+    """A scene of two to four objects; one without room after TRIES is left out, down to two."""
     sky, ground = int(rng.integers(len(SKIES))), int(rng.integers(len(GROUNDS)))
     empty = Layout(sky, ground, styles[rng.integers(len(styles))], rng.uniform(0.45, 0.58))
     layout = empty
     while len(layout.objects) < 2:
         layout = empty
         for kind in draw_kinds(rng, layout):
-            layout = with_object(rng, kind, layout)
+            layout = with_object(layout, (place(rng, kind, layout) for _ in range(TRIES)))
     return layout
 
 
@@ -176,13 +176,13 @@ def draw_kinds(rng: np.random.Generator, layout: Layout) -> list[int]:
     return drawn
 
 
-def with_object(rng: np.random.Generator, kind: int, layout: Layout) -> Layout:
-    """The layout with the object at a random position; as it is after TRIES without room.
+def with_object(layout: Layout, candidates: Iterable[Placed]) -> Layout:
+    """The layout with the first candidate for which there is room; unchanged if there is none.
 
-    There is room where no object would be hidden by more than MAX_HIDDEN of its box.
+    There is room where no object is hidden by more than MAX_HIDDEN of its box.
     """
-    for _ in range(TRIES):
-        objects = tuple(sorted((*layout.objects, place(rng, kind, layout))))
+    for candidate in candidates:
+        objects = tuple(sorted((*layout.objects, candidate)))
         boxes = [placed.box for placed in objects]
         if all(
             sum(overlap(box, nearer) for nearer in boxes[i + 1 :]) <= MAX_HIDDEN * overlap(box, box)
@@ -193,10 +193,7 @@ def with_object(rng: np.random.Generator, kind: int, layout: Layout) -> Layout:
 
 
 def place(rng: np.random.Generator, kind: int, layout: Layout) -> Placed:
-    """A random position; on the ground: the lower its foot, the nearer and the larger.
-
-    In a wide scene it is `ratio` times smaller, at another x; a foot keeps its height.
-    """
+    """A random position; on the ground: the lower its foot, the nearer and the larger."""
     name, drawing, horizon = OBJECTS[kind], sprites(STYLES[layout.style])[kind], layout.horizon
     h, flip = KINDS[kind].height * rng.uniform(1.0, 1.12), bool(rng.random() < 0.5)
     if KINDS[kind].in_sky:
@@ -210,11 +207,6 @@ def place(rng: np.random.Generator, kind: int, layout: Layout) -> Placed:
         y = near - h
     w = h * (drawing.width / drawing.height)
     x = rng.uniform(-0.1 * w, 1 - 0.9 * w)
-    if layout.ratio > 1:
-        y, w, h = y + h - h / layout.ratio, w / layout.ratio, h / layout.ratio
-        x = rng.uniform(-0.1 * w, 1 - 0.9 * w)
-        if KINDS[kind].in_sky:
-            y = rng.uniform(0.02, horizon - h - 0.02)
     return Placed(near, kind, x, y, w, h, flip)
 
 
@@ -222,33 +214,6 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     """The area that two xyxy boxes share."""
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(w, 0.0) * max(h, 0.0)
-
-
-# Wide scenes, for convolutional sampling (LDM Sec. 4.3.2): the objects have their usual size in
-# pixels on a larger image, under one sky and on one ground.
-
-
-def wide_scene(i: int) -> dict[str, Any]:
-    """`image` (3, 256, 256) float32 in [-1, 1] and `semantic` (256, 256) int64 of wide scene i.
-
-    An object has as many pixels as in an ordinary scene of size 256 / WIDE = 64.
-    """
-    rng = np.random.default_rng([0, len(SPLITS), i])  # as a third split of seed 0
-    image, semantic = render(wide_layout(rng), rng, 64 * WIDE)
-    return {"image": as_float(image), "semantic": semantic.long()}
-
-
-def wide_layout(rng: np.random.Generator) -> Layout:
-    """Up to 3 WIDE^2 objects, as dense as an ordinary scene; those without room are left out."""
-    layout = draw_layout(rng, range(len(STYLES)))._replace(objects=(), ratio=WIDE)
-    for _ in range(6 * WIDE**2):
-        drawn = draw_kinds(rng, layout)
-        kind = drawn[rng.integers(len(drawn))]
-        if KINDS[kind].many or kind not in {placed.kind for placed in layout.objects}:
-            layout = with_object(rng, kind, layout)
-        if len(layout.objects) == 3 * WIDE**2:
-            break
-    return layout
 
 
 # Crops of scenes, for the classifier that says whether an object is in its box.

@@ -3,13 +3,10 @@
 (B, 3, H, W) in [-1, 1] -> the same range; masks are (B, 1, H, W), 1 = known, 0 = hole.
 """
 
-import io
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from minildm.data.dataset import as_float
@@ -107,13 +104,11 @@ def blur(x: Tensor, sigma: Tensor, widest: float) -> Tensor:
 
 def jpeg(x: Tensor, quality: Sequence[int]) -> Tensor:
     """Write and read each image (B, 3, H, W) as a JPEG of its own quality."""
-    pixels = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    read = []
-    for image, q in zip(pixels, quality, strict=True):
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=q)
-        read.append(np.asarray(Image.open(file)))
-    return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).to(x) / 127.5 - 1
+    from torchvision.io import decode_jpeg, encode_jpeg  # slow to import
+
+    pixels = ((x + 1) * 127.5).round().byte().cpu()
+    read = [decode_jpeg(encode_jpeg(image, q)) for image, q in zip(pixels, quality, strict=True)]
+    return torch.stack(read).to(x) / 127.5 - 1
 
 
 def pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import StackDataset
 from tqdm.auto import tqdm
 
 from minildm.compression.autoencoder import Autoencoder
@@ -20,7 +21,7 @@ from minildm.compression.perceptual import perceptual_distance
 from minildm.conditioning import CaptionTokenizer, ConditionerConfig, HybridConfig, TextConfig
 from minildm.data import transforms
 from minildm.data.dataset import ImageDataset
-from minildm.data.latents import LatentDataset, encode_dataset, measure_scale
+from minildm.data.latents import encode_dataset, measure_scale
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.files import fingerprint, relative_path
 from minildm.layers import Batch, BatchRandom
@@ -35,8 +36,9 @@ from minildm.training.configs import (
 )
 from minildm.training.loop import Record, open_run, optimise
 
-# What a spatial conditioner is made of, besides the latents
-PAINTED = {"low_res": ("image",), "inpaint": ("image",), "semantic": ("semantic",)}
+# What a spatial conditioner is made of, besides the latents: {entry of an item: of the data}
+IMAGE, MAP = {"image": "images"}, {"semantic": "maps"}
+PAINTED = {"low_res": IMAGE, "inpaint": IMAGE, "semantic": MAP}
 
 
 def new_model(
@@ -175,7 +177,8 @@ def train_ldm(
     def prepare(batch: Batch, rng: BatchRandom) -> Batch:
         return transforms.with_styles(batch, data.styles, given.style_words, rng)
 
-    latents = LatentDataset(data, moments, PAINTED.get(task, ()))
+    painted = {entry: getattr(data, name) for entry, name in PAINTED.get(task, {}).items()}
+    latents = StackDataset(**data.columns, **painted, moments=moments)
     card = {"first_stage": relative_path(run_dir, first_stage), "info": _info(experiment, data)}
     yield from optimise(model, loss, latents, run, card=card, prepare=prepare, save_at=save_at)
 

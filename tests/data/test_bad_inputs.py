@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minildm.data.dataset import ImageDataset
-from minildm.data.emoji import EmojiDataset, load_rgba
+from minildm.data.emoji import EmojiDataset
 from minildm.data.folder import ImageFolder, torchvision_set
 from minildm.data.photos import PhotoDataset, load_photo
 from minildm.data.scenes import ScenesDataset
@@ -28,7 +28,6 @@ BYTES = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
         (lambda: EmojiDataset(subgroups=["food-fruits"]), "subgroups='food-fruits'.*'food-fruit'"),
         (lambda: EmojiDataset("unpaired"), r"unpaired=0 must lie in 1\.\."),
         (lambda: EmojiDataset(subgroups=["geometric"], styles=["fluent3d"]), "no emoji of geom"),
-        (lambda: load_rgba("1F9C1", "blob"), "1F9C1.*no drawing in style 'blob'"),
         (lambda: ScenesDataset("test"), "split='test'"),
         (lambda: ScenesDataset(size=15), r"size=15 must lie in 16\.\."),
         (lambda: ScenesDataset(n=0), r"n=0 must lie in 1\.\."),

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from minildm.data.emoji import STYLES, EmojiDataset, load_rgba, read_emoji, validation_families
+from minildm.data.emoji import STYLES, EmojiDataset, read_emoji, validation_families
 from minildm.files import data_dir
 
 
@@ -17,7 +17,7 @@ def splits() -> dict[str, EmojiDataset]:
 @pytest.fixture(scope="module")
 def family() -> dict[str, str]:
     """The family of each code point."""
-    return {d.emoji["hexcode"]: d.emoji["family"] for d in read_emoji(data_dir())}
+    return {d.emoji["hexcode"]: d.emoji["family"] for d in read_emoji(data_dir()).values()}
 
 
 def pairs(data: EmojiDataset) -> set[tuple[str, int]]:
@@ -27,8 +27,8 @@ def pairs(data: EmojiDataset) -> set[tuple[str, int]]:
 def test_images_are_the_drawings_over_white() -> None:
     data = EmojiDataset("train", 32, subgroups=("food-fruit", "animal-bird"))
     for i in (0, 50, len(data) - 1):
-        drawing = load_rgba(data.hexcodes[i], STYLES[data.style_ids[i]])
-        pixels = np.asarray(drawing, np.float64) / 255
+        drawing = read_emoji(data_dir())[data.hexcodes[i], STYLES[data.style_ids[i]]]
+        pixels = np.asarray(drawing.rgba(), np.float64) / 255
         white = pixels[..., :3] * pixels[..., 3:] + 1 - pixels[..., 3:]  # (128, 128, 3)
         mean = white.reshape(32, 4, 32, 4, 3).mean((1, 3)).transpose(2, 0, 1)
         assert np.abs(data[i]["image"].numpy() - (2 * mean - 1)).mean() < 0.03
@@ -50,7 +50,7 @@ def test_the_split_is_disjoint_by_family(
 
 def test_the_split_does_not_change(family: dict[str, str]) -> None:
     """The shipped models were trained without these families."""
-    families = validation_families(read_emoji(data_dir()))
+    families = validation_families(read_emoji(data_dir()).values())
     roles = ("1F9D1-200D-1F680", "1F468-200D-1F680", "1F469-200D-1F680")  # astronauts
     assert len({family[code] for code in roles}) == 1
     digest = hashlib.sha256(" ".join(sorted(families)).encode()).hexdigest()

@@ -6,8 +6,7 @@ from helpers import TinyImages, shaken, tiny_autoencoder_config
 
 from minildm.compression.autoencoder import Autoencoder
 from minildm.compression.quantizer import DiagonalGaussian
-from minildm.data.latents import LatentDataset, encode_dataset, measure_scale
-from minildm.data.scenes import ScenesDataset
+from minildm.data.latents import encode_dataset, measure_scale
 
 
 @pytest.fixture
@@ -61,15 +60,6 @@ def test_the_measured_scale_gives_unit_variance(autoencoder: Autoencoder) -> Non
     assert z.std().item() == pytest.approx(1.0, abs=0.01)
     vq = Autoencoder(tiny_autoencoder_config(regularizer="vq", codebook_size=8))
     assert measure_scale(vq, data) == 1.0
-
-
-def test_items_hold_moments_in_place_of_the_image() -> None:
-    scenes, moments = ScenesDataset(size=16, n=3), torch.arange(3.0)[:, None]
-    data = LatentDataset(scenes, moments)
-    assert len(data) == 3 and set(data[2]) == set(scenes[2]) - {"image", "semantic"} | {"moments"}
-    kept = LatentDataset(scenes, moments, keep=("image", "semantic"))[2]
-    assert torch.equal(kept["moments"], moments[2]) and torch.equal(kept["image"], scenes.images[2])
-    assert torch.equal(kept["semantic"], scenes.maps[2])
 
 
 @pytest.mark.parametrize("value", [float("nan"), 127.0])

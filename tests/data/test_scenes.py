@@ -31,8 +31,6 @@ from minildm.data.scenes import (
     empty_box,
     listed,
     overlap,
-    wide_layout,
-    wide_scene,
 )
 
 SIZE = 64
@@ -174,20 +172,6 @@ def test_an_item_depends_on_its_arguments_alone_and_the_fingerprint_follows_them
     assert not any(torch.equal(first[4]["image"], other[4]["image"]) for other in changed)
     changed += [made(size=17), made(n=4), made(background="plain")]
     assert len({first.fingerprint, *(other.fingerprint for other in changed)}) == 7
-
-
-def test_wide_scenes_follow_the_rules_of_ordinary_ones() -> None:
-    for seed in range(3):
-        layout = wide_layout(np.random.default_rng(seed))
-        assert 0.8 * 48 <= len(layout.objects) <= 48  # as dense as ordinary scenes
-        for placed in layout.objects:
-            kind, foot = KINDS[placed.kind], placed.y + placed.h
-            assert MIN_HEIGHT - 1e-9 <= 4 * placed.h <= 1.12 * kind.height
-            assert (foot <= layout.horizon) if kind.in_sky else (foot >= layout.horizon - 1e-9)
-            assert kind.many or sum(p.kind == placed.kind for p in layout.objects) == 1
-    item, same, other = wide_scene(3), wide_scene(3), wide_scene(4)
-    assert item["image"].shape == (3, 256, 256) and torch.equal(item["image"], same["image"])
-    assert not torch.equal(item["semantic"], other["semantic"])
 
 
 def test_a_crop_is_the_content_of_its_box_with_a_margin() -> None:

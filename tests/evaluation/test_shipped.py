@@ -4,10 +4,11 @@ import warnings
 
 import pytest
 import torch
+from einops import rearrange
 
 from minildm.compression.perceptual import perceptual_distance
 from minildm.data.emoji import EmojiDataset
-from minildm.data.scenes import wide_scene
+from minildm.data.scenes import ScenesDataset
 from minildm.data.transforms import mirrored
 from minildm.evaluation.following import (
     emoji_prompts,
@@ -81,7 +82,8 @@ def test_maps_are_followed_also_at_four_times_the_side() -> None:
     assert found["iou"].value > 2 * found["iou_shuffled"].value
     assert found["pixels"].value > 0.7 and found["pixels_shuffled"].value < 0.6
     assert found["pixels_real"].low > 0.9 and found["iou_real"].low > 0.6
-    maps = torch.stack([wide_scene(i)["semantic"] for i in range(2)])
+    ordinary = ScenesDataset("val", 64, n=32).maps.long()  # sixteen of them in one map
+    maps = rearrange(ordinary, "(n r c) h w -> n (r h) (c w)", r=4, c=4)
     x = semantic.sample(maps, **SAMPLING)
     found = segmented(pretrained("scenes-segmenter"), x)
     right, chance = agreement(found, maps)[1], agreement(found, maps.roll(1, 0))[1]
