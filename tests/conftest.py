@@ -1,4 +1,4 @@
-"""Every test has a cache of its own, the smoke scale, and a seeded torch."""
+"""All tests share a fresh cache, and have the smoke scale and a seeded torch."""
 
 import os
 from collections.abc import Iterator
@@ -9,9 +9,11 @@ import torch
 
 @pytest.fixture(scope="session", autouse=True)
 def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing is read from or left in the user's cache; notebooks run at the smallest scale."""
+    """A fresh cache for all workers, none of the user's; notebooks run at the smallest scale."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINILDM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("MINILDM_CACHE", str(folder / "cache"))
         patch.setenv("MINILDM_SCALE", os.environ.get("MINILDM_SCALE", "smoke"))
         yield
 
