@@ -207,7 +207,7 @@ def convert_model(
         str, typer.Argument(help="an official checkpoint, a diffusers folder, a model's folder")
     ],
     target: Annotated[Path, typer.Argument(help="what to write; it must not exist yet")],
-    to: Annotated[str | None, typer.Option(help="minildm, diffusers or compvis")] = None,
+    to: Annotated[str, typer.Option(help="minildm, diffusers or compvis")] = "minildm",
     config: Annotated[
         Path | None, typer.Option(help="the official YAML, if not in the checkpoint's folder")
     ] = None,

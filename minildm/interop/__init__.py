@@ -18,16 +18,15 @@ def convert(
     source: PathLike,
     target: PathLike,
     *,
-    to: str | None = None,
+    to: str = "minildm",
     config: PathLike | None = None,
     clip: PathLike | None = None,
 ) -> tuple[str, str]:
     """Read a model from `source`, write it to the new `target`; return both forms.
 
-    source: an official `.ckpt` or `.safetensors` with its YAML (`config`; by default the one of
-    the same name, or config.yaml, in its folder); a diffusers folder; a folder of ours, or the
-    name of a shipped model. to: default "minildm" for foreign models. Our folder has the
-    autoencoder in `first_stage`; an official target is a `.ckpt` or `.safetensors`. clip: see
+    source: an official `.ckpt` or `.safetensors`; a diffusers folder; a folder of ours, or the
+    name of a shipped model. to: a form of SAVE; an official target is a file as above. config: of
+    an official source; by default the YAML of its name, or config.yaml, next to it. clip: see
     `load_compvis`. Raises FileExistsError if the target exists, ValueError for what cannot be
     read or expressed; nothing is left then.
     """
@@ -41,7 +40,6 @@ def convert(
         form, model = "minildm", load_model(find_model(source))
     else:
         form, model = "diffusers", load_diffusers(path)
-    to = to or "minildm"
     if to not in SAVE or to == form:
         allowed = ", ".join(name for name in SAVE if name != form)
         raise ValueError(f"to={to!r} must be one of {allowed}: {source} is a {form} model")

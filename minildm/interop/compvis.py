@@ -16,8 +16,8 @@ from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionC
 from minildm.diffusion.unet import UNet, UNetConfig
 from minildm.files import atomic_write
 from minildm.interop import configs, weights
-from minildm.interop.weights import NAMES, TABLES, PathLike, Place, fill, places, reading
-from minildm.training.checkpoint import on_meta, reader_of
+from minildm.interop.weights import NAMES, TABLES, PathLike, Place, fill, places
+from minildm.training.checkpoint import on_meta, reader_of, reading
 from minildm.training.configs import from_dict
 
 DIFFUSION = "ldm.models.diffusion.ddpm.LatentDiffusion"
@@ -66,10 +66,10 @@ def load_compvis(
         factor = float(tensors["scale_factor"] if by_std else params.get("scale_factor", 1.0))
         found = _places(parts, prefixes)
         fill(nn.ModuleDict(parts), found, inside, TABLES["unused"], factor)
-        model = LatentDiffusion(ours, **parts) if len(parts) > 1 else parts.popitem()[1]
+        whole = len(parts) > 1
+        model = LatentDiffusion(ours, **parts) if whole else parts.popitem()[1]
         table = tensors.get("alphas_cumprod", torch.empty(0, device="meta"))
-        right = getattr(model, "schedule", None)
-        if right and not table.is_meta and not table.allclose(right.alphas_cumprod, 1e-3, 0):
+        if whole and not (table.is_meta or table.allclose(model.schedule.alphas_cumprod, 1e-3, 0)):
             raise ValueError(f"alphas_cumprod are not of the config's schedule, {ours.schedule}")
     if reader := reader_of(model):
         word_pieces = text_folders("minilm")[1] / "vocab.txt"  # BERT's
@@ -91,12 +91,12 @@ def _built(config: Any, tensors: Mapping[str, Any]) -> Any:
         return on_meta(CLASSES[type(config)][1], config)
     if config.kind != "frozen_text":
         return on_meta(config.build)
-    clip = {k.removeprefix(CLIP): v for k, v in tensors.items() if k.startswith(CLIP)}
+    clip = {name: tensor for name, tensor in tensors.items() if name.startswith(CLIP)}
     if not clip:
         return config.build()
     conditioner = tau.FrozenTextConditioner(config, empty=True)
-    found = places(conditioner.network, NAMES["clip"])
-    fill(conditioner.network, found, clip, r".*position_ids")
+    network = conditioner.network
+    fill(network, places(network, NAMES["clip"]), clip, r".*position_ids")
     return conditioner
 
 
@@ -125,18 +125,17 @@ def _layer(found: re.Match[str]) -> str:
 def save_compvis(
     model: LatentDiffusion | Autoencoder | UNet | tau.Conditioner, path: PathLike
 ) -> None:
-    """Write a model's tensors by their official names, and its official config next to them.
+    """Write a model's tensors by their official names, and next to them its config, a `.yaml`.
 
-    path: a `.ckpt` or a `.safetensors`; the config has the same name and `.yaml`. `load_compvis`
-    of both gives the same tensors. A frozen CLIP is in the checkpoint, its tokenizer is not. Class
-    names, own vocabularies and layouts have no official place: they become numbers. Raises
-    ValueError naming what the official code cannot express, such as groups, patch and "hybrid".
+    path: a `.ckpt` or a `.safetensors`. Class names, own vocabularies and layouts become numbers;
+    of a frozen CLIP the weights are saved, not the tokenizer. Raises ValueError naming what the
+    official code cannot express, such as groups, patch and "hybrid".
     """
     path, parts = Path(path), _parts(model)
     if path.suffix not in (".ckpt", ".safetensors"):
         raise ValueError(f"path={path} must end in .ckpt or .safetensors")
-    autoencoder, whole = parts.get("autoencoder"), len(parts) > 1
-    shift, scale = (float(getattr(autoencoder, *item)) for item in (("shift", 0), ("scale", 1)))
+    stage, whole = parts.get("autoencoder"), len(parts) > 1
+    shift, scale = (float(stage.shift), float(stage.scale)) if stage else (0.0, 1.0)
     if shift or (scale != 1 and not whole):
         raise ValueError(f"the official code cannot express {shift=}, nor {scale=} of a part alone")
     found = _places(parts, PREFIXES if whole else dict.fromkeys(parts, ""))
@@ -151,7 +150,7 @@ def save_compvis(
         tensors["alphas_cumprod"] = model.schedule.alphas_cumprod
         if isinstance(model.conditioner, tau.FrozenTextConditioner):
             clip = model.conditioner.network
-            tensors |= weights.exported(clip, places(clip, {**NAMES["clip"], "^": CLIP}))
+            tensors |= weights.exported(clip, places(clip, NAMES["clip"]))
     weights.write_tensors(path, tensors)
     with atomic_write(path.with_suffix(".yaml")) as file:
         file.write(yaml.safe_dump({"model": part}, sort_keys=False).encode())

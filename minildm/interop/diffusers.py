@@ -1,11 +1,4 @@
-"""diffusers folders, in and out: single models, and whole pipelines of latent diffusion.
-
-class                       first stage  scaling_factor  condition
-LDMPipeline                 vqvae        read            none
-LDMSuperResolutionPipeline  vqvae        not read        an image concatenated with z_t
-LDMTextToImagePipeline      vqvae        read            LDMBert's tokens
-StableDiffusionPipeline     vae          read            CLIP's tokens
-"""
+"""diffusers folders, in and out: single models, and whole pipelines of latent diffusion."""
 
 import json
 from pathlib import Path
@@ -18,21 +11,25 @@ from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.diffusion.unet import UNet
 from minildm.files import new_folder, write_json
 from minildm.interop import configs, weights
-from minildm.interop.weights import NAMES, PathLike, Place, fill, places, read_mapping, reading
-from minildm.training.checkpoint import on_meta
+from minildm.interop.weights import NAMES, PathLike, Place, fill, places, read_mapping
+from minildm.training.checkpoint import on_meta, reading
 from minildm.training.configs import from_dict
 
 VERSION = "0.42.1"  # of diffusers, whose names and defaults these are
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MODELS = {"AutoencoderKL": Autoencoder, "VQModel": Autoencoder}
 MODELS |= {"UNet2DModel": UNet, "UNet2DConditionModel": UNet}
-LDM, SUPER = "LDMPipeline", "LDMSuperResolutionPipeline"
-TEXT, STABLE = "LDMTextToImagePipeline", "StableDiffusionPipeline"
-PIPELINES = {LDM: "vqvae", SUPER: "vqvae", TEXT: "vqvae", STABLE: "vae"}  # the first stage's folder
+PIPELINES = {  # the first stage's folder; the condition
+    "LDMPipeline": "vqvae",  # none
+    "LDMSuperResolutionPipeline": "vqvae",  # an image concatenated with z_t
+    "LDMTextToImagePipeline": "vqvae",  # LDMBert's tokens
+    "StableDiffusionPipeline": "vae",  # CLIP's tokens
+}
+LDM, SUPER, TEXT, STABLE = PIPELINES
 
 
 def load_diffusers(folder: PathLike) -> Autoencoder | UNet | LatentDiffusion:
-    """Load what `save_pretrained` wrote: a pipeline of the list above, or one of MODELS.
+    """Load what `save_pretrained` wrote: a model of MODELS, or a pipeline of PIPELINES.
 
     CLIP requires the extra `text` and stays in the folder; the spacing of a scheduler's steps and
     safety checkers are not read. The result is on the CPU, in float32 and in evaluation mode.
@@ -47,7 +44,7 @@ def load_diffusers(folder: PathLike) -> Autoencoder | UNet | LatentDiffusion:
     with reading(folder):
         tau.look_up(kind, list(PIPELINES), "_class_name")
         unet, autoencoder = (_load_model(folder / part) for part in ("unet", PIPELINES[kind]))
-        if kind == SUPER:
+        if kind == SUPER:  # it does not read the scaling_factor
             autoencoder.scale.fill_(1)
         parts = {"autoencoder": autoencoder, "unet": unet}
         parts["conditioner"] = _load_conditioner(folder, kind)
@@ -75,10 +72,8 @@ def _load_model(folder: Path) -> Any:
 
 
 def _places(model: Autoencoder | UNet | tau.Conditioner) -> list[Place]:
-    if isinstance(model, tau.Conditioner):
-        return places(model, NAMES["diffusers_bert"])
-    names = NAMES[f"diffusers_{'unet' if isinstance(model, UNet) else 'autoencoder'}"]
-    return places(model, weights.numbered(model) | names, flat=2)
+    kind = {Autoencoder: "autoencoder", UNet: "unet"}.get(type(model), "bert")
+    return places(model, weights.numbered(model) | NAMES[f"diffusers_{kind}"], flat=2)
 
 
 def _weights(folder: Path) -> dict[str, Any]:
@@ -147,7 +142,7 @@ def _save_model(model: Autoencoder | UNet, folder: Path, side: int = 64) -> str:
     else:
         kind = "VQModel" if config.regularizer == "vq" else "AutoencoderKL"
         fields["scaling_factor"] = 1 / float(model.scale)
-        fields |= {"shift_factor": float(model.shift)} if model.shift else {}
+        fields["shift_factor"] = float(model.shift) or None
     with reading("diffusers"):
         params = configs.write_fields(kind, fields)
         configs.check_same(vars(config), configs.config_of(configs.read_fields(kind, params)))
@@ -166,13 +161,11 @@ def _pipeline_for(model: LatentDiffusion) -> str:
         STABLE: getattr(text, "encoder", "") == "clip" and stage.regularizer == "kl",
         TEXT: text.kind == "text" and (text.length, stage.f) == (77, 8),
     }
-    for kind, fit in fits.items():
-        if fit and not shift:
-            return kind
-    raise ValueError(
-        f"diffusers has no pipeline for kind={text.kind!r} with regularizer="
-        f"{stage.regularizer!r}, f={stage.f}, {shift=}, {scale=}: save the model's parts"
-    )
+    found = [kind for kind, fit in fits.items() if fit and not shift]
+    if not found:
+        given = f"kind={text.kind!r}, {stage.regularizer}, f={stage.f}, {shift=}, {scale=}"
+        raise ValueError(f"diffusers has no pipeline for {given}: save the model's parts")
+    return found[0]
 
 
 def _save_bert(model: Any, folder: Path) -> dict[str, list[str]]:

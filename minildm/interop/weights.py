@@ -6,8 +6,7 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from minildm.files import atomic_write
 from minildm.layers import Downsample, ResBlock, SelfAttention2d, SpatialTransformer, Upsample
-from minildm.training.checkpoint import CheckpointError
+from minildm.training.checkpoint import CheckpointError, reading
 
 PathLike = str | os.PathLike[str]
 TABLES = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
@@ -151,19 +150,6 @@ def _core(shape: Any) -> Any:
     return shape
 
 
-@contextmanager
-def reading(where: object) -> Iterator[None]:
-    """Bad content, whatever it raises, becomes a CheckpointError that begins with `where`."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except KeyError as error:
-        raise CheckpointError(f"{where} lacks {error}") from error
-    except Exception as error:
-        raise CheckpointError(f"{where}: {error}") from error
-
-
 def read_mapping(config: PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
     """A mapping, or the one in a YAML or JSON file. Raises CheckpointError."""
     if isinstance(config, Mapping):
@@ -190,27 +176,23 @@ def read_tensors(checkpoint: PathLike | Mapping[str, Any]) -> dict[str, Any]:
     A pickle that names anything but tensors and a few inert stand-ins is refused, and nothing in
     it runs. Raises CheckpointError.
     """
-    content: Any = checkpoint if isinstance(checkpoint, Mapping) else _read_file(Path(checkpoint))
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{checkpoint} must hold tensors by name, not {type(content)}")
-    return {str(name): value for name, value in content.get("state_dict", content).items()}
-
-
-def _read_file(path: Path) -> object:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing")
+    content: Any = checkpoint
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        mapped = zipfile.is_zipfile(path)  # torch's older format cannot be memory-mapped
-        with torch.serialization.safe_globals([(_Inert, name) for name in TABLES["stand_ins"]]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if not isinstance(content, Mapping):
+            path = Path(checkpoint)
+            content = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        return {str(name): value for name, value in content.get("state_dict", content).items()}
     except Exception as error:  # a broken pickle raises nearly anything
         # torch advises to run the pickle, before and after the reason
         reason = re.sub(r"(?s).*\n\t|\n.*| Please use.*", "", str(error))
-        raise CheckpointError(
-            f"{path} is cut short, not a checkpoint, or would run code; nothing was run: {reason}"
-        ) from error
+        what = "is missing, cut short, not a checkpoint, or would run code; nothing was run"
+        raise CheckpointError(f"{checkpoint!s:.200} {what}: {reason}") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    mapped = zipfile.is_zipfile(path)  # torch's older format cannot be memory-mapped
+    with torch.serialization.safe_globals([(_Inert, name) for name in TABLES["stand_ins"]]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

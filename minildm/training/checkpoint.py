@@ -4,7 +4,8 @@ of trainings (`log.json`, `training/`). A diffusion model's folder names that of
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,19 @@ KINDS: dict[str, tuple[type, type]] = {
 
 class CheckpointError(ValueError):
     """A folder is missing, damaged, or of another model; the message names it."""
+
+
+@contextmanager
+def reading(where: object) -> Iterator[None]:
+    """Bad content, whatever it raises, becomes a CheckpointError that begins with `where`."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch, safetensors, YAML and our configs raise all kinds
+        said = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        said = "\n".join(said.splitlines()[:11])
+        raise CheckpointError(f"{where}: {said}") from error
 
 
 def save_model(
@@ -85,7 +99,7 @@ def load_model(folder: str | Path, *, ema: bool = True, kind: str | None = None)
     folder, card = Path(folder), read_card(folder)
     if kind not in (None, card["kind"]):
         raise CheckpointError(f"{folder} holds a model of kind {card['kind']!r}, not {kind!r}")
-    try:
+    with reading(f"{folder} cannot be loaded"):
         tensors = _read_tensors(folder / "model.safetensors")
         if ema and (folder / "ema.safetensors").exists():
             tensors |= _read_tensors(folder / "ema.safetensors")
@@ -96,11 +110,6 @@ def load_model(folder: str | Path, *, ema: bool = True, kind: str | None = None)
         model.load_state_dict(tensors, strict=True, assign=True)
         if reader := reader_of(model):
             reader.set_tokenizer(CaptionTokenizer.load(folder / "tokenizer.json"))
-    except CheckpointError:
-        raise
-    except Exception as error:  # torch, safetensors and our configs raise all kinds
-        said = "\n".join(str(error).splitlines()[:10])
-        raise CheckpointError(f"{folder} cannot be loaded: {said}") from error
     return model.eval()
 
 
