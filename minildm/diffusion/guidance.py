@@ -7,7 +7,7 @@ from torch import Tensor
 
 from minildm.conditioning import Conditioning
 from minildm.diffusion.objective import EpsTheta
-from minildm.diffusion.samplers import Denoise, EditFn
+from minildm.diffusion.samplers import Denoise, EditFn, predict
 from minildm.diffusion.schedule import NoiseSchedule, Prediction
 from minildm.layers import Noise
 
@@ -47,8 +47,7 @@ def guided(
         eps_null, eps_c = eps_theta(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
         eps_hat = eps_null + guidance_scale * (eps_c - eps_null)
         if rescale:
-            dims = tuple(range(1, z.ndim))
-            ratio = eps_c.std(dims, keepdim=True) / eps_hat.std(dims, keepdim=True)
+            ratio = eps_c.std((1, 2, 3), keepdim=True) / eps_hat.std((1, 2, 3), keepdim=True)
             eps_hat = eps_hat * (rescale * ratio + 1 - rescale)
         return eps_hat
 
@@ -72,12 +71,10 @@ def image_guided(
     def steered(z: Tensor, t: Tensor) -> Prediction:
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
-            out = denoise(z, t)
-            if not isinstance(out, Prediction):
-                out = schedule.prediction("eps", out, z, t)
+            out = predict(denoise, schedule, z, t)
             slope = torch.autograd.grad(distance(out.z0).sum(), z)[0]
         eps_hat = out.eps.detach() + scale * schedule.scales(t)[1] * slope
-        return Prediction(eps_hat, schedule.z0_from_eps(z.detach(), t, eps_hat))
+        return schedule.prediction("eps", eps_hat, z.detach(), t)
 
     return steered
 

@@ -240,9 +240,7 @@ class LatentDiffusion(nn.Module):
 
     def _sampling(self, **given: Any) -> SamplingConfig:
         """The model's own SamplingConfig with the given values; None: not given."""
-        own = {}
-        if not self.config.conditioner.has_null:
-            own["guidance_scale"] = 1.0
+        own = {} if self.config.conditioner.has_null else {"guidance_scale": 1.0}
         if self.config.schedule.zero_terminal_snr and not self.config.sampling.spacing:
             own["spacing"] = "trailing"  # begins where the training ends, at T - 1
         own |= {name: value for name, value in given.items() if value is not None}
@@ -250,21 +248,18 @@ class LatentDiffusion(nn.Module):
 
     def _denoise(self, c: Conditioning, n: int, how: SamplingConfig) -> Denoise:
         """The network with its condition and guidance: (z_t, t) -> Prediction."""
-        c_null, scale = c, how.guidance_scale
-        if scale != 1.0:
-            c_null = self.conditioner.null(n)._replace(concat=c.concat)
+        scale, objective = how.guidance_scale, self.config.objective.predict
+        c_null = c if scale == 1.0 else self.conditioner.null(n)._replace(concat=c.concat)
         options = {"rescale": how.guidance_rescale, "interval": how.guidance_interval}
         network = guided(self.network, c, c_null, scale, **options)
-        objective = self.config.objective.predict
         return lambda z, t: self.schedule.prediction(objective, network(z, t), z, t)
 
     def _latent_size(
         self, size: int | tuple[int, int] | None, concat: Tensor | None
     ) -> tuple[int, int]:
         """(h, w): a concatenated condition's, or those of images with this side or (H, W)."""
-        f, unit, own = self.autoencoder.f, self.config.side_unit, 2 * (self.config.image_size,)
-        if concat is not None:
-            own = f * concat.shape[2], f * concat.shape[3]
+        f, unit, trained = self.autoencoder.f, self.config.side_unit, self.config.image_size
+        own = (trained, trained) if concat is None else (f * concat.shape[2], f * concat.shape[3])
         sides = (2 * (size,) if isinstance(size, int) else size) or own
         if any(s < 1 or s % unit for s in sides) or (concat is not None and sides != own):
             decided = "" if concat is None else f"; the condition has {own}"

@@ -11,16 +11,15 @@ sqrt(abar') z0_hat + sqrt(1 - abar') eps_hat. They differ in what they take for 
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from minildm.diffusion.schedule import NoiseSchedule, Prediction, z0_at
+from minildm.diffusion.schedule import NoiseSchedule, Prediction
 from minildm.layers import Noise
 
 Spacing = Literal["leading", "trailing", "linspace"]
-SPACINGS = get_args(Spacing)
 Denoise = Callable[[Tensor, Tensor], Tensor | Prediction]  # (z_t, t) -> eps_hat, condition bound
 EditFn = Callable[[Tensor, Tensor], Tensor]  # (z_t, t) -> z_t, between sampling steps
 
@@ -43,7 +42,7 @@ class Now(NamedTuple):
     z: Tensor
     eps: Tensor
     z0: Tensor
-    predict: Callable[[Tensor, int, Tensor], Prediction]  # (z, t, abar): one call of the network
+    predict: Callable[[Tensor, int], Prediction]  # (z, t): one call of the network
     noise: Noise
 
 
@@ -66,10 +65,10 @@ def timesteps(T: int, steps: int, spacing: Spacing = "leading") -> list[int]:
     }[spacing]
 
 
-def predict(denoise: Denoise, z: Tensor, t: int, abar: Tensor) -> Prediction:
-    """Call the denoiser at one time for all samples; add the z0 that eps implies to eps alone."""
-    out = denoise(z, torch.full((len(z),), t, device=z.device))
-    return out if isinstance(out, Prediction) else Prediction(out, z0_at(abar, z, out))
+def predict(denoise: Denoise, schedule: NoiseSchedule, z: Tensor, t: Tensor) -> Prediction:
+    """Call the denoiser; add the z0 that eps implies to eps alone."""
+    out = denoise(z, t)
+    return out if isinstance(out, Prediction) else schedule.prediction("eps", out, z, t)
 
 
 def _move(now: Now | Prediction, abar_next: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
@@ -95,7 +94,10 @@ def _sampler(
         edit: EditFn | None = None,
         **options: float,
     ) -> Iterator[Step]:
-        z, past, ask = z_T, [], partial(predict, denoise)
+        def ask(z: Tensor, t: int) -> Prediction:
+            return predict(denoise, schedule, z, torch.full((len(z),), t, device=z.device))
+
+        z, past = z_T, []
         table = schedule.alphas_cumprod.cpu()
         # The end is the data, abar = 1; with leading alphas_cumprod[0], as in the official code.
         end = table[0] if spacing == "leading" and not ancestral else table.new_ones(())
@@ -103,7 +105,7 @@ def _sampler(
         for (t, abar), (t_next, abar_next) in pairwise(levels):
             times = torch.full((len(z),), t, device=z.device)
             z = edit(z, times) if edit and not ancestral else z
-            now = Now(t, abar, t_next, abar_next, z, *ask(z, t, abar), ask, noise)
+            now = Now(t, abar, t_next, abar_next, z, *ask(z, t), ask, noise)
             z = rule(now, past, **options)
             z = edit(z, times) if edit and ancestral else z
             past = [now, *past][:3]
@@ -130,15 +132,13 @@ def ddpm(now: Now, past: list[Now]) -> Tensor:
     """Ancestral sampling, DDPM (Ho et al. 2020) Eqs. 6-7, Algorithm 2: z_T -> z_0.
 
     The mean is the posterior's given z0_hat, the variance its beta-tilde. Fewer than T steps use
-    the same formulas on the visited times. No noise in the last step.
+    the same formulas on the visited times. In the last step that variance is 0.
     """
     abar, abar_next = now.abar, now.abar_next
     alpha = abar / abar_next  # of this step; 1 - alpha is its beta
     mean = abar_next.sqrt() * (1 - alpha) * now.z0 + alpha.sqrt() * (1 - abar_next) * now.z
-    z = mean / (1 - abar)
-    if abar_next == 1:
-        return z
-    return z + ((1 - abar_next) / (1 - abar) * (1 - alpha)).sqrt() * now.noise(z)
+    std = ((1 - abar_next) / (1 - abar) * (1 - alpha)).sqrt()
+    return mean / (1 - abar) + std * now.noise(now.z)
 
 
 ADAMS_BASHFORTH = {  # by the number of past steps; the present one's weight comes first
@@ -161,10 +161,11 @@ def plms(now: Now, past: list[Now]) -> Tensor:
     elif now.abar == 0:
         return _move(now, now.abar_next)
     else:
-        following = (now.t, now.abar) if now.t_next is None else (now.t_next, now.abar_next)
-        trial = now.predict(_move(now, now.abar_next), *following)
+        following = now.t if now.t_next is None else now.t_next
+        trial = now.predict(_move(now, now.abar_next), following)
         eps_hat = (now.eps + trial.eps) / 2
-    return _move(Prediction(eps_hat, z0_at(now.abar, now.z, eps_hat)), now.abar_next)
+    z0_hat = (now.z - (1 - now.abar).sqrt() * eps_hat) / now.abar.sqrt()
+    return _move(Prediction(eps_hat, z0_hat), now.abar_next)
 
 
 @partial(_sampler, 20, "trailing")
@@ -212,10 +213,8 @@ def heun(now: Now, past: list[Now]) -> Tensor:
     trial = _straight(now, now.eps)
     if now.abar == 0 or now.abar_next == 1:
         return trial
-    there = now.predict(trial, now.t_next or 0, now.abar_next)  # leading ends at index 0
+    there = now.predict(trial, now.t_next or 0)  # leading ends at index 0
     return _straight(now, (now.eps + there.eps) / 2)
 
 
-SAMPLERS: dict[str, Sampler] = {
-    rule.__name__: rule for rule in (ddim, ddpm, plms, dpm_solver_pp, euler, heun)
-}
+SAMPLERS = {one.__name__: one for one in (ddim, ddpm, plms, dpm_solver_pp, euler, heun)}

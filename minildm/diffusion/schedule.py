@@ -20,11 +20,6 @@ class Prediction(NamedTuple):
     z0: Tensor  # (B, c, h, w)
 
 
-def z0_at(abar: Tensor, z_t: Tensor, eps: Tensor) -> Tensor:
-    """The z0 that makes z_t with this eps at the noise level abar; infinite where abar = 0."""
-    return (z_t - (1 - abar).sqrt() * eps) / abar.sqrt()
-
-
 class NoiseSchedule(nn.Module):
     """q(z_t | z_0) = N(sqrt(abar_t) z_0, (1 - abar_t) I), DDPM (Ho et al. 2020) Eq. 4.
 
@@ -98,10 +93,6 @@ class NoiseSchedule(nn.Module):
         signal_scale, noise_scale = self.scales(t)
         return signal_scale * z0 + noise_scale * eps
 
-    def z0_from_eps(self, z_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """The z0 for which `q_sample(z0, t, eps)` is z_t; infinite where abar_t = 0."""
-        return z0_at(self.alphas_cumprod[t].view(-1, 1, 1, 1), z_t, eps)
-
     def target(self, objective: Objective, z0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """What a network with this objective learns to return at q_sample(z0, t, eps).
 
@@ -119,7 +110,7 @@ class NoiseSchedule(nn.Module):
             )
         if objective == "z0":
             return Prediction((z_t - signal_scale * out) / noise_scale, out)
-        return Prediction(out, self.z0_from_eps(z_t, t, out))
+        return Prediction(out, (z_t - noise_scale * out) / signal_scale)  # infinite at abar_t = 0
 
 
 @dataclass(frozen=True, kw_only=True)

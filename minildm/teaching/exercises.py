@@ -15,7 +15,7 @@ from torch.distributions import Normal, kl_divergence
 
 from minildm.compression.loss import discriminator_loss
 from minildm.compression.quantizer import DiagonalGaussian, code_usage
-from minildm.diffusion.schedule import NoiseSchedule, z0_at
+from minildm.diffusion.schedule import NoiseSchedule
 from minildm.evaluation.following import overlaps
 from minildm.evaluation.image_metrics import psnr
 from minildm.layers import attention, timestep_embedding
@@ -50,6 +50,10 @@ def noised(z0: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
     return abar.sqrt() * z0 + (1 - abar).sqrt() * eps
 
 
+def _clean(z_t: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
+    return (z_t - (1 - abar).sqrt() * eps) / abar.sqrt()
+
+
 def _bits(mean_q: Tensor, logvar_q: Tensor, mean_p: Tensor, logvar_p: Tensor) -> Tensor:
     q, p = Normal(mean_q, (0.5 * logvar_q).exp()), Normal(mean_p, (0.5 * logvar_p).exp())
     return kl_divergence(q, p).mean((1, 2, 3)) / math.log(2)
@@ -65,7 +69,7 @@ def _ratio(grad_rec: Tensor, grad_adv: Tensor) -> Tensor:
 
 
 def _ddim(z_t: Tensor, eps: Tensor, abar: Tensor, abar_prev: Tensor, sigma: float = 0.0) -> Tensor:
-    return abar_prev.sqrt() * z0_at(abar, z_t, eps) + (1 - abar_prev - sigma**2).sqrt() * eps
+    return abar_prev.sqrt() * _clean(z_t, eps, abar) + (1 - abar_prev - sigma**2).sqrt() * eps
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -94,7 +98,7 @@ def _tokens(boxes: Tensor, classes: Tensor, grid: int, n_classes: int) -> Tensor
 def _steered(eps_theta: Fn, z: Tensor, y: Tensor, abar: Tensor, scale: float) -> Tensor:
     z = z.detach().requires_grad_()
     eps = eps_theta(z)
-    distance = 0.5 * (y - z0_at(rows(abar), z, eps)).square().sum()
+    distance = 0.5 * (y - _clean(z, eps, rows(abar))).square().sum()
     slope = torch.autograd.grad(distance, z)[0]
     return (eps + scale * (1 - rows(abar)).sqrt() * slope).detach()
 

@@ -80,7 +80,7 @@ def test_image_guiding_adds_the_gradient_of_the_distance(scale: float, as_predic
     slope = abar.sqrt() * SPREAD**2 / (abar * SPREAD**2 + 1 - abar)  # of z0_hat in z_t
     expected = eps(z, t) + scale * (1 - abar).sqrt() * slope * (both(z, t).z0 - y)
     assert torch.allclose(guided_eps, expected, rtol=1e-9)
-    assert torch.allclose(guided_z0, SCHEDULE.z0_from_eps(z, t, expected), rtol=1e-9)
+    assert torch.allclose(SCHEDULE.q_sample(guided_z0, t, expected), z)
     assert not guided_eps.requires_grad
 
 

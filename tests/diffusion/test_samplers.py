@@ -1,7 +1,7 @@
 """Samplers: their times, the end at zero terminal SNR, calls of the denoiser, edits."""
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from diffusion.references import F64, SCHEDULE, ZERO_SNR
 from helpers import randn
 from torch import Tensor
 
-from minildm.diffusion.samplers import SAMPLERS, SPACINGS, timesteps
+from minildm.diffusion.samplers import SAMPLERS, Spacing, timesteps
 from minildm.diffusion.schedule import Prediction
 from minildm.teaching.toy import gaussian_eps
 
@@ -19,11 +19,8 @@ BEST = gaussian_eps(SCHEDULE, MU, SPREAD)
 Z_T = randn(3, 2, 1, 4, dtype=F64)
 
 
-# --- times ---
-
-
 @pytest.mark.parametrize("T", [1, 7, 60])
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", get_args(Spacing))
 def test_every_number_of_steps_visits_as_many_falling_times(spacing: Any, T: int) -> None:
     for steps in range(1, T + 1):
         times = timesteps(T, steps, spacing)
@@ -51,9 +48,6 @@ def test_at_zero_terminal_snr_a_prediction_reaches_the_point(name: str, steps: i
 
     *_, last = SAMPLERS[name](denoise, ZERO_SNR, Z_T, steps, spacing="trailing")
     assert (last.z - 2.0).abs().max() < 1e-9
-
-
-# --- the contract with the caller ---
 
 
 @EACH_SAMPLER
