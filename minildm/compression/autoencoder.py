@@ -70,24 +70,16 @@ class AutoencoderConfig:
         return self.patch * 2 ** (len(self.channel_mult) - 1)
 
 
-def _blocks(
-    config: AutoencoderConfig, c_in: int, c_out: int, n: int, attend: bool
-) -> list[nn.Module]:
-    """n residual blocks, each followed by self-attention if `attend`."""
-    shared, blocks = {"groups": config.groups, "eps": _EPS}, []
-    for i in range(n):
-        options = {"dropout": config.dropout, "zero_out": config.zero_init, **shared}
-        blocks.append(ResBlock(c_out if i else c_in, c_out, **options))
-        if attend:
+def _blocks(config: AutoencoderConfig, c_in: int, c_out: int, attend: list[bool]) -> nn.Sequential:
+    """One residual block for each item of `attend`, with self-attention after it where true."""
+    shared, blocks = {"groups": config.groups, "eps": _EPS}, nn.Sequential()
+    options = {"dropout": config.dropout, "zero_out": config.zero_init, **shared}
+    for attends in attend:
+        blocks.append(ResBlock(c_in, c_out, **options))
+        if attends:
             blocks.append(SelfAttention2d(c_out, heads=1, zero_out=False, **shared))
+        c_in = c_out
     return blocks
-
-
-def _middle(config: AutoencoderConfig, c: int) -> nn.Sequential:
-    """Two residual blocks at the lowest resolution, with self-attention between them."""
-    return nn.Sequential(
-        *_blocks(config, c, c, 1, config.mid_attn), *_blocks(config, c, c, 1, False)
-    )
 
 
 class Encoder(nn.Module):
@@ -102,12 +94,12 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels * config.patch**2, channels, 3, padding=1)
         self.levels = nn.ModuleList()
         for i, mult in enumerate(config.channel_mult):
-            c_in, channels = channels, config.channels * mult
-            blocks = _blocks(config, c_in, channels, config.num_res_blocks, i in config.attn_levels)
+            c_in, channels, n = channels, config.channels * mult, config.num_res_blocks
+            level = _blocks(config, c_in, channels, [i in config.attn_levels] * n)
             if i < last:
-                blocks.append(Downsample(channels, pad_all_sides=False))
-            self.levels.append(nn.Sequential(*blocks))
-        self.middle = _middle(config, channels)
+                level.append(Downsample(channels, pad_all_sides=False))
+            self.levels.append(level)
+        self.middle = _blocks(config, channels, channels, [config.mid_attn, False])
         self.norm_out = GroupNorm(config.groups, channels, eps=_EPS)
         self.conv_out = nn.Conv2d(channels, hid_z, 3, padding=1)
         self.to_moments = nn.Conv2d(hid_z, twice * config.z_channels, 1)
@@ -137,14 +129,14 @@ class Decoder(nn.Module):
         self.from_z = nn.Conv2d(config.z_channels, hid_z, 1)
         channels = config.channels * config.channel_mult[-1]
         self.conv_in = nn.Conv2d(hid_z, channels, 3, padding=1)
-        self.middle = _middle(config, channels)
+        self.middle = _blocks(config, channels, channels, [config.mid_attn, False])
         self.levels = nn.ModuleList()  # from the coarsest to full resolution
         for i, mult in reversed(list(enumerate(config.channel_mult))):
             c_in, channels, n = channels, config.channels * mult, config.num_res_blocks + 1
-            blocks = _blocks(config, c_in, channels, n, i in config.attn_levels)
+            level = _blocks(config, c_in, channels, [i in config.attn_levels] * n)
             if i > 0:
-                blocks.append(Upsample(channels))
-            self.levels.append(nn.Sequential(*blocks))
+                level.append(Upsample(channels))
+            self.levels.append(level)
         self.norm_out = GroupNorm(config.groups, channels, eps=_EPS)
         self.patch = config.patch
         self.conv_out = nn.Conv2d(channels, config.in_channels * config.patch**2, 3, padding=1)
@@ -178,10 +170,9 @@ class Autoencoder(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def moments(self, x: Tensor) -> Tensor:
-        """E's output before normalisation: (B, 3, H, W) -> (B, c', H/f, W/f).
+        """What E gives, before normalisation: (B, 3, H, W) -> (B, c', H/f, W/f), see `Encoder`.
 
-        KL: c' = 2c, mean and log-variance; VQ: c' = c, the latent before quantisation. Raises
-        ValueError if f does not divide H and W.
+        Raises ValueError if f does not divide H and W.
         """
         h, w = x.shape[-2:]
         if h % self.f or w % self.f:
@@ -204,7 +195,7 @@ class Autoencoder(nn.Module):
         z = moments
         if self.config.regularizer == "kl":
             posterior = DiagonalGaussian.from_moments(moments)
-            z = posterior.sample(noise) if sample else posterior.mode()
+            z = posterior.sample(noise) if sample else posterior.mean
         return (z - self.shift) / self.scale
 
     def encode(self, x: Tensor, *, sample: bool = True, noise: Noise = torch.randn_like) -> Tensor:
@@ -217,7 +208,3 @@ class Autoencoder(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Normalised z (B, c, h, w) -> x (B, 3, f h, f w), about [-1, 1], not clipped."""
         return self.decoder(z * self.scale + self.shift)
-
-    def code_indices(self, z: Tensor) -> Tensor:
-        """Indices of the codes that decode z: (B, c, h, w) -> (B, h, w) int64; VQ only."""
-        return self.decoder.quantizer.nearest(z * self.scale + self.shift)

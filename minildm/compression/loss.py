@@ -1,11 +1,8 @@
-"""The loss of stage 1, LDM Sec. 3.1 and appendix G: reconstruction, regulariser, and a GAN's terms.
-
-The discriminator is a patch GAN (Isola et al. 2017).
-"""
+"""The loss of stage 1, LDM Sec. 3.1, appendix G: reconstruction, regulariser, and a GAN's terms."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -14,40 +11,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minildm.compression.autoencoder import Autoencoder
+from minildm.compression.quantizer import code_usage
 from minildm.layers import Noise, at_least_float32, check_fields, check_words
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscriminatorConfig:
-    """Shape of D. Each of `layers` halves the sides; three see 70 pixels, two 34, one 16."""
+class AdversarialConfig:
+    """The discriminator, and when and how it takes part.
 
-    channels: int = 64
-    layers: int = 3
+    limit: the official bound is 1e4. Its VQ stages take means over an image's values, as here;
+    its KL stages sum: in our units 1e4 / (3 H W), .05 at 256 pixels, nearly always reached.
+    """
+
+    weight: float = 0.5  # of the adversarial term, times the adaptive weight
+    kind: Literal["hinge", "vanilla"] = "hinge"
+    limit: float = 1e4  # of the adaptive weight
+    start: int = 1  # the first step with a discriminator (counted from 1)
+    ramp: int = 0  # steps from 0 to the full weight; not the paper's: protects reconstructions
+    lr_factor: float = 1.0  # the discriminator's learning rate relative to the autoencoder's
+    disc_channels: int = 64  # of the discriminator's first layer
+    disc_layers: int = 3  # of the discriminator; three see 70 pixels, two 34, one 16
 
     def __post_init__(self) -> None:
-        check_fields(self, 1, 1024, "channels")
-        check_fields(self, 1, 10, "layers")
-
-    @property
-    def least_side(self) -> int:
-        """The smallest side of an image that leaves one logit."""
-        return 3 * 2**self.layers
+        check_words(self)
+        check_fields(self, 0, math.inf, "weight", "limit", "start", "ramp", "lr_factor")
+        check_fields(self, 1, 1024, "disc_channels")
+        check_fields(self, 1, 10, "disc_layers")
 
 
 class PatchDiscriminator(nn.Module):
     """Give each patch a logit, above 0 where it looks real.
 
-    Batch norm and the small first weights are those of pix2pix, as in the official code.
+    Isola et al. 2017 (pix2pix), with their batch norm and first weights, as in the official code.
     (B, 3, H, W) -> (B, 1, H / 2**layers - 2, W / 2**layers - 2)
     """
 
-    def __init__(self, config: DiscriminatorConfig) -> None:
+    def __init__(self, config: AdversarialConfig) -> None:
         super().__init__()
-        self.config = config
-        widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
+        self.config, layers = config, config.disc_layers
+        widths = [config.disc_channels * min(2**i, 8) for i in range(layers + 1)]
         net: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1)]
         for i, (c_in, c_out) in enumerate(pairwise(widths), 1):
-            stride = 2 if i < config.layers else 1
+            stride = 2 if i < layers else 1
             net += [nn.LeakyReLU(0.2), nn.Conv2d(c_in, c_out, 4, stride, 1, bias=False)]
             net += [nn.BatchNorm2d(c_out)]
         self.net = nn.Sequential(*net, nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], 1, 4, 1, 1))
@@ -61,33 +66,6 @@ class PatchDiscriminator(nn.Module):
         return self.net(x)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdversarialConfig:
-    """When and how the discriminator takes part.
-
-    limit: the official bound is 1e4. Its VQ stages take means over an image's values, as here;
-    its KL stages sum: in our units 1e4 / (3 H W), .05 at 256 pixels, nearly always reached.
-    """
-
-    weight: float = 0.5  # of the adversarial term, times the adaptive weight
-    kind: Literal["hinge", "vanilla"] = "hinge"
-    limit: float = 1e4  # of the adaptive weight
-    start: int = 1  # the first step with a discriminator (counted from 1)
-    ramp: int = 0  # steps from 0 to the full weight; not the paper's: protects reconstructions
-    lr_factor: float = 1.0  # the discriminator's learning rate relative to the autoencoder's
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-
-    def __post_init__(self) -> None:
-        check_words(self)
-        check_fields(self, 0, math.inf, "weight", "limit", "start", "ramp", "lr_factor")
-
-    def weight_at(self, step: int) -> float:
-        """The term's weight at step 1, 2, ...: 0 before the start, then up the ramp."""
-        if step < self.start:
-            return 0.0
-        return self.weight * min(1.0, (step - self.start + 1) / max(self.ramp, 1))
-
-
 def autoencoder_loss(
     autoencoder: Autoencoder,
     x: Tensor,
@@ -97,8 +75,7 @@ def autoencoder_loss(
     codebook_weight: float = 1.0,
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
     perceptual_weight: float = 1.0,
-    discriminator: nn.Module | None = None,
-    adversarial: AdversarialConfig | None = None,
+    discriminator: PatchDiscriminator | None = None,
     step: int = 1,
     noise: Noise = torch.randn_like,
 ) -> dict[str, Tensor]:
@@ -117,7 +94,7 @@ def autoencoder_loss(
         reg_weight, regular = kl_weight, {"reg_loss": posterior.kl().mean() / x[0].numel()}
     else:
         z, codebook_loss, _ = quantizer(autoencoder.moments(x))
-        x_rec, (usage, perplexity) = decoder.render(z), quantizer.usage()
+        x_rec, (usage, perplexity) = decoder.render(z), code_usage(quantizer.counts)
         reg_weight, regular = codebook_weight, {"reg_loss": codebook_loss}
         regular |= {"code_usage": usage, "perplexity": perplexity}
     rec_loss, mse = (x - x_rec).abs().mean(), ((x - x_rec) ** 2).mean()
@@ -125,24 +102,15 @@ def autoencoder_loss(
     if perceptual is not None:
         terms["perceptual"] = perceptual(x, x_rec).mean()
         fidelity = fidelity + perceptual_weight * terms["perceptual"]
-    loss = fidelity + reg_weight * regular["reg_loss"]
-    terms |= regular
+    loss, terms = fidelity + reg_weight * regular["reg_loss"], terms | regular
     if discriminator is not None:
-        last = decoder.conv_out.weight
-        game = adversarial_terms(discriminator, x, x_rec, fidelity, last, adversarial, step)
-        loss = loss + game["adv_weight"] * game["adv_loss"]
-        terms |= game
+        terms |= adversarial_terms(discriminator, x, x_rec, fidelity, decoder.conv_out.weight, step)
+        loss = loss + terms["adv_weight"] * terms["adv_loss"]
     return {"loss": loss, **terms}
 
 
 def adversarial_terms(
-    discriminator: nn.Module,
-    x: Tensor,
-    x_rec: Tensor,
-    fidelity: Tensor,
-    last: Tensor,
-    config: AdversarialConfig,
-    step: int,
+    critic: PatchDiscriminator, x: Tensor, x_rec: Tensor, fidelity: Tensor, last: Tensor, step: int
 ) -> dict[str, Tensor]:
     """The terms of both players at one step, LDM appendix G, Eq. 25; all scalars.
 
@@ -151,18 +119,23 @@ def adversarial_terms(
     reconstruction terms; last: the decoder's last weight. The official code computes the
     reconstructions again for D, after the autoencoder's step.
     """
-    names = ("adv_loss", "adv_weight", "disc_loss", "logits_real", "logits_fake")
+    config = critic.config
     if step < config.start:
+        names = ("adv_loss", "adv_weight", "disc_loss", "logits_real", "logits_fake")
         return dict.fromkeys(names, fidelity.new_zeros(()))
-    discriminator.requires_grad_(False)  # the autoencoder's turn: no gradient for D
-    adv_loss = -at_least_float32(discriminator(x_rec)).mean()
-    discriminator.requires_grad_(True)
+    critic.requires_grad_(False)  # the autoencoder's turn: no gradient for D
+    adv_loss = -at_least_float32(critic(x_rec)).mean()
     adaptive = adaptive_weight(fidelity, adv_loss, last, config.limit)
-    # The discriminator's turn: no gradient for the autoencoder.
-    real, fake = (at_least_float32(discriminator(y)) for y in (x, x_rec.detach()))
-    disc_loss, means = discriminator_loss(real, fake, config.kind), (real.mean(), fake.mean())
-    found = (adv_loss, config.weight_at(step) * adaptive, disc_loss, *(m.detach() for m in means))
-    return dict(zip(names, found, strict=True))
+    ramp = min(1.0, (step - config.start + 1) / max(config.ramp, 1))
+    critic.requires_grad_(True)  # the discriminator's turn: none for the autoencoder
+    real, fake = (at_least_float32(critic(y)) for y in (x, x_rec.detach()))
+    return {
+        "adv_loss": adv_loss,
+        "adv_weight": config.weight * ramp * adaptive,
+        "disc_loss": discriminator_loss(real, fake, config.kind),
+        "logits_real": real.mean().detach(),
+        "logits_fake": fake.mean().detach(),
+    }
 
 
 def adaptive_weight(fidelity: Tensor, adv_loss: Tensor, last: Tensor, limit: float = 1e4) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from minildm.layers import Noise
+from minildm.layers import Noise, at_least_float32
 
 
 class DiagonalGaussian(NamedTuple):
@@ -25,10 +25,6 @@ class DiagonalGaussian(NamedTuple):
     def sample(self, noise: Noise = torch.randn_like) -> Tensor:
         """mean + std * noise(mean): (B, c, h, w)."""
         return self.mean + (0.5 * self.logvar).exp() * noise(self.mean)
-
-    def mode(self) -> Tensor:
-        """The most likely latent, the mean: (B, c, h, w)."""
-        return self.mean
 
     def kl(self) -> Tensor:
         """KL(q || N(0, I)) in nats, summed over a latent: (B,)."""
@@ -49,50 +45,44 @@ class VectorQuantizer(nn.Module):
 
     commitment: beta, the weight of |z - sg[code]|^2 relative to |sg[z] - code|^2. legacy: beta
     multiplies the other term, as in the released first stages: other gradients, same value. In
-    training with gradients, choices are counted over an epoch of `epoch_latents`, and a code that
-    no latent chose for `restart_after` batches moves onto a random latent of the batch. Choices of
-    a code before it moved, and in the batch it moved in, do not count, so restarts do not inflate
-    the usage. Nothing waits for the device.
+    training with gradients, choices are counted, and a code that no latent chose for
+    `restart_after` batches moves onto a random latent of the batch. Choices of a code before it
+    moved, and in the batch it moved in, do not count, so restarts do not inflate the usage.
+    Nothing waits for the device.
     (B, c, h, w) -> Quantized
     """
 
-    counts: Tensor  # (K,) int64, choices in this epoch so far
-    last_counts: Tensor  # (K,) int64, choices in the epoch before
-    idle: Tensor  # (K,) int64, batches since a latent chose the code; -1: it has just moved
+    counts: Tensor  # (K,) int64, choices; halved when they reach 100 a code, so that old ones fade
+    idle: Tensor  # (K,) int64, batches since a latent chose the code
 
     def __init__(
         self, size: int, channels: int, *, commitment: float = 0.25, legacy: bool = False
     ) -> None:
         super().__init__()
         self.commitment, self.legacy = commitment, legacy
-        self.epoch_latents: int | None = None  # None: one endless epoch
         self.restart_after: int | None = None  # None: never
         self.codebook = nn.Parameter(torch.empty(size, channels).uniform_(-1 / size, 1 / size))
-        for name in ("counts", "last_counts", "idle"):
-            self.register_buffer(name, torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("counts", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("idle", torch.zeros(size, dtype=torch.int64))
 
     def forward(self, z: Tensor) -> Quantized:
         place = "cpu" if z.is_meta else z.device.type
         with torch.autocast(place, enabled=False):  # distances need float32
             z = z.to(self.codebook.dtype)
             learning = self.training and torch.is_grad_enabled()
-            if learning and self.restart_after:
-                self._restart_dead(z)
-            indices = self.nearest(z)
+            indices = self._nearest_in_training(z) if learning else self.nearest(z)
             codes = self.codes(indices)
             to_codes, to_latents = F.mse_loss(codes, z.detach()), F.mse_loss(z, codes.detach())
             if self.legacy:
                 to_codes, to_latents = to_latents, to_codes
-            if learning:
-                self._count(indices)
             straight_through = z + (codes - z).detach()
             return Quantized(straight_through, to_codes + self.commitment * to_latents, indices)
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
         """Indices of the codes nearest to each latent pixel: (B, c, h, w) -> (B, h, w) int64."""
-        wide = torch.promote_types(self.codebook.dtype, torch.float32)  # half: other codes
-        codes, flat = self.codebook.to(wide), rearrange(z.to(wide), "b c h w -> (b h w) c")
+        codes = at_least_float32(self.codebook)  # half precision would choose others
+        flat = rearrange(z.to(codes.dtype), "b c h w -> (b h w) c")
         norms = codes.square().sum(1)  # |z|^2 is the same for all codes: left out
         rows = max(1, 2**24 // len(norms))  # a table of distances takes 64 MiB at most
         parts = [torch.addmm(norms, part, codes.T, alpha=-2).argmin(1) for part in flat.split(rows)]
@@ -102,38 +92,21 @@ class VectorQuantizer(nn.Module):
         """The codes with these indices: (B, h, w) int64 -> (B, c, h, w)."""
         return rearrange(F.embedding(indices, self.codebook), "b h w c -> b c h w")
 
-    def usage(self) -> tuple[Tensor, Tensor]:
-        """Share of the codes in use, and perplexity, over the last whole epoch of training.
-
-        During the first epoch: over the part seen so far. Both are scalars on the device.
-        """
-        return code_usage(torch.where(self.last_counts.any(), self.last_counts, self.counts))
-
-    def begin(self, *, place_all: bool) -> None:
-        """Reset the counters; place_all: the first batch of training moves every code."""
-        self.counts.zero_()
-        self.last_counts.zero_()
-        self.idle.fill_(2**40 if place_all else 0)
-
     @torch.no_grad()
-    def _count(self, indices: Tensor) -> None:
-        if self.epoch_latents is not None:
-            over = self.counts.sum() >= self.epoch_latents
-            self.last_counts.copy_(torch.where(over, self.counts, self.last_counts))
-            self.counts.masked_fill_(over, 0)
-        flat = indices.flatten()
-        chosen = torch.zeros_like(self.counts).scatter_add_(0, flat, torch.ones_like(flat))
-        self.counts += torch.where(self.idle < 0, 0, chosen)
-        self.idle.copy_(torch.where(chosen > 0, 0, self.idle.clamp(min=0) + 1))
-
-    @torch.no_grad()
-    def _restart_dead(self, z: Tensor) -> None:
-        dead = self.idle >= self.restart_after
-        flat = rearrange(z, "b c h w -> (b h w) c")
-        drawn = torch.randint(len(flat), (len(dead),), device=flat.device)
-        self.codebook.copy_(torch.where(dead[:, None], flat[drawn], self.codebook))
-        self.counts.masked_fill_(dead, 0)
-        self.idle.masked_fill_(dead, -1)  # moved: this batch does not count
+    def _nearest_in_training(self, z: Tensor) -> Tensor:
+        moved = torch.zeros_like(self.idle, dtype=torch.bool)
+        if self.restart_after:
+            moved = self.idle >= self.restart_after
+            latents = rearrange(z, "b c h w -> (b h w) c")
+            drawn = latents[torch.randint(len(latents), (len(moved),), device=z.device)]
+            self.codebook.copy_(torch.where(moved[:, None], drawn, self.codebook))
+        indices = self.nearest(z)
+        ones = torch.ones_like(indices).flatten()
+        chosen = torch.zeros_like(self.counts).scatter_add_(0, indices.flatten(), ones)
+        self.counts //= torch.where(self.counts.sum() < 100 * len(self.counts), 1, 2)
+        self.counts.add_(chosen).masked_fill_(moved, 0)
+        self.idle.masked_fill_(moved, 0).add_(1).masked_fill_(chosen > 0, 0)
+        return indices
 
 
 def code_usage(counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -264,8 +264,9 @@ def evaluate_first_stage(
     found["compression"] = Measured(3 * config.f**2 / config.z_channels, n=n)
     if config.regularizer == "vq":
         with torch.no_grad():
-            z = (autoencoder.encode(as_float(part)) for part in x.split(PART))
-            codes = torch.cat([autoencoder.code_indices(part).cpu() for part in z])  # (N, h, w)
+            z = (autoencoder.moments(as_float(part)) for part in x.split(PART))
+            nearest = autoencoder.decoder.quantizer.nearest
+            codes = torch.cat([nearest(part).cpu() for part in z])  # (N, h, w)
 
         def perplexity(rows: Tensor) -> Tensor:
             return code_usage(rows.flatten().bincount(minlength=size))[1]

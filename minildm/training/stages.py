@@ -83,7 +83,7 @@ def train_autoencoder(
     data = experiment.data.dataset("train") if data is None else data
     distance = perceptual_distance(experiment.perceptual) if experiment.perceptual_weight else None
     game, train, config = experiment.adversarial, experiment.train, experiment.model
-    side, least = data[0]["image"].shape[-1], game.discriminator.least_side if game else 1
+    side, least = data[0]["image"].shape[-1], 3 * 2**game.disc_layers if game else 1  # one logit
     if distance is not None:
         experiment = replace(experiment, perceptual=distance.kind)
         least = max(least, distance.min_side)
@@ -93,18 +93,16 @@ def train_autoencoder(
             "for the perceptual distance and the discriminator"
         )
     model, start = new_model(Autoencoder, config, train.seed, init)
-    critic = new_model(PatchDiscriminator, game.discriminator, train.seed)[0] if game else None
+    critic = new_model(PatchDiscriminator, game, train.seed)[0] if game else None
     run = open_run(run_dir, experiment, device, data, init=start)
     if quantizer := model.decoder.quantizer:
         if experiment.restart_dead and run.accelerator.num_processes > 1:
             said = f"restart_dead={experiment.restart_dead} must be 0 with several processes"
             raise ValueError(said)
-        quantizer.epoch_latents = len(data) * data[0]["image"][0].numel() // config.f**2
         quantizer.restart_after = experiment.restart_dead
-        quantizer.begin(place_all=init is None)
+        quantizer.idle.fill_(0 if init else 2**40)  # the first batch moves all codes that are new
     weights = ("kl_weight", "mse_weight", "codebook_weight", "perceptual_weight")
-    options = {name: getattr(experiment, name) for name in weights}
-    options |= {"discriminator": critic, "adversarial": game}
+    options = {name: getattr(experiment, name) for name in weights} | {"discriminator": critic}
     options["perceptual"] = distance.to(run.accelerator.device) if distance else None
 
     def loss(batch: Batch, step: int, rng: BatchRandom) -> dict[str, Tensor]:

@@ -35,11 +35,10 @@ def lpips_vgg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PerceptualDi
     with torch.device("meta"):
         state = vgg16().state_dict()
     for name, weight in state.items():
-        shape = weight.shape
-        state[name] = torch.zeros(()).expand(shape)
-        if name.startswith("features"):
-            spread = (2 / (9 * shape[1])) ** 0.5 if len(shape) == 4 else 0.1
-            state[name] = (spread * randn(*shape[:2], *[1] * len(shape[2:]))).expand(shape)
+        shape, axes = weight.shape, 2 if name.startswith("features") else 0
+        spread = (2 / (9 * shape[1])) ** 0.5 if len(shape) == 4 else 0.1
+        own = [*shape[:axes], *[1] * len(shape[axes:])]
+        state[name] = (spread * randn(*own)).expand(shape)
     hub = tmp_path_factory.mktemp("hub")
     (hub / "checkpoints").mkdir()
     torch.save(state, hub / "checkpoints" / VGG_FILE)

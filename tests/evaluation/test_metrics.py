@@ -241,7 +241,7 @@ def test_the_codes_of_a_vq_stage_are_counted_over_the_whole_set() -> None:
     model, x = Autoencoder(tiny_autoencoder_config(regularizer="vq", codebook_size=8)), mixed(70, 0)
     found = evaluated(x, model)
     with torch.no_grad():
-        indices = model.code_indices(model.encode(x))
+        indices = model.decoder.quantizer.nearest(model.encode(x))
     used = indices.unique(return_counts=True)[1].double() / indices.numel()
     assert len(used) > 1 and found["code_usage"].value == len(used) / 8
     assert found["perplexity"].value == pytest.approx(float((-used * used.log()).sum().exp()))

@@ -110,7 +110,7 @@ def test_a_released_first_stage_has_the_official_size_and_loss(name: str) -> Non
     game, train = experiment.adversarial, experiment.train
     assert train.lr == pytest.approx(official["base_learning_rate"] * train.batch_size)
     assert (game.weight, game.start) == (wanted["disc_weight"], wanted["disc_start"])
-    assert game.discriminator.layers == wanted.get("disc_num_layers", 3)
+    assert game.disc_layers == wanted.get("disc_num_layers", 3)
     assert (train.betas, train.decay, train.ema_decay) == ((0.5, 0.9), "constant", 0.0)
     kl = experiment.model.regularizer == "kl"
     assert game.limit == pytest.approx(1e4 / (3 * 256**2) if kl else 1e4, rel=1e-12)

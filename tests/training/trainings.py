@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.compression.loss import AdversarialConfig, DiscriminatorConfig
+from minildm.compression.loss import AdversarialConfig
 from minildm.conditioning import ClassConfig
 from minildm.training.checkpoint import Record, read_log, save_model
 from minildm.training.configs import (
@@ -32,7 +32,7 @@ SAVES = {"warmup_steps": 2, "save_every": 2}
 TRAIN = TrainConfig(steps=6, batch_size=4, lr=0.01, ema_decay=0.5, precision="fp32", **SAVES)
 DATA = DataConfig(size=16)
 VQ = tiny_autoencoder_config(regularizer="vq", codebook_size=16)
-GAME = AdversarialConfig(start=3, discriminator=DiscriminatorConfig(channels=8, layers=1))
+GAME = AdversarialConfig(start=3, disc_channels=8, disc_layers=1)
 STAGES = tempfile.TemporaryDirectory()
 
 
