@@ -1,7 +1,6 @@
 """The base of every data set: images as bytes, and a column for each other entry of an item."""
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -28,12 +27,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
     """Images with a label, a group, a style and a caption each.
 
     Item i: `image` (3, S, S) float32 in [-1, 1]; `label`, `group`, `style` int64, indices into
-    `classes`, `groups`, `styles`; `caption` str; further entries. `columns` holds each entry but
-    the image for the whole set; `images` is (N, 3, S, S) uint8.
+    `classes`, `groups`, `styles`; `caption` str; further entries.
 
-    images: None: the subclass makes its `images` at the first use; labels are then required.
-    groups: default: the classes. columns: tensors (N, ...) or N strings; by default the group is
-    the label, the style 0 and the caption the name of the class.
+    images: (N, 3, S, S) uint8, or None in a subclass that makes them at their first use; labels
+    are then required. columns: all other entries, tensors (N, ...) or N strings; by default the
+    group is the label, the style 0 and the caption the name of the class.
     Raises ValueError for images of another shape or type, and for columns of another length.
     """
 
@@ -51,7 +49,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
         self.name, self.classes, self.styles = name, tuple(classes), tuple(styles)
         self.groups = tuple(groups or classes)
-        self.columns: dict[str, Tensor | Sequence[str]] = {
+        self.columns = {
             "label": labels,
             "group": labels,
             "style": torch.zeros_like(labels),
@@ -115,9 +113,9 @@ def to_tensor(image: Image.Image) -> Tensor:
 def decode_all(read: Callable[[Any], Image.Image], sources: Sequence[Any], size: int) -> Tensor:
     """Read an RGB image (size, size) from each source, in threads: (N, 3, size, size) uint8."""
     images = torch.empty(len(sources), 3, size, size, dtype=torch.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        decoded = threads.map(read, sources)
-        for i, image in enumerate(tqdm(decoded, desc="decoding", total=len(sources), delay=2)):
+    with ThreadPoolExecutor() as threads:
+        decoded = tqdm(threads.map(read, sources), "decoding", len(sources), delay=2)
+        for i, image in enumerate(decoded):
             images[i] = to_tensor(image)
     return images
 

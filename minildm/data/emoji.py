@@ -73,16 +73,13 @@ def lacking(hexcode: str, unpaired: int) -> int:
 
 
 class EmojiDataset(ImageDataset):
-    """Emoji of one split over white: the class is the subgroup, the style the font.
+    """Emoji of one split over white: the class is the subgroup, the style the font; `hexcode` too.
 
-    Items have a `hexcode` too; `hexcodes` lists those of the whole set.
-
-    split: "train", "val", "all" or "unpaired". size: 32, 64 or 128.
-    styles: names of STYLES to keep; default, or empty: all.
-    subgroups: the classes, in this order; default, or empty: those with at least ten emoji, without
-        signs, buttons and arrows (the group "symbols"), in the file's order.
+    split: "train", "val", "all" or "unpaired". size: 32, 64 or 128. styles: names of STYLES to
+    keep; default, or empty: all. subgroups: the classes, in this order; default, or empty: those
+    with at least ten emoji, without signs, buttons and arrows (the group "symbols").
     unpaired: one in so many emoji of "train" lacks one of its styles; the split "unpaired" has
-        these drawings: pairs of object and style that training has never seen. 0: none.
+    these drawings: pairs of object and style that training has never seen. 0: none.
     Raises ValueError for an unknown name, size or split, and for an empty selection.
     """
 
@@ -139,8 +136,9 @@ class EmojiDataset(ImageDataset):
     @cached_property
     def images(self) -> Tensor:
         """(N, 3, S, S) uint8; decoded once, then read from the cache."""
-        key, size = hashlib.sha256(b"".join(d.webp for d in self.drawings)), self.size
-        return cached(
-            f"emoji-{size}-{key.hexdigest()[:24]}",
-            lambda: decode_all(lambda d: square(d.rgba(), size), self.drawings, size),
-        )
+
+        def decode() -> Tensor:
+            return decode_all(lambda d: square(d.rgba(), self.size), self.drawings, self.size)
+
+        key = hashlib.sha256(b"".join(d.webp for d in self.drawings)).hexdigest()
+        return cached(f"emoji-{self.size}-{key[:24]}", decode)

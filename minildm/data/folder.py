@@ -11,33 +11,30 @@ from minildm.data.dataset import ImageDataset, decode_all, square
 from minildm.layers import check_fields
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-TORCHVISION_SETS = ("CIFAR10", "CelebA", "Flowers102", "ImageNet")
+VAL_SHARE = 0.1  # of the files
 
 
 class ImageFolder(ImageDataset):
     """A folder of images, decoded into memory; its subfolders are the classes, if it has any.
 
-    `split` is "train", "val" or "all"; a hash of a file's name below `root` puts about
-    `val_fraction` of the files into "val", so adding files moves no other. Subfolders are
-    searched to any depth; names starting with a dot or two underscores are skipped. Items have
-    the relative name as `file`. Raises ValueError for a missing or empty folder, files next to
-    class folders, an empty split, a file that cannot be decoded and a bad argument.
+    `split` is "train", "val" or "all"; a hash of its name below `root` puts about a tenth of the
+    files into "val", so adding files moves no other. Subfolders are searched to any depth; names
+    starting with a dot or two underscores are skipped. Items have the relative name as `file`.
+    Raises ValueError for a missing or empty folder, files next to class folders, an empty split, a
+    file that cannot be decoded and a bad argument.
     """
 
-    def __init__(
-        self, root: str | Path, size: int, *, split: str = "train", val_fraction: float = 0.1
-    ) -> None:
+    def __init__(self, root: str | Path, size: int, *, split: str = "train") -> None:
         look_up(split, ("train", "val", "all"), "split")
-        self.size, self.val_fraction = size, val_fraction
+        self.size = size
         check_fields(self, 1, 4096, "size")
-        check_fields(self, 0, 1, "val_fraction")
         root = Path(root).expanduser().resolve()
         names = find_images(root)
         class_of = {name: name.partition("/")[0] if "/" in name else root.name for name in names}
         classes = sorted(set(class_of.values()))
-        kept = [n for n in names if split in ("all", split_of(n, val_fraction))]
+        kept = [name for name in names if split in ("all", split_of(name))]
         if not kept:
-            raise ValueError(f"split={split!r} of {root} is empty: change {val_fraction=}")
+            raise ValueError(f"split={split!r} of {root} is empty: it requires more images")
         super().__init__(
             decode_all(lambda name: read_square(root / name, size), kept, size),
             name=f"{root.name}-{split}",
@@ -49,12 +46,10 @@ class ImageFolder(ImageDataset):
 
 def find_images(root: Path) -> list[str]:
     """The name of every image, relative to `root`, with slashes, sorted."""
-    names = []
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).as_posix()
-        hidden = any(part.startswith((".", "__")) for part in name.split("/"))  # of the system
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden:
-            names.append(name)
+    files = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    paths = [path.relative_to(root) for path in files if path.is_file()]
+    hidden = (".", "__")  # the system's own files
+    names = [p.as_posix() for p in paths if not any(part.startswith(hidden) for part in p.parts)]
     loose = [name for name in names if "/" not in name]
     if not names:
         raise ValueError(f"no image ({', '.join(SUFFIXES)}) in {root} or its subfolders")
@@ -63,10 +58,10 @@ def find_images(root: Path) -> list[str]:
     return names
 
 
-def split_of(name: str, val_fraction: float) -> str:
+def split_of(name: str) -> str:
     """ "train" or "val", from a hash of the name alone."""
     draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-    return "val" if draw < val_fraction else "train"
+    return "val" if draw < VAL_SHARE else "train"
 
 
 def read_square(file: Path, size: int) -> Image.Image:
@@ -88,7 +83,7 @@ def torchvision_set(
     missing, except ImageNet, which requires an account. CelebA is one class, "face". Raises
     ValueError for a bad argument, and torchvision's RuntimeError if the set is missing.
     """
-    look_up(name, TORCHVISION_SETS, "name")
+    look_up(name, ("CIFAR10", "CelebA", "Flowers102", "ImageNet"), "name")
     look_up(split, ("train", "val"), "split")
     from torchvision import datasets  # slow to import
 

@@ -1,7 +1,7 @@
 """The embedded photographs, whole or as square crops; `data/photos` holds the files."""
 
+import csv
 import hashlib
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,32 +19,14 @@ EDGE, MIN_DETAIL = 14, 0.05  # grey values; share of edges: below, a bare sky, a
 TRIES = 12  # at a crop with detail; then the best of them is taken
 
 
-def photo_table(split: str = "all") -> list[Any]:
-    """The photographs of a split, "train", "val" or "all", in the order of their names.
-
-    Rows of photos.csv: `name`, `title`, `author`, `source`, `licence`, `split`, `width`, `height`
-    and `url`. Raises ValueError for another split.
-    """
-    import pandas as pd  # here: it takes long to import
-
-    look_up(split, list(CROPS), "split")
-    table = pd.read_csv(data_dir() / "photos/photos.csv", keep_default_na=False)
-    table["name"] = table["file"].str.removesuffix(".webp")
-    return [row for row in table.itertuples(index=False) if split in ("all", row.split)]
-
-
 def load_photo(name: str) -> Tensor:
     """A whole photograph, "koala", both sides multiples of 32: (3, H, W) uint8.
 
     Raises ValueError for an unknown name.
     """
-    look_up(name, [row.name for row in photo_table()], "name")
-    return to_tensor(open_photo(f"{name}.webp"))
-
-
-def open_photo(file: str) -> Image.Image:
-    """A file of the folder in RGB."""
-    return Image.open(data_dir() / "photos/pictures" / file).convert("RGB")
+    folder = data_dir() / "photos/pictures"
+    look_up(name, sorted(file.stem for file in folder.glob("*.webp")), "name")
+    return to_tensor(Image.open(folder / f"{name}.webp").convert("RGB"))
 
 
 def cut(photo: Image.Image, key: str, size: int) -> tuple[tuple[int, ...], Image.Image]:
@@ -75,27 +57,31 @@ class PhotoDataset(ImageDataset):
 
     Crop k of a photograph is fixed by its file's name, k and the size. A crop is reduced to
     `size` or kept, never enlarged; photographs with a side below `size` are left out. The caption
-    is the title. `photographs`: the rows used; `photo_ids` (N,) int64: each crop's photograph.
+    is the title. `photographs`: their rows of photos.csv; `photo_ids` (N,) int64: each crop's row.
 
     split: "train", "val" or "all", by photograph. size: at least 8. crops: default: 24 in
     training, else 8. Raises ValueError for other values.
     """
 
     def __init__(self, split: str = "train", size: int = 64, *, crops: int | None = None) -> None:
-        rows = photo_table(split)
+        look_up(split, list(CROPS), "split")
+        with (data_dir() / "photos/photos.csv").open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if split in ("all", row["split"])]
+        sides = [min(int(row["width"]), int(row["height"])) for row in rows]
         self.size, self.crops = size, CROPS[split] if crops is None else crops
-        check_fields(self, 8, max(min(row.width, row.height) for row in rows), "size")
+        check_fields(self, 8, max(sides), "size")
         check_fields(self, 1, 10_000, "crops")
-        self.photographs = [row for row in rows if min(row.width, row.height) >= size]
+        self.photographs = [row for row, side in zip(rows, sides, strict=True) if side >= size]
         self.photo_ids = torch.arange(len(self.photographs)).repeat_interleave(self.crops)
         images = []
         for row in tqdm(self.photographs, desc="cutting photographs", delay=2):
-            photo, keys = open_photo(row.file), [f"{row.file} {k}" for k in range(self.crops)]
+            photo = Image.open(data_dir() / "photos/pictures" / row["file"]).convert("RGB")
+            keys = [f"{row['file']} {k}" for k in range(self.crops)]
             images += [to_tensor(cut(photo, key, size)[1]) for key in keys]
         super().__init__(
             torch.stack(images),
             name=f"photos-{split}",
             classes=("photograph",),
             styles=("photograph",),
-            columns={"caption": [self.photographs[i].title for i in self.photo_ids]},
+            columns={"caption": [self.photographs[i]["title"] for i in self.photo_ids]},
         )

@@ -1,7 +1,4 @@
-"""What a scene consists of, and its pixels: sky, ground, contact shadows and objects.
-
-Layout -> image (3, S, S) uint8 and semantic map (S, S) uint8
-"""
+"""What a scene consists of, and its pixels: sky, ground, contact shadows and objects."""
 
 import csv
 from functools import lru_cache
@@ -55,11 +52,11 @@ class Kind(NamedTuple):
         return not self.places.isdisjoint(SKIES)
 
 
-with Path(__file__).with_name("objects.csv").open(newline="", encoding="utf-8") as _file:
-    KINDS = tuple(
-        Kind(name, hexcode, float(height), frozenset(places.split()), one, many)
-        for name, hexcode, height, places, one, many in list(csv.reader(_file))[1:]
-    )
+_ROWS = Path(__file__).with_name("objects.csv").read_text(encoding="utf-8").splitlines()[1:]
+KINDS = tuple(
+    Kind(name, hexcode, float(height), frozenset(places.split()), one, many)
+    for name, hexcode, height, places, one, many in csv.reader(_ROWS)
+)
 OBJECTS = tuple(kind.name for kind in KINDS)
 
 

@@ -35,6 +35,7 @@ from minildm.layers import check_fields
 
 SPLITS = ("train", "val")
 MAX_OBJECTS = 4
+ABSENT = Placed(near=0.0, kind=-1, x=0.0, y=0.0, w=0.0, h=0.0, flip=False)  # pads boxes, classes
 MIN_HEIGHT = 0.19  # of the image: 12 of 64 pixels
 MAX_HIDDEN = 0.20  # of a box, by the boxes in front of it
 TRIES = 12  # at placing an object; then it is left out
@@ -43,16 +44,14 @@ CROP_CLASSES = (*OBJECTS, "nothing")
 
 
 class ScenesDataset(ImageDataset):
-    """`n` scenes; item i depends on seed, split, styles, i and size alone.
+    """`n` scenes; item i depends on seed, split, styles, i and size alone, its layout not on size.
 
-    The layout does not depend on the size. "train" and "val" are different compositions of the
-    same drawings; hold out styles for drawings that training has never seen. Further entries:
+    "train" and "val" are different compositions of the same drawings; hold out styles for drawings
+    that training has never seen. `label` is 5 sky + ground, `group` the ground. Further entries:
     `boxes` (4, 4) float32 xyxy in [0, 1], from far to near, then zeros: the full extent of each
     drawing, hidden parts included, clipped to the image; `classes` (4,) int64 into OBJECTS, then
-    -1; `semantic` (S, S) int64 into `semantic_classes`: BACKGROUNDS, then 8 + class. `label` is
-    5 sky + ground, `group` the ground. At least a quarter of every object is visible.
-
-    `images` and `maps`, the semantic maps as uint8, are painted at the first use.
+    -1; `semantic` (S, S) int64 into `semantic_classes`: BACKGROUNDS, then 8 + class. At least a
+    quarter of every object is visible.
 
     styles: names of STYLES; default, or empty: all. background: "scene", or "plain": grey around
     the objects, nothing else differs. Raises ValueError for a bad argument.
@@ -78,10 +77,7 @@ class ScenesDataset(ImageDataset):
         check_fields(self, 0, 2**62, "seed")
         self._style_ids = sorted({look_up(style, STYLES, "styles") for style in styles or STYLES})
         layouts = [draw_layout(self._rng(i), self._style_ids) for i in range(n)]
-        boxes, kinds = torch.zeros(n, MAX_OBJECTS, 4), torch.full((n, MAX_OBJECTS), -1)
-        for i, layout in enumerate(layouts):
-            boxes[i, : len(layout.objects)] = torch.tensor([p.box for p in layout.objects])
-            kinds[i, : len(layout.objects)] = torch.tensor([p.kind for p in layout.objects])
+        rows = [(layout.objects + MAX_OBJECTS * (ABSENT,))[:MAX_OBJECTS] for layout in layouts]
         sky, ground, style = torch.tensor([layout[:3] for layout in layouts]).unbind(1)
         super().__init__(
             None,
@@ -94,8 +90,8 @@ class ScenesDataset(ImageDataset):
                 "group": ground,
                 "style": style,
                 "caption": [caption_of(layout) for layout in layouts],
-                "boxes": boxes,
-                "classes": kinds,
+                "boxes": torch.tensor([[placed.box for placed in row] for row in rows]),
+                "classes": torch.tensor([[placed.kind for placed in row] for row in rows]),
             },
         )
 
@@ -107,13 +103,11 @@ class ScenesDataset(ImageDataset):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the arguments, the drawings and the first scenes' pixels."""
-        data = (self.name, self.size, self.n, self.seed, tuple(self._style_ids))
-        digest = hashlib.sha256(repr(data).encode())
-        for style in self._style_ids:
-            digest.update(b"".join(sprite.tobytes() for sprite in sprites(STYLES[style])))
-        for i in range(min(self.n, 8)):
-            digest.update(self._paint(i)[0].numpy())
-        return digest.hexdigest()
+        arguments = (self.name, self.size, self.n, self.seed, tuple(self._style_ids))
+        drawings = [sprite for style in self._style_ids for sprite in sprites(STYLES[style])]
+        images = [self._paint(i)[0].numpy() for i in range(min(self.n, 8))]
+        content = b"".join(part.tobytes() for part in (*drawings, *images))
+        return hashlib.sha256(repr(arguments).encode() + content).hexdigest()
 
     def _rng(self, i: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, SPLITS.index(self.split), i])
@@ -130,8 +124,8 @@ class ScenesDataset(ImageDataset):
         pairs = [self._paint(i) for i in tqdm(range(self.n), f"painting {self.name}", delay=2)]
         return [torch.stack(parts) for parts in zip(*pairs, strict=True)]
 
-    images = cached_property(lambda self: self._painted[0])  # (N, 3, S, S) uint8
-    maps = cached_property(lambda self: self._painted[1])  # (N, S, S) uint8
+    images = property(lambda self: self._painted[0])  # (N, 3, S, S) uint8, at the first use
+    maps = property(lambda self: self._painted[1])  # (N, S, S) uint8
 
 
 def caption_of(layout: Layout) -> str:

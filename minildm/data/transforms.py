@@ -14,10 +14,7 @@ from minildm.layers import Batch, BatchRandom
 
 
 def mirrored(batch: Batch, chosen: Tensor) -> Batch:
-    """Mirror the chosen (B,) bool samples: image, semantic (B, H, W) and boxes (B, K, 4), if there.
-
-    The padding of boxes stays zero.
-    """
+    """Mirror the chosen (B,) bool samples: image, semantic (B, H, W), boxes (B, K, 4), if there."""
     batch = dict(batch)
     for key in {"image", "semantic"} & set(batch):
         x = batch[key]
@@ -25,7 +22,7 @@ def mirrored(batch: Batch, chosen: Tensor) -> Batch:
     if "boxes" in batch:
         left, top, right, bottom = batch["boxes"].unbind(-1)
         turned = torch.stack([1 - right, top, 1 - left, bottom], dim=-1)
-        there = chosen[:, None] & (batch["classes"] >= 0)  # (B, K)
+        there = chosen[:, None] & (batch["classes"] >= 0)  # (B, K): the padding stays zero
         batch["boxes"] = torch.where(there[..., None], turned, batch["boxes"])
     return batch
 
@@ -48,9 +45,8 @@ def degrade_for_task(
 ) -> Batch:
     """Add what a task's conditioner reads, made from `image` or `semantic` (uint8 or as in items).
 
-    kind, of a spatial conditioner: "low_res": `low_res` (B, 3, H/f, W/f) in place of `image`;
-    "inpaint": `image` in [-1, 1] and `mask` (B, 1, H, W); "semantic": `semantic` as int64. Other
-    kinds need nothing.
+    "low_res": `low_res` (B, 3, H/f, W/f) in place of `image`; "inpaint": `image` in [-1, 1] and
+    `mask` (B, 1, H, W); "semantic": `semantic` as int64. Other kinds need nothing.
     """
     batch = dict(batch)
     if kind == "semantic":
@@ -89,11 +85,8 @@ def degraded(x: Tensor, factor: int, rng: BatchRandom) -> Tensor:
 
 
 def blur(x: Tensor, sigma: Tensor, widest: float) -> Tensor:
-    """Gaussian blur, one sigma an image: (B, 3, H, W), sigma (B,) in 0..widest pixels.
-
-    The kernels end at three times `widest`, so the result does not depend on the batch.
-    """
-    reach = min(int(3 * widest + 1), min(x.shape[-2:]) - 1)
+    """Gaussian blur, one sigma an image: (B, 3, H, W), sigma (B,) in 0..widest pixels."""
+    reach = min(int(3 * widest + 1), min(x.shape[-2:]) - 1)  # the same for every batch
     away = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
     weights = torch.exp(-(away**2) / (2 * sigma.clamp(min=1e-3)[:, None] ** 2))  # (B, 2 reach + 1)
     weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(3, 0)[:, None]

@@ -40,7 +40,6 @@ BYTES = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
         (lambda: load_photo("koalla"), "name='koalla'.*'koala'"),
         (lambda: ImageFolder(".", 8, split="test"), "split='test'"),
         (lambda: ImageFolder(".", 0), r"size=0 must lie in 1\.\."),
-        (lambda: ImageFolder(".", 8, val_fraction=2.0), r"val_fraction=2\.0"),
         (lambda: ImageFolder("nowhere", 8), r"no image .*\.png.* in .*nowhere"),
         (lambda: torchvision_set("MNIST", ".", 8), "name='MNIST'.*CIFAR10"),
     ],

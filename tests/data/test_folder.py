@@ -49,13 +49,13 @@ def test_subfolders_are_classes(zoo: Path) -> None:
 
 def test_the_split_is_by_name_and_adding_files_moves_none(zoo: Path) -> None:
     def names(split: str) -> set[str]:
-        return set(ImageFolder(zoo, 4, split=split, val_fraction=0.3).columns["file"])
+        return set(ImageFolder(zoo, 4, split=split).columns["file"])
 
     before = names("val")
     assert not names("train") & before and names("train") | before == names("all")
     save(zoo / "ant" / "new.png")
     assert before <= names("val") and len(names("all")) == 61
-    shares = [split_of(f"ant/{i}.png", 0.1) == "val" for i in range(4000)]
+    shares = [split_of(f"ant/{i}.png") == "val" for i in range(4000)]
     assert sum(shares) / 4000 == pytest.approx(0.1, abs=0.02)
 
 
@@ -105,8 +105,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, suffix: str) -> None:
 
 
 def test_folders_that_cannot_be_used_are_named(zoo: Path) -> None:
+    save(zoo.parent / "one" / "a.png")
     with pytest.raises(ValueError, match=r"split='val' of .* is empty"):
-        ImageFolder(zoo, 8, split="val", val_fraction=1e-9)
+        ImageFolder(zoo.parent / "one", 8, split="val")
     save(zoo / "stray.png")
     with pytest.raises(ValueError, match=r"stray\.png is next to the class folders"):
         ImageFolder(zoo, 8)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minildm.data.photos import PhotoDataset, cut, load_photo, open_photo, photo_table
+from minildm.data.photos import PhotoDataset, cut, load_photo
 from minildm.files import data_dir
 
 LICENCES = {"public-domain", "CC0-1.0", "CC-BY-2.0", "CC-BY-3.0", "CC-BY-4.0"}
@@ -19,18 +19,19 @@ def val() -> PhotoDataset:
 
 
 def test_the_table_the_files_and_the_choice_agree() -> None:
-    rows, folder = photo_table(), data_dir() / "photos"
-    assert [row.file for row in rows] == sorted(p.name for p in (folder / "pictures").iterdir())
+    folder = data_dir() / "photos"
     with (folder / "chosen.csv").open(newline="", encoding="utf-8") as file:
-        chosen = {row["name"]: row for row in csv.DictReader(file)}
-    assert {row.name: row.title for row in rows} == {n: c["title"] for n, c in chosen.items()}
-    for row in rows:
-        with Image.open(folder / "pictures" / row.file) as image:
-            assert (image.format, image.size) == ("WEBP", (row.width, row.height))
-        assert row.width % 32 == row.height % 32 == 0 and row.title and row.author and row.source
-        assert row.licence in LICENCES and chosen[row.name]["author"] in ("", row.author)
-    train, val = ({row.file for row in photo_table(split)} for split in ("train", "val"))
-    assert not train & val and len(train | val) == len(rows)
+        chosen = {f"{row['name']}.webp": row for row in csv.DictReader(file)}
+    splits = [PhotoDataset(split, 8, crops=1).photographs for split in ("train", "val", "all")]
+    train, val, rows = ({row["file"]: row for row in split} for split in splits)
+    assert sorted(train | val) == list(rows) == sorted(chosen) and not train.keys() & val.keys()
+    assert list(rows) == sorted(file.name for file in (folder / "pictures").iterdir())
+    for name, row in rows.items():
+        with Image.open(folder / "pictures" / name) as image:
+            assert (image.format, *map(str, image.size)) == ("WEBP", row["width"], row["height"])
+            assert image.width % 32 == image.height % 32 == 0
+        assert row["licence"] in LICENCES and row["title"] == chosen[name]["title"]
+        assert row["author"] and row["source"] and chosen[name]["author"] in ("", row["author"])
 
 
 def lanczos(start: int, stop: int, length: int, size: int) -> np.ndarray:
@@ -45,11 +46,13 @@ def lanczos(start: int, stop: int, length: int, size: int) -> np.ndarray:
 def test_a_crop_is_its_box_reduced(val: PhotoDataset) -> None:
     """Against the filter's formula in float64."""
     for i in range(0, len(val), 11):
-        row = val.photographs[val.photo_ids[i]]
-        left, top, right, bottom = cut(open_photo(row.file), f"{row.file} {i % val.crops}", 32)[0]
+        file = val.photographs[val.photo_ids[i]]["file"]
+        photo = load_photo(file.removesuffix(".webp")).numpy()  # (3, H, W)
+        image = Image.fromarray(photo.transpose(1, 2, 0).copy())
+        left, top, right, bottom = cut(image, f"{file} {i % val.crops}", 32)[0]
         assert right - left == bottom - top >= 32  # never enlarged
-        across, down = lanczos(left, right, row.width, 32), lanczos(top, bottom, row.height, 32)
-        wide = np.clip(load_photo(row.name).numpy() @ across.T, 0, 255)  # Pillow clips in between
+        across, down = lanczos(left, right, image.width, 32), lanczos(top, bottom, image.height, 32)
+        wide = np.clip(photo @ across.T, 0, 255)  # Pillow clips in between
         assert np.abs(val.images[i].numpy() - np.clip(down @ wide, 0, 255)).max() < 2
 
 
