@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,24 +31,21 @@ class Result(NamedTuple):
 class Exercise(NamedTuple):
     """`solution`, `cases` (tuples of arguments), `mistakes` (hint: a function that makes it).
 
-    gradients: the gradients in all arguments, which are tensors, are compared as well.
+    Gradients are compared as well, in the arguments that require them.
     """
 
     solution: Fn
     cases: Sequence[tuple[Any, ...]]
     mistakes: Mapping[str, Fn] = {}
-    gradients: bool = False
 
     def outcome(self, fn: Fn, args: Sequence[Any]) -> Any:
-        """What fn returns; with `gradients` one vector of it and the gradients."""
-        if not self.gradients:
-            return fn(*args)
-        leaves = [arg.clone().requires_grad_() for arg in args]
-        out = fn(*leaves)
-        if not isinstance(out, Tensor):
+        """What fn returns; where arguments require gradients, one vector of it and of these."""
+        out = fn(*args)
+        leaves = [arg for arg in args if isinstance(arg, Tensor) and arg.requires_grad]
+        if not leaves or not isinstance(out, Tensor):
             return out
-        weighted = (out * draw(out.shape)[0]).sum() + sum(0 * leaf.sum() for leaf in leaves)
-        return torch.cat([x.flatten() for x in (out, *torch.autograd.grad(weighted, leaves))])
+        total = out.sum() + sum(0 * leaf.sum() for leaf in leaves)  # so that each has a gradient
+        return torch.cat([x.flatten() for x in (out, *torch.autograd.grad(total, leaves))])
 
     def check(self, fn: Any) -> Result:
         """Compare a function with the solution in each case."""
@@ -84,20 +82,16 @@ def problem_of(fn: Fn, exercise: Exercise, case: tuple[Any, ...]) -> str:
         return ""
     wrong = _wrong_answers(exercise, case, expected, answer)
     hint = next((hint for hint, values in wrong if _alike(answer, values.detach().double())), "")
-    index = tuple(_differs(answer, expected).nonzero()[0].tolist())
-    place = f"at {list(index)} " if index else ""
+    index = np.unravel_index(int((answer - expected).abs().argmax()), answer.shape)
+    place = f"at {[int(i) for i in index]} " if index else ""
     found, right = answer[index].item(), expected[index].item()
     return f"{hint} ({place}it is {found:.4g}, expected {right:.4g})".strip()
 
 
-def _differs(answer: Tensor, expected: Tensor) -> Tensor:
-    """Where two answers differ by more than the rounding of float32."""
-    return (answer - expected).abs() > TOLERANCE * max(1.0, expected.abs().max().item())
-
-
 def _alike(answer: Tensor, expected: Tensor) -> bool:
-    same = answer.shape == expected.shape and expected.isfinite().all()
-    return bool(same and not _differs(answer, expected).any())
+    """Of the same shape, and equal but for the rounding of float32."""
+    close = TOLERANCE * max(1.0, expected.abs().max().item())
+    return answer.shape == expected.shape and torch.allclose(answer, expected, 0.0, close)
 
 
 def _wrong_answers(

@@ -113,6 +113,7 @@ def _idle(seconds: Tensor, workers: int, in_turn: bool = False) -> Tensor:
 # --- inputs that several exercises share ---
 
 LATENTS = draw(*4 * ((4, 3, 4, 4),))  # B = h = w: an axis too few broadcasts, and is found
+WATCHED = [z.clone().requires_grad_() for z in LATENTS[:2]]  # their gradients are compared, too
 ABAR = torch.linspace(0.1, 0.8, 4)  # one for each image
 MASK = (draw((4, 1, 16, 16), seed=1)[0] < 0.3).float()
 SIDES = torch.tensor([0, -1, 1])  # the mean, the lower and the upper end of an interval
@@ -160,9 +161,8 @@ EXERCISES = {
     ),
     "quantise": Exercise(
         lambda z, codebook: z + (_codes(z, codebook) - z).detach(),
-        [(LATENTS[0], *draw((7, 3), seed=1))],
+        [(WATCHED[0], *draw((7, 3), seed=1))],
         {"No gradient reaches z: return z + (codes − z).detach().": _codes},
-        gradients=True,
     ),
     "code_statistics": Exercise(
         lambda indices, size: torch.stack(code_usage(indices.flatten().bincount(minlength=size))),
@@ -176,9 +176,8 @@ EXERCISES = {
     ),
     "adaptive_weight": Exercise(
         lambda grad_rec, grad_adv: _ratio(grad_rec, grad_adv).detach(),
-        [draw((3, 8), (3, 8)), (torch.ones(3, 8), torch.zeros(3, 8))],
+        [WATCHED, (WATCHED[0], 0 * WATCHED[1])],
         {"The weight must be detached.": _ratio},
-        gradients=True,
     ),
     "choose": Exercise(
         lambda f, numbers, psnr, budget, least: (f * ((numbers <= budget) & (psnr >= least))).max(),

@@ -20,6 +20,7 @@ from einops import rearrange, repeat
 from matplotlib import ticker
 from torch import Tensor
 
+from minildm.data.dataset import as_float
 from minildm.files import atomic_write
 from minildm.training.loop import Record
 
@@ -93,22 +94,22 @@ def image_grid(
 
     scale: an image's width in inches, about: images are enlarged by a whole factor, so that a
     pixel stays a sharp square; only larger ones are reduced. rows, heads: names of the rows, at
-    the left, and of the columns.
+    the left, which then say how many columns there are, and of the columns.
     """
-    x, factor = _bytes(x), scale * DPI / x.shape[-1]
+    columns = len(x) // len(rows) if rows else min(columns, len(x))
+    x, factor = as_float(x.detach().cpu()).clamp(-1, 1), scale * DPI / x.shape[-1]
     if factor < 0.75:
         size = [max(1, round(side * factor)) for side in x.shape[-2:]]
-        x = F.interpolate(x.float(), size, mode="area").round().byte()
+        x = F.interpolate(x, size, mode="area")
+    x = ((x + 1) * 127.5).round().byte()
     x = x.repeat_interleave(k := max(1, round(factor)), -1).repeat_interleave(k, -2)
     cells = F.pad(x, (1, 1, 1, 1), value=214)  # a grey frame
     h, w = cells.shape[-2:]
     notes = [fill(t, max(5, int(w / 7.4)), max_lines=3, placeholder=" …") for t in titles]
     room = LINE * max((note.count("\n") + 1 for note in notes), default=0)
-    cells = F.pad(cells, (0, GAP, 0, room + GAP), value=255)
-    down, right = cells.shape[-2:]
-    columns = min(columns, len(cells))
-    filled = F.pad(cells, (0, 0) * 3 + (0, -len(cells) % columns), value=255)
-    grid = rearrange(filled, "(n k) c h w -> (n h) (k w) c", k=columns).numpy()
+    down, right, missing = h + room + GAP, w + GAP, -len(cells) % columns
+    cells = F.pad(cells, (0, GAP, 0, room + GAP, 0, 0, 0, missing), value=255)
+    grid = rearrange(cells, "(n k) c h w -> (n h) (k w) c", k=columns).numpy()
     height, width = grid.shape[:2]
     fig = NotebookFigure((width / DPI, height / DPI), dpi=DPI)
     ax, extent = fig.add_axes((0, 0, 1, 1), frameon=False), (0, width, height, 0)
@@ -122,43 +123,34 @@ def image_grid(
         x, y = i % columns * right + w / 2, i // columns * down + h + 3
         ax.text(x, y, note, ha="center", va="top", fontsize=8, linespacing=1.1)
     names = ", ".join(dict.fromkeys(filter(None, [*rows, *heads, *titles])))
-    what = f"{len(cells)} images, {columns} in a row"
+    what = f"{len(cells) - missing} images, {columns} in a row"
     fig.alt = ": ".join(filter(None, [title, what, names])) + "."
     return fig
-
-
-def _bytes(x: Tensor) -> Tensor:
-    """Images, uint8 or in [-1, 1], as uint8 on the CPU."""
-    x = x.detach().cpu()
-    return x if x.dtype == torch.uint8 else ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
 def class_grid(
     x: Tensor, rows: Names, *, heads: Names = (), scale: float = 1.0, title: str = ""
 ) -> NotebookFigure:
     """A row of K images for each name: x (R K, 3, H, W); heads: a name for each column."""
-    columns = len(x) // len(rows)
-    return image_grid(x, columns=columns, scale=scale, title=title, rows=rows, heads=heads)
+    return image_grid(x, rows=rows, heads=heads, scale=scale, title=title)
 
 
 def pairs(x: Tensor, x_rec: Tensor, psnr: Numbers) -> NotebookFigure:
     """Each image above its reconstruction, both (N, 3, H, W); `psnr` (N,) in dB stands below."""
     notes = [""] * len(x) + [f"{float(p):.1f} dB" for p in psnr]
-    rows = ("original", "reconstruction")
-    return image_grid(torch.cat([x, x_rec]), notes, columns=len(x), rows=rows)
+    return image_grid(torch.cat([x, x_rec]), notes, rows=("original", "reconstruction"))
 
 
 def trajectory(
     images: Tensor, times: Numbers, *, z0_images: Tensor | None = None, title: str = ""
 ) -> NotebookFigure:
-    """The decoded states (S, 3, H, W) or (S, 1, 3, H, W) of one sample, at the S `times`.
+    """The decoded states (S, 3, H, W) of one sample at the S `times`, and the predicted z0_images.
 
-    z0_images: the predicted clean images, of the same shape. At most seven states are shown,
-    evenly spread, the first and the last among them.
+    At most seven are shown, evenly spread, the first and the last among them.
     """
     kept = torch.linspace(0, len(times) - 1, min(7, len(times))).round().long()
     kinds = {"zₜ decoded": images} | ({} if z0_images is None else {"ẑ₀ decoded": z0_images})
-    rows = torch.cat([states.flatten(0, -4)[kept] for states in kinds.values()])
+    rows = torch.cat([states[kept] for states in kinds.values()])
     return class_grid(rows, list(kinds), heads=[f"t = {int(times[i])}" for i in kept], title=title)
 
 
@@ -181,8 +173,8 @@ def word_maps(x: Tensor, words: Names, maps: Tensor, *, title: str = "") -> Note
     lit = maps / maps.mean(dim=(1, 2), keepdim=True).clamp(min=1e-12)
     most = lit.amax(dim=(1, 2)).tolist()
     lit = F.interpolate(lit[:, None] / max(2.0, *most), x.shape[-2:], mode="bicubic")[:, 0]
-    colors = torch.from_numpy(plt.cm.inferno(lit.clamp(0, 1).numpy())[..., :3]).float() * 2 - 1
-    x = _bytes(x[None]).float() / 127.5 - 1
+    colors = torch.from_numpy(plt.cm.inferno(lit.numpy())[..., :3]).float() * 2 - 1
+    x = as_float(x)[None]
     overlays = 0.3 * x.mean(dim=1, keepdim=True) + 0.7 * rearrange(colors, "k h w c -> k c h w")
     notes = ["the image", *(f"{word} ×{m:.1f}" for word, m in zip(words, most, strict=True))]
     return image_grid(torch.cat([x, overlays]), notes, columns=7, title=title)
@@ -204,7 +196,7 @@ def curves(
     x): one for all panels, or one a panel. log: "x", "y" or "xy". spans: named, shaded ranges of x.
     """
     fig = _panels(panels, 2, (6.4, 3.2) if len(panels) == 1 else (4.6, 3.2))
-    xlabels, ylabels = ([s] * len(panels) if isinstance(s, str) else s for s in (xlabel, ylabel))
+    xlabels, ylabels = (np.broadcast_to(label, len(panels)) for label in (xlabel, ylabel))
     marked = ticks if ticks is not None and np.ndim(ticks[0]) else [ticks] * len(panels)
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     for i, (ax, lines) in enumerate(zip(fig.axes, panels.values(), strict=True)):
@@ -218,8 +210,15 @@ def curves(
             style |= {"lw": 0 if points else 1.7, "elinewidth": 1.2, "capsize": 2.5}
             ax.errorbar(x, y, reach, color=f"C{k}", label=label, **style)
             fig.alt += f" {label} from {y[0]:.3g} at {x[0]:.3g} to {y[-1]:.3g} at {x[-1]:.3g};"
-        for which in log:
-            _log_axis(ax, which)
+        for which in log:  # with ordinary numbers (0.2, 0.5, 1), now that all is drawn
+            ax.set(**{f"{which}scale": "log"})
+            axis = getattr(ax, f"{which}axis")
+            low, high = sorted(axis.get_view_interval())
+            steps = ticker.LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,))
+            few = ticker.MaxNLocator(5, steps=[1, 2, 5, 10])  # in a decade: 1, 2, 5 are too few
+            axis.set_major_locator(few if high < 10 * low else steps)
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(ticker.NullFormatter())
         if marked[i] is not None:
             ax.set_xticks(marked[i], [f"{tick:g}" for tick in marked[i]])
             ax.xaxis.set_minor_locator(ticker.NullLocator())
@@ -292,17 +291,6 @@ def _panels(titles: Names, columns: int, size: tuple[float, float]) -> NotebookF
         fig.add_subplot(lines, columns, i + 1, title=title)
     fig.alt = f"{', '.join(filter(None, titles)) or 'A chart'}."
     return fig
-
-
-def _log_axis(ax: plt.Axes, which: str) -> None:
-    """Make "x" or "y" logarithmic with ordinary numbers (0.2, 0.5, 1), after all is drawn."""
-    ax.set(**{f"{which}scale": "log"})
-    axis, (low, high) = getattr(ax, f"{which}axis"), getattr(ax, f"get_{which}lim")()
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
-    if high < 10 * low:  # 1, 2, 5 would be a single tick, or none
-        axis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _legend_below(fig: NotebookFigure) -> None:

@@ -62,15 +62,11 @@ def test_under_guidance_the_maps_are_those_of_the_condition(model: LatentDiffusi
 def test_the_maps_are_means_over_heads_and_blocks(model: LatentDiffusion) -> None:
     seen: list[Tensor] = []
     blocks = [m for n, m in model.unet.named_modules() if n.endswith("cross_attn")]
-    handles = [
-        block.register_forward_hook(lambda m, a, _: seen.append(attention_weights(m, *a)))
-        for block in blocks
-    ]
+    for block in blocks:
+        block.register_forward_hook(lambda m, a, _: seen.append(attention_weights(m, *a).mean(1)))
     maps = first_maps(model, CAPTIONS, size=(16, 32))  # not square: h and w must not be swapped
-    for handle in handles:
-        handle.remove()
     assert len(blocks) > 1
-    each = torch.stack([w.mean(1) for w in seen[: len(blocks)]]).mean(0)  # (B, 32, M)
+    each = torch.stack(seen[: len(blocks)]).mean(0)  # (B, 32, M)
     small = rearrange(each, "b (h w) m -> b m h w", h=4)
     whole = torch.nn.functional.interpolate(small, (8, 16), mode="bilinear")
     assert torch.allclose(maps, whole, atol=1e-6)
