@@ -88,7 +88,8 @@ def _evaluate(
     x = as_float(EmojiDataset("val", fresh.config.image_size).images)
     shown = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:8]]
     x_rec, f = reconstruct(fresh.autoencoder, shown), fresh.autoencoder.f
-    figures = {"reconstructions": plots.pairs(shown, x_rec, psnr=psnr(shown, x_rec))}
+    rows, heads = ("original", "reconstruction"), [f"{p:.1f} dB" for p in psnr(shown, x_rec)]
+    figures = {"reconstructions": plots.class_grid(torch.cat([shown, x_rec]), rows, heads=heads)}
     measured = {"psnr_bicubic": mean_interval(psnr(x, enlarge(shrink(x, f), f)))}
     classifier, accuracy = pretrained("emoji-classifier").to(fresh.device), {}
     for name, model in models.items():

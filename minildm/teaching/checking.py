@@ -29,10 +29,7 @@ class Result(NamedTuple):
 
 
 class Exercise(NamedTuple):
-    """`solution`, `cases` (tuples of arguments), `mistakes` (hint: a function that makes it).
-
-    Gradients are compared as well, in the arguments that require them.
-    """
+    """`solution`, `cases` (tuples of arguments), `mistakes` (hint: a function that makes it)."""
 
     solution: Fn
     cases: Sequence[tuple[Any, ...]]
@@ -46,13 +43,6 @@ class Exercise(NamedTuple):
             return out
         total = out.sum() + sum(0 * leaf.sum() for leaf in leaves)  # so that each has a gradient
         return torch.cat([x.flatten() for x in (out, *torch.autograd.grad(total, leaves))])
-
-    def check(self, fn: Any) -> Result:
-        """Compare a function with the solution in each case."""
-        for case in self.cases:
-            if problem := problem_of(fn, self, case):
-                return Result(False, problem)
-        return Result(True, f"equal to the solution on {len(self.cases)} inputs.")
 
 
 def draw(*shapes: tuple[int, ...], seed: int = 0) -> tuple[Tensor, ...]:
@@ -106,8 +96,8 @@ def _wrong_answers(
         if case[i].shape == case[j].shape:
             other = list(case)
             other[i], other[j] = case[j], case[i]
-            swapped = exercise.outcome(exercise.solution, other)
-            yield f"{names[i]} and {names[j]} are swapped.", swapped
+            hint = f"{names[i]} and {names[j]} are swapped."
+            yield hint, exercise.outcome(exercise.solution, other)
     for i in tensors:
         yield f"it returns {names[i]} unchanged.", case[i]
     factor = (answer * expected).sum() / expected.square().sum().clamp(min=1e-12)

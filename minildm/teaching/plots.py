@@ -128,17 +128,9 @@ def image_grid(
     return fig
 
 
-def class_grid(
-    x: Tensor, rows: Names, *, heads: Names = (), scale: float = 1.0, title: str = ""
-) -> NotebookFigure:
-    """A row of K images for each name: x (R K, 3, H, W); heads: a name for each column."""
-    return image_grid(x, rows=rows, heads=heads, scale=scale, title=title)
-
-
-def pairs(x: Tensor, x_rec: Tensor, psnr: Numbers) -> NotebookFigure:
-    """Each image above its reconstruction, both (N, 3, H, W); `psnr` (N,) in dB stands below."""
-    notes = [""] * len(x) + [f"{float(p):.1f} dB" for p in psnr]
-    return image_grid(torch.cat([x, x_rec]), notes, rows=("original", "reconstruction"))
+def class_grid(x: Tensor, rows: Names, *, scale: float = 1.0, **options: Any) -> NotebookFigure:
+    """A row of K images for each name: x (R K, 3, H, W); options: those of `image_grid`."""
+    return image_grid(x, rows=rows, scale=scale, **options)
 
 
 def trajectory(

@@ -33,7 +33,7 @@ def records(n: int, every: int = 1, **terms: float) -> list[Record]:
 EVERY = {
     "image_grid": lambda: plots.image_grid(X, [LONG, "a" * 40, *"abcd"], columns=4, title=LONG),
     "class_grid": lambda: plots.class_grid(X, ["food-fruit", LONG], heads="abc", title=3 * LONG),
-    "pairs": lambda: plots.pairs(X, 0.5 * X, psnr=[20.0] * 6),
+    "rows": lambda: plots.image_grid(X, [""] * 3 + ["20.0 dB"] * 3, rows=["original", LONG]),
     "trajectory": lambda: plots.trajectory(X, [9, 7, 5, 3, 1, 0], z0_images=X),
     "latent_maps": lambda: plots.latent_maps(randn(2, 3, 4, 5), rows=["a", "b"]),
     "word_maps": lambda: plots.word_maps(X[0], ["a", "red", "apple"], X.abs()[:3, 0]),
@@ -86,7 +86,7 @@ def canvas(fig: plots.NotebookFigure) -> np.ndarray:
 @pytest.mark.parametrize(("side", "k"), [(16, 4), (37, 2)])
 def test_images_are_sharp_squares_in_the_png(side: int, k: int) -> None:
     x = torch.randint(0, 256, (3, 3, side, side), dtype=torch.uint8)
-    fig = plots.image_grid(x, ["a", "b", "c"], columns=2, rows=["d"], scale=k * side / plots.DPI)
+    fig = plots.image_grid(x, ["a", "b", "c"], columns=2, scale=k * side / plots.DPI)
     data, metadata = fig._repr_mimebundle_()
     assert metadata == {"image/png": {"alt": fig.alt}}
     drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB"))
