@@ -1,8 +1,8 @@
 """What all conditioners share: config, null condition, conversion of user input; LDM Sec. 3.3."""
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -25,8 +25,6 @@ class Conditioning(NamedTuple):
 class Conditioner(nn.Module):
     """tau_theta. The base class is the unconditional one: the UNet receives z_t and t alone."""
 
-    null_batch: ClassVar[Batch] = {}  # of one null condition, where there is one
-
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
@@ -48,9 +46,9 @@ class Conditioner(nn.Module):
 
     def null(self, n: int) -> Conditioning:
         """The null tokens (n, M, d_cond). Raises ValueError without a null condition."""
-        if not self.config.has_null:
+        if not self.config.null_batch:
             raise ValueError(f"kind={self.config.kind!r} has no null condition: do not guide")
-        return Conditioning(self.tokens_of(self.null_batch).expand(n, -1, -1))
+        return Conditioning(self.tokens_of(self.config.null_batch).expand(n, -1, -1))
 
     def tokens_of(self, batch: Batch) -> Tensor | None:
         """The tokens of a batch's conditions (B, M, d_cond); None without tokens."""
@@ -62,9 +60,14 @@ class Conditioner(nn.Module):
 
     def batch_from(self, y: Any, n: int) -> Batch:
         """User input -> a batch; one condition is repeated n times. ValueError: what is allowed."""
-        with expecting(y, "None: this model is unconditional"):
-            assert y is None
-        return {}
+        with suppress(AttributeError, LookupError, RuntimeError, TypeError):
+            if (batch := self.read(y, n)) is not None:
+                return batch
+        raise ValueError(f"y={y!r:.80} must be {self.config.allowed.format(self.config)}")
+
+    def read(self, y: Any, n: int) -> Batch | None:
+        """`batch_from` for what is allowed; for other y None, or nearly any error."""
+        return {} if y is None else None
 
     def here(self, x: Tensor) -> Tensor:
         """x on the model's device; the copy does not wait for work in progress there."""
@@ -76,15 +79,16 @@ class ConditionerConfig:
     """No condition; subclasses by `kind`. Raises ValueError for a field out of its range."""
 
     conditioner: ClassVar[type[Conditioner]] = Conditioner  # the class to build
+    allowed: ClassVar[str] = "None: this model is unconditional"  # what users may give as y
     p_uncond: ClassVar[float] = 0.0  # share of conditions that training drops, for guidance
     d_cond: ClassVar[int | None] = None  # width of the tokens, if there are any
     channels: ClassVar[int] = 0  # that are concatenated with z_t
-    has_null: ClassVar[bool] = False  # whether a condition can be null, so that samples are guided
+    null_batch: ClassVar[Batch] = {}  # of one null condition; empty: there is none, for guidance
     kind: Literal["none"] = "none"
 
     def __post_init__(self) -> None:
         check_words(self)
-        if not 0.0 <= self.p_uncond < 1.0 or (self.p_uncond and not self.has_null):
+        if not 0.0 <= self.p_uncond < 1.0 or (self.p_uncond and not self.null_batch):
             wanted = "must lie in [0, 1), and be 0 without a null condition"
             raise ValueError(f"p_uncond={self.p_uncond} {wanted}")
         for name, value in vars(self).items():
@@ -98,15 +102,6 @@ class ConditionerConfig:
     def build(self) -> Conditioner:
         """The conditioner, untrained."""
         return self.conditioner(self)
-
-
-@contextmanager
-def expecting(y: object, allowed: str) -> Iterator[None]:
-    """Replace errors of reading the user's y by one ValueError that says what is allowed."""
-    try:
-        yield
-    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-        raise ValueError(f"y={y!r:.80} must be {allowed}") from error
 
 
 def look_up(name: str, known: Sequence[str], what: str) -> int:

@@ -1,7 +1,4 @@
-"""Conditions concatenated with z_t: low resolution, inpainting, semantic maps; LDM Sec. 3.3.
-
-Each gives (B, c', h, w) at the latent's size; "hybrid" adds tokens.
-"""
+"""Conditions concatenated with z_t: low resolution, inpainting, semantic maps; LDM Sec. 3.3."""
 
 from dataclasses import dataclass
 from operator import attrgetter
@@ -9,41 +6,36 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from minildm.conditioning.base import Conditioner, ConditionerConfig, Encode, expecting
+from minildm.conditioning.base import Conditioner, ConditionerConfig, Encode
 from minildm.layers import Batch
 
 
 class SpatialConditioner(Conditioner):
-    """Base: tensors in a batch -> (B, c', h, w)."""
+    """Base: tensors in a batch -> (B, c', h, w), of the latent's size."""
 
-    wanted: dict[str, tuple[str, int, int]]  # key of the batch: shape, lowest and highest value
+    wanted: dict[str, tuple[tuple[int, ...], int, int]]  # key: channels, lowest, highest value
     multiple = 1  # which divides both sides
 
-    def batch_from(self, y: Any, n: int) -> Batch:
+    def read(self, y: Any, n: int) -> Batch | None:
         """A dict of tensors, or the tensor if there is one key -> a checked batch."""
-        allowed = [f"{key} {shape} in {a}..{b}" for key, (shape, a, b) in self.wanted.items()]
-        size = f"of one size, sides multiples of {self.multiple}; masks and labels are integers"
-        with expecting(y, f"a dict of {', '.join(allowed)}, {size}"):
-            batch = {next(iter(self.wanted)): y} if isinstance(y, Tensor) else {**y}
-            assert set(batch) == set(self.wanted)
-            for key, (shape, lowest, highest) in self.wanted.items():
-                x, axes = batch[key], shape.strip("()").split(", ")
-                batch[key] = x = x.expand(n, *x.shape) if x.ndim == len(axes) - 1 else x
-                assert x.ndim == len(axes) and axes[1] in ("H", str(x.shape[1]))  # channels
-                assert ((x >= lowest - 1e-3) & (x <= highest + 1e-3)).all()  # NaN is refused
-                assert lowest < 0 or (x == x.long()).all()
-            assert len({(len(x), *x.shape[-2:]) for x in batch.values()}) == 1
-            assert not any(side % self.multiple for side in x.shape[-2:])
-        return batch
+        batch = {next(iter(self.wanted)): y} if isinstance(y, Tensor) else {**y}
+        fits = [set(batch) == set(self.wanted)]
+        for key, (channels, lowest, highest) in self.wanted.items():
+            x = batch[key]
+            batch[key] = x = x.expand(n, *x.shape) if x.ndim == len(channels) + 2 else x
+            fits += [x.shape[1:-2] == channels, lowest < 0 or (x == x.long()).all()]
+            fits += [((x >= lowest - 1e-3) & (x <= highest + 1e-3)).all()]  # NaN is refused
+        fits += [len({(len(x), *x.shape[-2:]) for x in batch.values()}) == 1]
+        fits += [side % self.multiple == 0 for side in x.shape[-2:]]
+        return batch if all(fits) else None
 
 
 class LowResConditioner(SpatialConditioner):
     """`low_res` (B, 3, h, w) in [-1, 1], an image f times smaller, as it is; LDM Sec. 4.4."""
 
-    wanted: ClassVar = {"low_res": ("(B, 3, h, w)", -1, 1)}
+    wanted: ClassVar = {"low_res": ((3,), -1, 1)}
 
     def concat_of(self, batch: Batch, encode: Encode | None) -> Tensor:
         return self.here(batch["low_res"])
@@ -54,6 +46,7 @@ class LowResConfig(ConditionerConfig):
     """A smaller image."""
 
     conditioner = LowResConditioner
+    allowed = "a dict of low_res (B, 3, h, w) in -1..1"
     channels = 3
     kind: Literal["low_res"] = "low_res"
 
@@ -65,11 +58,11 @@ class InpaintConditioner(SpatialConditioner):
     1 in the hole and -1 where the image is known.
     """
 
-    wanted: ClassVar = {"image": ("(B, 3, H, W)", -1, 1), "mask": ("(B, 1, H, W)", 0, 1)}
+    wanted: ClassVar = {"image": ((3,), -1, 1), "mask": ((1,), 0, 1)}
 
     def concat_of(self, batch: Batch, encode: Encode | None) -> Tensor:
         mask = self.here(batch["mask"])
-        z = encode(masked(self.here(batch["image"]), mask))
+        z = encode(torch.where(mask > 0.5, self.here(batch["image"]), -1.0))
         hole = 1 - 2 * F.interpolate(mask.to(z), size=z.shape[-2:])  # nearest
         return torch.cat([z, hole], dim=1)
 
@@ -79,6 +72,7 @@ class InpaintConfig(ConditionerConfig):
     """An image with a hole."""
 
     conditioner = InpaintConditioner
+    allowed = "a dict of image (B, 3, H, W) in -1..1 and mask (B, 1, H, W) of 0 and 1, of one size"
     kind: Literal["inpaint"] = "inpaint"
 
     def concat_channels(self, z_channels: int) -> int:
@@ -93,16 +87,14 @@ class SemanticConditioner(SpatialConditioner):
 
     def __init__(self, config: "SemanticConfig") -> None:
         super().__init__(config)
-        self.wanted = {"semantic": ("(B, H, W)", 0, len(config.labels) - 1)}
+        self.wanted = {"semantic": ((), 0, len(config.labels) - 1)}
         self.multiple = 2**config.stages
         self.mapper = nn.Conv2d(len(config.labels), config.channels, 1, bias=False)
 
     def concat_of(self, batch: Batch, encode: Encode | None) -> Tensor:
         shares = F.one_hot(self.here(batch["semantic"]).long(), len(self.config.labels))
-        shares = rearrange(shares, "b h w label -> b label h w").to(self.mapper.weight.dtype)
-        for _ in range(self.config.stages):
-            shares = F.interpolate(shares, scale_factor=0.5, mode="bilinear")
-        return self.mapper(shares)
+        shares = shares.movedim(-1, 1).to(self.mapper.weight.dtype)  # (B, label, H, W)
+        return self.mapper(F.avg_pool2d(shares, self.multiple))  # equals bilinear halvings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +102,7 @@ class SemanticConfig(ConditionerConfig):
     """A label for each pixel."""
 
     conditioner = SemanticConditioner
+    allowed = "a dict of semantic (B, H, W), sides multiples of 2^{0.stages}, numbers of {0.labels}"
     kind: Literal["semantic"] = "semantic"
     labels: tuple[str, ...] = ()  # names in order; presets leave it to the data
     stages: int = 2  # halvings of the map, log2 of the first stage's f
@@ -122,7 +115,6 @@ class HybridConditioner(Conditioner):
     def __init__(self, config: "HybridConfig") -> None:
         super().__init__(config)
         self.tokens, self.concat = config.tokens.build(), config.concat.build()
-        self.null_batch = self.tokens.null_batch
 
     def tokens_of(self, batch: Batch) -> Tensor:
         return self.tokens.tokens_of(batch)
@@ -130,11 +122,10 @@ class HybridConditioner(Conditioner):
     def concat_of(self, batch: Batch, encode: Encode | None) -> Tensor:
         return self.concat.concat_of(batch, encode)
 
-    def batch_from(self, y: Any, n: int) -> Batch:
+    def read(self, y: Any, n: int) -> Batch:
         """A dict of the image's tensors, and of the tokens' condition under "y"."""
-        with expecting(y, f"a dict of {(*self.concat.wanted, 'y')}"):
-            images = {**y}
-            condition = images.pop("y")
+        images = {**y}
+        condition = images.pop("y")
         batch = self.concat.batch_from(images, n)
         return batch | self.tokens.batch_from(condition, len(next(iter(batch.values()))))
 
@@ -144,17 +135,13 @@ class HybridConfig(ConditionerConfig):
     """A condition with tokens, and one that is concatenated."""
 
     conditioner = HybridConditioner
+    allowed = "a dict with what {0.concat.kind!r} reads, and what {0.tokens.kind!r} reads as 'y'"
     d_cond = property(attrgetter("tokens.d_cond"), doc="Width of the tokens.")
     p_uncond = property(attrgetter("tokens.p_uncond"), doc="Share of tokens that training drops.")
-    has_null = property(attrgetter("tokens.has_null"), doc="Whether the tokens can be null.")
+    null_batch = property(attrgetter("tokens.null_batch"), doc="Of one null condition's tokens.")
     kind: Literal["hybrid"] = "hybrid"
     tokens: ConditionerConfig
     concat: ConditionerConfig
 
     def concat_channels(self, z_channels: int) -> int:
         return self.concat.concat_channels(z_channels)
-
-
-def masked(x: Tensor, mask: Tensor) -> Tensor:
-    """x (B, 3, H, W) in [-1, 1], black where mask (B, 1, H, W) is 0."""
-    return torch.where(mask > 0.5, x, -torch.ones_like(x))

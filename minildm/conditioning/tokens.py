@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from minildm.conditioning.base import Conditioner, ConditionerConfig, expecting, look_up
+from minildm.conditioning.base import Conditioner, ConditionerConfig, look_up
 from minildm.layers import Batch, CrossAttention
 
 
@@ -19,21 +18,17 @@ class ClassConditioner(Conditioner):
 
     def __init__(self, config: "ClassConfig") -> None:
         super().__init__(config)
-        k = len(config.classes)
-        self.embedding = nn.Embedding(k + config.null_class, config.d_cond)
-        self.null_batch = {"label": torch.tensor([k], device="cpu")}  # after the last class
+        self.embedding = nn.Embedding(len(config.classes) + config.null_class, config.d_cond)
 
     def tokens_of(self, batch: Batch) -> Tensor:
         return self.embedding(self.here(batch["label"]))[:, None]
 
-    def batch_from(self, y: Any, n: int) -> Batch:
-        """Class names or labels -> `label` (B,)."""
+    def read(self, y: Any, n: int) -> Batch:
         names = self.config.classes
-        with expecting(y, f"class names or labels; known: {names}"):
-            y = y.tolist() if isinstance(y, Tensor) else y
-            y = [y] * n if isinstance(y, str | int) else y
-            labels = [v if v in range(len(names)) else look_up(v, names, "class") for v in y]
-            return {"label": torch.tensor(labels, dtype=torch.int64)}
+        y = y.tolist() if isinstance(y, Tensor) else y
+        y = [y] * n if isinstance(y, str | int) else y
+        labels = [v if v in range(len(names)) else look_up(v, names, "class") for v in y]
+        return {"label": torch.tensor(labels, dtype=torch.int64)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +36,17 @@ class ClassConfig(ConditionerConfig):
     """One learnable token per class."""
 
     conditioner = ClassConditioner
-    has_null = property(attrgetter("null_class"), doc='Whether there is a token for "no class".')
+    allowed = "class names or labels; known: {0.classes}"
     kind: Literal["class"] = "class"
     classes: tuple[str, ...] = ()  # names in the order of the labels; presets leave it to the data
     d_cond: int = 512
     p_uncond: float = 0.1
-    null_class: bool = True  # one more token, for "no class"
+    null_class: bool = True  # one more token after the last class, for "no class"
+
+    @property
+    def null_batch(self) -> Batch:
+        """The label of "no class", if there is one."""
+        return {"label": torch.tensor([len(self.classes)])} if self.null_class else {}
 
 
 class EncoderBlock(nn.Module):
@@ -66,8 +66,7 @@ class EncoderBlock(nn.Module):
 class TokenTransformer(nn.Module):
     """Discrete tokens to vectors: (B, M) int64 -> (B, M, d_cond), LDM appendix E.2.1.
 
-    Every token attends to every other one, padding included, as in the official code. heads *
-    d_head may differ from d_cond.
+    Every token attends to every other one, padding included, as in the official code.
     """
 
     def __init__(self, config: Any) -> None:
@@ -77,14 +76,12 @@ class TokenTransformer(nn.Module):
         self.position = nn.Embedding(config.length, d)
         for embedding in (self.embedding, self.position):
             nn.init.normal_(embedding.weight, std=0.02)
-        self.blocks = nn.ModuleList(EncoderBlock(d, **size) for _ in range(config.depth))
+        self.blocks = nn.Sequential(*(EncoderBlock(d, **size) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(d)
 
     def forward(self, ids: Tensor) -> Tensor:
         hid = self.embedding(ids) + self.position.weight[: ids.shape[1]]  # (B, M, d)
-        for block in self.blocks:
-            hid = block(hid)
-        return self.norm(hid)
+        return self.norm(self.blocks(hid))
 
 
 class IdsConditioner(Conditioner):
@@ -101,14 +98,11 @@ class IdsConditioner(Conditioner):
     def tokens_of(self, batch: Batch) -> Tensor:
         return self.network(self.here(self.ids(batch)))
 
-    def batch_from(self, y: Any, n: int) -> Batch:
-        """Ids (B, length), or (length,) to repeat n times, as a tensor or lists -> `ids`."""
-        length, size = self.config.length, self.config.vocab_size
-        with expecting(y, f"ids (B, {length}), integers in 0..{size - 1}"):
-            ids = torch.as_tensor(y)
-            ids = ids.expand(n, -1) if ids.ndim == 1 else ids
-            assert ids.shape[1:] == (length,) and ((ids >= 0) & (ids < size)).all()
-            return {"ids": ids}
+    def read(self, y: Any, n: int) -> Batch | None:
+        ids = torch.as_tensor(y)
+        ids = ids.expand(n, -1) if ids.ndim == 1 else ids
+        known = (ids >= 0) & (ids < self.config.vocab_size)
+        return {"ids": ids} if ids.shape[1:] == (self.config.length,) and known.all() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +110,7 @@ class IdsConfig(ConditionerConfig):
     """Sequences of token ids."""
 
     conditioner = IdsConditioner
+    allowed = "ids (B, {0.length}), integers from 0, below {0.vocab_size}"
     kind: Literal["ids"] = "ids"
     vocab_size: int = 0
     length: int = 24
@@ -133,18 +128,14 @@ class LayoutConditioner(IdsConditioner):
     three tokens "nothing"; the null condition consists of these alone.
     """
 
-    null_batch: ClassVar = {"boxes": torch.zeros(1, 0, 4), "classes": torch.zeros(1, 0).long()}
-
     def __init__(self, config: "LayoutConfig") -> None:
         super().__init__(config)
         self.nothing = config.vocab_size - 1
         # Neighbouring corners start alike, since a single one is rare in the data; all tokens have
         # standard deviation 1, since at 0.02 training takes long to tell a box's three apart.
-        tokens, position = self.network.embedding.weight, self.network.position.weight
-        with torch.no_grad():
-            nn.init.normal_(tokens)
-            nn.init.normal_(position)
-            tokens[: config.grid**2] = grid_waves(config.grid, config.d_cond)
+        tokens = nn.init.normal_(self.network.embedding.weight)
+        nn.init.normal_(self.network.position.weight)
+        tokens.data[: config.grid**2] = grid_waves(config.grid, config.d_cond)
 
     def ids(self, batch: Batch) -> Tensor:
         """`boxes` (B, K, 4) xyxy in [0, 1], `classes` (B, K), -1 pads -> (B, 3 max_boxes)."""
@@ -157,50 +148,39 @@ class LayoutConditioner(IdsConditioner):
         ids = nn.functional.pad(ids, (0, 0, 0, missing), value=self.nothing)
         return rearrange(ids, "b k three -> b (k three)")
 
-    def batch_from(self, y: Any, n: int) -> Batch:
+    def read(self, y: Any, n: int) -> Batch | None:
         """Lists of (class name, (left, top, right, bottom)), or a batch -> `boxes`, `classes`."""
         if isinstance(y, dict):
             return {"boxes": y["boxes"], "classes": y["classes"]}
-        names, most = self.config.classes, self.config.max_boxes
-        box = "(class, (left, top, right, bottom)) with left < right and top < bottom in [0, 1]"
-        with expecting(y, f"layouts of at most {most} {box}; classes: {names}"):
-            layouts = [y] * n if y and y[0] and isinstance(y[0][0], str) else y
-            tables = []
-            for layout in layouts:
-                rows = [[*box[1], look_up(box[0], names, "class")] for box in layout]
-                tables.append(torch.tensor(rows, dtype=torch.float32).view(len(rows), 5))
-            x = torch.cat(tables)  # (number of boxes, 5)
-            assert ((x[:, :4] >= 0) & (x[:, :4] <= 1)).all() and (x[:, :2] < x[:, 2:4]).all()
-            table = pad_sequence(tables, batch_first=True, padding_value=-1)  # (B, K, 5)
-            assert table.shape[1] <= most
-        return {"boxes": table[..., :4], "classes": table[..., 4].long()}
+        tables = []
+        for layout in [y] * n if y and y[0] and isinstance(y[0][0], str) else y:
+            rows = [[*box[1], look_up(box[0], self.config.classes, "class")] for box in layout]
+            tables.append(torch.tensor(rows, dtype=torch.float32).view(len(rows), 5))
+        low, high, _ = torch.cat(tables).split([2, 2, 1], dim=1)  # of all boxes
+        table = pad_sequence(tables, batch_first=True, padding_value=-1)  # (B, K, 5)
+        fits = ((low >= 0) & (low < high) & (high <= 1)).all()
+        fits = fits and table.shape[1] <= self.config.max_boxes
+        return {"boxes": table[..., :4], "classes": table[..., 4].long()} if fits else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayoutConfig(ConditionerConfig):
+class LayoutConfig(IdsConfig):
     """Boxes with classes."""
 
     conditioner = LayoutConditioner
-    has_null = True
+    allowed = (
+        "layouts of at most {0.max_boxes} (class, (left, top, right, bottom)) with left < right "
+        "and top < bottom in [0, 1]; classes: {0.classes}"
+    )
+    null_batch: ClassVar = {"boxes": torch.zeros(1, 0, 4), "classes": torch.zeros(1, 0).long()}
+    # Corners, classes and "nothing"; three tokens a box: of IdsConfig's fields these two are none
+    vocab_size: ClassVar[int] = property(lambda c: c.grid**2 + len(c.classes) + 1)
+    length: ClassVar[int] = property(lambda c: 3 * c.max_boxes)
     kind: Literal["layout"] = "layout"
     classes: tuple[str, ...] = ()  # names in order; presets leave it to the data
     max_boxes: int = 4
     grid: int = 32  # corners are rounded to grid x grid positions
-    d_cond: int = 512
     p_uncond: float = 0.1
-    depth: int = 2
-    heads: int = 8
-    d_head: int = 64
-
-    @property
-    def vocab_size(self) -> int:
-        """Corners, classes, and "nothing"."""
-        return self.grid**2 + len(self.classes) + 1
-
-    @property
-    def length(self) -> int:
-        """Three tokens for each box."""
-        return 3 * self.max_boxes
 
 
 def grid_waves(side: int, d: int) -> Tensor:
@@ -213,5 +193,4 @@ def grid_waves(side: int, d: int) -> Tensor:
     position = torch.arange(side, device="cpu")[:, None] / max(side - 1, 1)  # in [0, 1]
     angles = math.pi * position * waves  # (side, ceil(d / 4))
     along = math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], dim=1)
-    x, y = along.expand(side, side, -1), along[:, None].expand(side, side, -1)
-    return torch.cat([x, y], dim=-1).flatten(0, 1)[:, :d]
+    return torch.cat([along.repeat(side, 1), along.repeat_interleave(side, 0)], dim=1)[:, :d]

@@ -240,7 +240,7 @@ class LatentDiffusion(nn.Module):
 
     def _sampling(self, **given: Any) -> SamplingConfig:
         """The model's own SamplingConfig with the given values; None: not given."""
-        own = {} if self.config.conditioner.has_null else {"guidance_scale": 1.0}
+        own = {} if self.config.conditioner.null_batch else {"guidance_scale": 1.0}
         if self.config.schedule.zero_terminal_snr and not self.config.sampling.spacing:
             own["spacing"] = "trailing"  # begins where the training ends, at T - 1
         own |= {name: value for name, value in given.items() if value is not None}

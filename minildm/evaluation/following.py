@@ -342,7 +342,7 @@ def evaluate_model(
     known = {"layout": CROP_CLASSES, "semantic": getattr(config, "labels", None)}
     if classifier.config.labels != known.get(kind, classifier.config.labels):
         raise ValueError(f"classifier must know the model's labels, as {name!r} does")
-    for scale in guidance_scale if config.has_null else (1.0,):
+    for scale in guidance_scale if config.null_batch else (1.0,):
         for style in ("plain, ", "styled, ") if follow is text_following else ("",):
             how["guidance_scale"] = scale
             if kind == "class":

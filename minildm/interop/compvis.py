@@ -91,13 +91,8 @@ def _built(config: Any, tensors: Mapping[str, Any]) -> Any:
         return on_meta(CLASSES[type(config)][1], config)
     if config.kind != "frozen_text":
         return on_meta(config.build)
-    clip = {name: tensor for name, tensor in tensors.items() if name.startswith(CLIP)}
-    if not clip:
-        return config.build()
-    conditioner = tau.FrozenTextConditioner(config, empty=True)
-    network = conditioner.network
-    fill(network, places(network, NAMES["clip"]), clip, r".*position_ids")
-    return conditioner
+    own = {k.partition("transformer.")[2]: v for k, v in tensors.items() if k.startswith(CLIP)}
+    return tau.FrozenTextConditioner(config, own)
 
 
 def _places(parts: Mapping[str, nn.Module], prefixes: Mapping[str, str]) -> list[Place]:

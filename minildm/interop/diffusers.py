@@ -1,6 +1,5 @@
 """diffusers folders, in and out: single models, and whole pipelines of latent diffusion."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +179,6 @@ def _save_bert(model: Any, folder: Path) -> dict[str, list[str]]:
     )
     path = folder / "tokenizer/tokenizer.json"
     words.save(path)
-    content = json.loads(path.read_text(encoding="utf-8"))
-    ends = {"sep": [END, words.end], "cls": [START, words.start]}
-    write_json(path, content | {"post_processor": {"type": "BertProcessing", **ends}})
     special = {"pad_token": PAD, "unk_token": UNKNOWN, "cls_token": START, "sep_token": END}
     card = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.length}
     write_json(path.with_name("tokenizer_config.json"), card | special)

@@ -20,10 +20,10 @@ from minildm.conditioning import (
 )
 
 X, MASK = torch.zeros(2, 3, 8, 8), torch.ones(2, 1, 8, 8)
-LAYOUT, IDS = "must be layouts of at most 4", "must be ids (B, 4), integers in 0..8"
-INPAINT = "must be a dict of image (B, 3, H, W) in -1..1, mask (B, 1, H, W) in 0..1, of one size"
+LAYOUT, IDS = "must be layouts of at most 4", "must be ids (B, 4), integers from 0, below 9"
+INPAINT = "must be a dict of image (B, 3, H, W) in -1..1 and mask (B, 1, H, W) of 0 and 1"
 LOW_RES = "must be a dict of low_res (B, 3, h, w) in -1..1"
-LABELS = "must be a dict of semantic (B, H, W) in 0..3, of one size, sides multiples of 4; masks"
+LABELS = "must be a dict of semantic (B, H, W), sides multiples of 2^2, numbers of ('sky', "
 WRONG: list[tuple[str, Any, str]] = [
     ("class", None, "y=None must be class names or labels; known: ('ant', "),
     ("class", ["ant", "bumble"], "class='bumble' is not known; did you mean 'bumblebee'"),
@@ -39,7 +39,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("ids", [[0, 1, 2, 9]], IDS),
     ("ids", [[0, 1, 2]], IDS),
     ("ids", "dog", f"y='dog' {IDS}"),
-    ("hybrid", ["ant"], "must be a dict of ('low_res', 'y')"),
+    ("hybrid", ["ant"], "must be a dict with what 'low_res' reads, and what 'class'"),
     ("low_res", X / 0, LOW_RES),
     ("low_res", {"low_res": [0.0]}, LOW_RES),
     ("low_res", ["dog"], LOW_RES),

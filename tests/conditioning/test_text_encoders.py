@@ -39,7 +39,6 @@ def test_a_caption_is_start_words_end_and_padding() -> None:
 def test_unknown_words_are_named_as_they_were_written() -> None:
     assert not any(map(TOKENIZER.unknown, CAPTIONS))
     assert TOKENIZER.unknown("a Zorgly dog, blue") == ["Zorgly", ",", "blue"]
-    assert TOKENIZER.words("a zorgly dog") == ["a", "[UNK]", "dog"]
     ids = TOKENIZER(["a zorgly dog", "a bluish dog"], length=8)
     assert torch.equal(ids[0], ids[1])  # nothing of an unknown word is left
 
@@ -127,7 +126,6 @@ def test_clip_equals_transformers(clip: Path) -> None:
     tokens = tau({"caption": captions}).tokens
     assert (tokens - truth).abs().max() < 1e-5
     assert torch.equal(tau.null(1).tokens, tokens[1:2])
-    assert tau.tokenizer.words("red") == ["red</w>"]
     assert tau.batch_from("a red dog", 2) == {"caption": ["a red dog"] * 2}
 
 
@@ -145,7 +143,7 @@ def test_the_encoder_is_no_part_of_the_model_and_reads_a_caption_once() -> None:
 
 
 def test_what_a_frozen_encoder_cannot_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="d_cond must be 384 and length at most 512, got 8 and 24"):
+    with pytest.raises(ValueError, match=r"d_cond=8 must lie in 384\.\.384"):
         FrozenTextConfig(d_cond=8).build()
     monkeypatch.setattr(encoders, "find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"pip install 'minildm\[text\]'"):

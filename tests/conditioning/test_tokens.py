@@ -57,7 +57,7 @@ def test_a_dropped_condition_is_exactly_the_null_condition(kind: str) -> None:
     assert not torch.allclose(kept.tokens[1], null.tokens[1])
     assert null.concat is None
     assert kept.concat is dropped.concat  # an image is never dropped
-    assert tau.config.has_null and tau.config.p_uncond == 0.1
+    assert tau.config.p_uncond == 0.1
 
 
 @KINDS
