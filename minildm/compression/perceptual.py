@@ -92,20 +92,15 @@ class PerceptualDistance(Frozen):
             return torch.stack([reduce(y, "b 1 h w -> b", "mean") for y in weighed]).sum(0)
 
 
-class OfflineDistance(PerceptualDistance):
+class OfflineDistance(PerceptualDistance, EfficientNetLite0):
     """On five blocks of EfficientNet-Lite0: the sum over channels, mean over blocks; at most 4."""
 
     name = "EfficientNet-Lite0 distance"
     kind = "offline"  # by which `perceptual_distance` returns it again
-    min_side = EfficientNetLite0.min_side
     blocks = ("block0", "block2", "block4", "block10", "block15")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = EfficientNetLite0()
-
     def _maps(self, x: Tensor) -> list[Tensor]:
-        return list(self.net.maps(x, self.blocks).values())
+        return list(self.maps(x, self.blocks).values())
 
     def _weigh(self, layer: int, squares: Tensor) -> Tensor:
         return squares.sum(1, keepdim=True) / len(self.blocks)
