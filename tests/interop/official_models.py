@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from minildm import interop
 from minildm.compression.autoencoder import AutoencoderConfig
-from minildm.diffusion.latent_diffusion import LatentDiffusion
+from minildm.conditioning import ConditionerConfig
+from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.diffusion.unet import UNetConfig
 from minildm.interop.weights import read_tensors
-from minildm.training.presets import PUBLISHED
 
 OFFICIAL = Path(__file__).parents[1] / "official"
 CONFIGS = {c["path"]: c for c in json.loads((OFFICIAL / "params.json").read_text())["configs"]}
@@ -119,14 +119,9 @@ def saved(model: nn.Module, folder: Path) -> Part:
     return config, read_tensors(folder / "saved.ckpt")
 
 
-def stand_in(name: str) -> LatentDiffusion:
-    """A narrow model with the blocks of a published one and random weights."""
-    config, narrow = PUBLISHED[name], {"channels": 32, "num_res_blocks": 1}
-    autoencoder, unet = replace(config.autoencoder, **narrow), replace(config.unet, **narrow)
-    conditioner = config.conditioner
-    if unet.d_cond is not None:
-        depth = {"depth": 1} if hasattr(conditioner, "depth") else {}
-        conditioner, unet = replace(conditioner, d_cond=32, **depth), replace(unet, d_cond=32)
-    parts = {"autoencoder": autoencoder, "unet": unet, "conditioner": conditioner}
-    small = replace(config, **parts, image_size=16 * autoencoder.f)
-    return shaken(LatentDiffusion(small)).eval()
+def whole(conditioner: ConditionerConfig, **changes: Any) -> LatentDiffusion:
+    """A small model of ours for 16 x 16 images, with random weights."""
+    channels = 3 + conditioner.concat_channels(3)
+    unet = replace(UNET, d_cond=conditioner.d_cond, in_channels=channels)
+    parts = {"autoencoder": KL, "unet": unet, "conditioner": conditioner, "image_size": 16}
+    return shaken(LatentDiffusion(LatentDiffusionConfig(**parts | changes))).eval()
