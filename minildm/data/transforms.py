@@ -3,13 +3,15 @@
 (B, 3, H, W) in [-1, 1] -> the same range; masks are (B, 1, H, W), 1 = known, 0 = hole.
 """
 
+import io
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from minildm.data.dataset import as_float
+from minildm.data.dataset import as_float, to_tensor
 from minildm.layers import Batch, BatchRandom
 
 
@@ -97,10 +99,12 @@ def blur(x: Tensor, sigma: Tensor, widest: float) -> Tensor:
 
 def jpeg(x: Tensor, quality: Sequence[int]) -> Tensor:
     """Write and read each image (B, 3, H, W) as a JPEG of its own quality."""
-    from torchvision.io import decode_jpeg, encode_jpeg  # slow to import
-
-    pixels = ((x + 1) * 127.5).round().byte().cpu()
-    read = [decode_jpeg(encode_jpeg(image, q)) for image, q in zip(pixels, quality, strict=True)]
+    pixels = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    read = []
+    for image, q in zip(pixels, quality, strict=True):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=q)
+        read.append(to_tensor(Image.open(file)))
     return torch.stack(read).to(x) / 127.5 - 1
 
 

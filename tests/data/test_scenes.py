@@ -96,13 +96,10 @@ def test_at_least_a_quarter_of_each_object_is_visible(layouts: list[Layout]) -> 
 def test_captions_name_every_object_the_ground_and_the_sky(scenes: list[dict[str, Any]]) -> None:
     for item in scenes:
         sky, ground = divmod(int(item["label"]), len(GROUNDS))
-        before, after = item["caption"].split(f" under a {SKIES[sky]} sky")
-        before, where = before.rsplit(" on ", 1)
-        assert where.removeprefix("a ") == GROUNDS[ground]
-        parts = before.replace(" and ", ", ").split(", ")
-        parts += after.removeprefix(" with ").replace(" and ", ", ").split(", ") if after else []
-        kinds = Counter(KINDS[kind] for kind, _ in objects(item))
-        assert sorted(parts) == sorted(listed([kind] * n) for kind, n in kinds.items())
+        where = "a road" if GROUNDS[ground] == "road" else GROUNDS[ground]
+        assert f" on {where} under a {SKIES[sky]} sky" in item["caption"]
+        for kind, n in Counter(KINDS[kind] for kind, _ in objects(item)).items():
+            assert listed([kind] * n) in item["caption"]
     named = {kind.name: kind for kind in KINDS}
     for names, words in (
         ("house person mushroom", "a house, a person and a mushroom"),

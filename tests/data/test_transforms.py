@@ -19,7 +19,6 @@ from minildm.data.transforms import (
     mirrored,
     shrink,
     style_caption,
-    to_segments,
     with_styles,
 )
 from minildm.layers import BatchRandom
@@ -125,14 +124,6 @@ def test_each_image_has_a_mask_of_one_kind_with_known_pixels_and_a_hole() -> Non
     share = draw_masks(("lama", "halves"), 1000, (16, 16), rng()).mean((1, 2, 3))
     assert share.amin() > 0 and share.amax() < 1
     assert 0.45 < (share == 0.5).float().mean() < 0.56  # halves, and a few others by chance
-
-
-def test_distances_to_segments_are_those_of_the_formula() -> None:
-    a, b = torch.tensor([[0.2, 0.3]]), torch.tensor([[0.8, 0.3]])
-    y, x = (torch.arange(10) + 0.5) / 10, (torch.arange(20) + 0.5) / 20
-    beyond = (x[None] - x[None].clamp(0.2, 0.8)) ** 2
-    exact = ((y[:, None] - 0.3) ** 2 + beyond).sqrt()
-    assert torch.allclose(to_segments(a, b, (10, 20))[0], exact, atol=1e-6)
 
 
 def test_the_mean_fills_holes_alone() -> None:
