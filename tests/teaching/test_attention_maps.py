@@ -38,7 +38,6 @@ def test_the_weights_times_v_are_the_module_s_output() -> None:
     weights = attention_weights(attn, x, cond).double()
     v = rearrange(attn.to_v(cond), "b m (head d) -> b head m d", head=3)
     out = attn.to_out(rearrange(weights @ v, "b head n d -> b n (head d)"))
-    assert weights.shape == (2, 3, 7, 4)
     assert torch.allclose(out, attn(x, cond), atol=1e-5)
 
 

@@ -46,7 +46,6 @@ EVERY = {
         spans={"semantic": (0, 1)},
     ),
     "clouds": lambda: plots.clouds({"data": POINTS}, groups=torch.arange(6), backdrop=POINTS / 2),
-    "arrows": lambda: plots.clouds({"t = 3": (POINTS, 0 * POINTS)}, backdrop=POINTS),
 }
 
 
@@ -140,9 +139,8 @@ def test_loss_curves_are_running_means_over_records_at_their_steps() -> None:
 
 def test_bars_have_the_values_their_intervals_and_counts() -> None:
     fig = plots.bars(dict.fromkeys("xy", MEASURED))
-    (ax,) = fig.axes
-    assert [bar.get_width() for bar in ax.patches] == [0.5, 0.6] * 2
-    reached = [s[:, 0].tolist() for lines in ax.collections for s in lines.get_segments()]
+    assert [bar.get_width() for bar in fig.axes[0].patches] == [0.5, 0.6] * 2
+    reached = [s[:, 0].tolist() for c in fig.axes[0].collections for s in c.get_segments()]
     assert np.allclose(reached, [[0.4, 0.95]] * 4)
     assert "b 0.6  (N=1,200)" in fig.alt
 
