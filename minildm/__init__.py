@@ -43,9 +43,9 @@ _NAMES = {  # by the module that defines them, or that they are
         "AutoencoderExperiment ClassifierExperiment DataConfig LatentDiffusionExperiment "
         "TrainConfig override with_steps "
     ),
-    "training.loop": "EMA Record describe pick_device",
+    "training.loop": "EMA Record describe pick_device read_log",
     "training.presets": "PRESETS PUBLISHED",
-    "training.stages": "progress train_autoencoder train_classifier train_ldm",
+    "training.stages": "finish train_autoencoder train_classifier train_ldm",
 }
 _HOME_OF = {name: home for home, names in _NAMES.items() for name in names.split()}
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from minildm.conditioning import look_up
 from minildm.files import write_json
 from minildm.training.checkpoint import find_model, load_model
 from minildm.training.configs import (
@@ -54,12 +55,8 @@ def demo_command(
 def train(
     preset: Annotated[str, typer.Argument(help=f"one of {', '.join(PRESETS)}")],
     run_dir: Annotated[Path, typer.Option(help="the run's folder; an unfinished run continues")],
-    first_stage: Annotated[
-        str | None, typer.Option(help="stage 2: the autoencoder's folder or name")
-    ] = None,
-    init: Annotated[
-        Path | None, typer.Option(help="train further: a model's folder to start from")
-    ] = None,
+    first_stage: Annotated[str | None, typer.Option(help="stage 2: folder or name")] = None,
+    init: Annotated[Path | None, typer.Option(help="the model's folder to start from")] = None,
     steps: Annotated[int | None, typer.Option(help="optimiser steps")] = None,
     batch_size: Annotated[int | None, typer.Option(help="images a step, in all")] = None,
     lr: Annotated[float | None, typer.Option(help="highest learning rate")] = None,
@@ -71,13 +68,12 @@ def train(
     """Train a preset: a first stage, a diffusion model on one, or a classifier."""
     from minildm.training import stages
 
-    if preset not in PRESETS:
-        raise ValueError(f"preset={preset!r} is not known; known: {', '.join(PRESETS)}")
+    look_up(preset, list(PRESETS), "preset")
     experiment, place = PRESETS[preset], pick_device(device)
-    if folder is not None:
-        experiment = replace(experiment, data=_data("folder", folder, experiment.data.size))
     fields = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     changes = {f"train.{name}": value for name, value in fields.items() if value is not None}
+    if folder is not None:
+        changes["data"] = _folder(folder) | {"size": experiment.data.size}
     experiment = override(experiment, changes | _settings(change))
     options: dict[str, Any] = {"run_dir": run_dir, "device": device, "init": init}
     if isinstance(experiment, AutoencoderExperiment):
@@ -88,15 +84,12 @@ def train(
         records = stages.train_ldm(experiment, first_stage=find_model(first_stage), **options)
     else:
         records = stages.train_classifier(experiment, **options)
-    for _ in stages.progress(records, experiment.train.steps, preset):
-        pass
+    stages.finish(records, experiment.train.steps, preset)
     typer.echo(f"trained on {describe(place)}: {run_dir}")
 
 
-def _data(kind: str, folder: Path | None, size: int) -> DataConfig:
-    if folder is None:
-        return DataConfig(kind=kind, size=size)
-    return DataConfig(kind="folder", path=str(folder.resolve()), size=size)
+def _folder(path: Path) -> dict[str, str]:
+    return {"kind": "folder", "path": str(path.resolve())}
 
 
 def _settings(texts: list[str] | None) -> dict[str, Any]:
@@ -116,9 +109,7 @@ def _settings(texts: list[str] | None) -> dict[str, Any]:
 @app.command()
 def sample(
     model: ModelName,
-    y: Annotated[
-        list[str] | None, typer.Argument(help="class names, or prompts; one image each")
-    ] = None,
+    y: Annotated[list[str] | None, typer.Argument(help="class names, or prompts")] = None,
     layout: Annotated[Path | None, typer.Option(help=LAYOUT)] = None,
     n: Annotated[int, typer.Option(help="images of each condition, or in all without one")] = 1,
     out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("samples.png"),
@@ -132,10 +123,8 @@ def sample(
     from minildm.teaching import plots
 
     loaded = load_model(find_model(model), kind="latent-diffusion")
-    options: dict[str, Any] = {"steps": steps, "sampler": sampler, "seed": seed}
-    options["guidance_scale"] = guidance_scale
-    kind, names = loaded.config.conditioner.kind, []
-    given: Any = None
+    options = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "seed": seed}
+    kind, names, given = loaded.config.conditioner.kind, [], None
     if kind == "none":
         options["n"] = n
     elif kind in ("low_res", "inpaint", "semantic"):
@@ -171,12 +160,8 @@ def evaluate(
     per_class: Annotated[int, typer.Option(help="classes: samples of each")] = 24,
     n: Annotated[int, typer.Option(help="other models: samples at each guidance scale")] = 128,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 25,
-    guidance_scale: Annotated[
-        list[float] | None, typer.Option(help="may be repeated for text and layouts; default 3")
-    ] = None,
-    classifier: Annotated[
-        str | None, typer.Option(help="the classifier's or segmenter's folder or name")
-    ] = None,
+    guidance_scale: Annotated[list[float], typer.Option(help="may be repeated")] = (3.0,),
+    classifier: Annotated[str | None, typer.Option(help="its folder or name")] = None,
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
@@ -186,12 +171,12 @@ def evaluate(
     place = pick_device(device)
     found = evaluate_model(
         load_model(find_model(model)).to(place),
-        data=_data(data, folder, size),
+        data=DataConfig(size=size, **(_folder(folder) if folder else {"kind": data})),
         classifier=load_model(find_model(classifier)).to(place) if classifier else None,
         per_class=per_class,
         n=n,
         steps=steps,
-        guidance_scale=guidance_scale or (3.0,),
+        guidance_scale=guidance_scale,
         seed=seed,
     )
     for name, evaluation in found.items():
@@ -203,17 +188,11 @@ def evaluate(
 
 @app.command("convert")
 def convert_model(
-    source: Annotated[
-        str, typer.Argument(help="an official checkpoint, a diffusers folder, a model's folder")
-    ],
+    source: Annotated[str, typer.Argument(help="an official checkpoint, or a model's folder")],
     target: Annotated[Path, typer.Argument(help="what to write; it must not exist yet")],
     to: Annotated[str, typer.Option(help="minildm, diffusers or compvis")] = "minildm",
-    config: Annotated[
-        Path | None, typer.Option(help="the official YAML, if not in the checkpoint's folder")
-    ] = None,
-    clip: Annotated[
-        Path | None, typer.Option(help="Stable Diffusion: the folder of CLIP's tokenizer, config")
-    ] = None,
+    config: Annotated[Path | None, typer.Option(help="the official YAML, if elsewhere")] = None,
+    clip: Annotated[Path | None, typer.Option(help="Stable Diffusion: CLIP's folder")] = None,
 ) -> None:
     """Read a model of one project and write it for another."""
     from minildm.interop import convert
@@ -231,8 +210,8 @@ def sweep(
     threads: Annotated[int, typer.Option(help="CPU threads of a run")] = 1,
     level: Annotated[list[str] | None, typer.Option(help="run only this level")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="run only this seed")] = None,
-    seeds: Annotated[int | None, typer.Option(help="how many seeds, from 0")] = None,
-    samples: Annotated[int | None, typer.Option(help="samples of each measurement")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="how many seeds, from 0")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="of each measurement")] = None,
     change: Set = None,
     measure_at: Annotated[list[int] | None, typer.Option(help="a step; may be repeated")] = None,
     scheduler: Annotated[str | None, typer.Option(help="address of a Dask scheduler")] = None,
@@ -244,10 +223,9 @@ def sweep(
     from minildm.sweeps.sweep import read_sweep
 
     folder = out or Path("runs") / f"sweep-{Path(what).stem}"
-    fields: dict[str, Any] = {"samples": samples}
-    fields["measure_at"] = tuple(measure_at) if measure_at else None
-    fields["seeds"] = tuple(seed) if seed else None if seeds is None else tuple(range(seeds))
-    fields = {name: value for name, value in fields.items() if value is not None}
+    given = {"samples": samples, "measure_at": tuple(measure_at or ())}
+    given["seeds"] = tuple(seed or range(seeds or 0))
+    fields = {name: value for name, value in given.items() if value}
     definition, failed = replace(read_sweep(what).changed(_settings(change)), **fields), {}
     if report:
         table, page = write_report(definition, folder)

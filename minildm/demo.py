@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from minildm.conditioning import look_up
 from minildm.data.dataset import as_float
 from minildm.data.emoji import EmojiDataset
 from minildm.data.transforms import enlarge, shrink
@@ -15,11 +16,11 @@ from minildm.evaluation.image_metrics import psnr, reconstruct
 from minildm.evaluation.intervals import Measured, mean_interval
 from minildm.files import write_json
 from minildm.teaching import plots
-from minildm.training.checkpoint import load_model, pretrained, read_log
+from minildm.training.checkpoint import load_model, pretrained
 from minildm.training.configs import with_steps
 from minildm.training.loop import describe, pick_device
 from minildm.training.presets import PRESETS
-from minildm.training.stages import progress, train_autoencoder, train_ldm
+from minildm.training.stages import finish, train_autoencoder, train_ldm
 
 SAMPLING: dict[str, Any] = {"steps": 25, "guidance_scale": 3.0}
 SHOWN = 8  # samples of a class in the figure
@@ -45,8 +46,7 @@ def demo(
     """
     place, run_dir = pick_device(device), Path(run_dir)
     scale = scale or ("gpu" if place.type == "cuda" else "cpu")
-    if scale not in SCALES:
-        raise ValueError(f"scale={scale!r} is not known; known: {', '.join(SCALES)}")
+    look_up(scale, list(SCALES), "scale")
     *presets, steps, per_class = SCALES[scale]
     print(f"minildm demo: scale {scale}, on {describe(place)}, into {run_dir}", flush=True)
     first, second = (
@@ -54,12 +54,9 @@ def demo(
     )
     stage, model = run_dir / "first_stage", run_dir / "diffusion"
     records = train_autoencoder(first, run_dir=stage, device=device)
-    for _ in progress(records, first.train.steps, "first stage"):
-        pass
+    histories = {"first stage": finish(records, first.train.steps, "first stage")}
     records = train_ldm(second, first_stage=stage, run_dir=model, device=device)
-    for _ in progress(records, second.train.steps, "diffusion"):
-        pass
-    histories = {"first stage": read_log(stage), "diffusion": read_log(model)}
+    histories["diffusion"] = finish(records, second.train.steps, "diffusion")
     results: dict[str, Any] = {
         "scale": scale,
         "seed": seed,

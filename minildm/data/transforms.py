@@ -34,12 +34,11 @@ def style_caption(caption: str, style: str) -> str:
     return f"{caption}, {style} style"
 
 
-def with_styles(batch: Batch, styles: Sequence[str], share: float, rng: BatchRandom) -> Batch:
-    """Name the style in a random share of the captions."""
-    named = rng.rand(len(batch["caption"])) < share
-    rows = zip(batch["caption"], batch["style"].tolist(), named.tolist(), strict=True)
-    captions = [style_caption(text, styles[i]) if chosen else text for text, i, chosen in rows]
-    return {**batch, "caption": captions}
+def with_styles(batch: Batch, share: float, rng: BatchRandom) -> Batch:
+    """Take a random share of the captions from `styled`, where they name the style."""
+    named = (rng.rand(len(batch["caption"])) < share).tolist()
+    rows = zip(batch["caption"], batch["styled"], named, strict=True)
+    return {**batch, "caption": [styled if chosen else plain for plain, styled, chosen in rows]}
 
 
 def degrade_for_task(

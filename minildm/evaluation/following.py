@@ -25,7 +25,7 @@ from minildm.evaluation.intervals import Evaluation, Measured, mean_interval, pr
 from minildm.evaluation.restoration import baseline, given_of, kept, pasted
 from minildm.layers import Batch
 from minildm.training.checkpoint import pretrained
-from minildm.training.classifier import Classifier, Segmenter, agreement, logits_of, segmented
+from minildm.training.classifier import Classifier, Segmenter, agreement, logits_of
 from minildm.training.configs import DataConfig
 
 GRID, FINE = 9, 7  # positions a side that `located` tries: over the image, then near the best
@@ -232,7 +232,7 @@ def map_following(x: Tensor, maps: Batch, segmenter: Segmenter) -> dict[str, Mea
 
     pixels: the share with the requested label; iou: the mean over an image's requested labels.
     """
-    pixels, iou = agreement(segmented(segmenter, x), maps["semantic"])
+    pixels, iou = agreement(logits_of(segmenter, x).argmax(1), maps["semantic"])
     return {"pixels": mean_interval(pixels), "iou": mean_interval(iou)}
 
 

@@ -38,7 +38,7 @@ from minildm.sweeps.sweep import Run, slug
 from minildm.training import checkpoint
 from minildm.training.checkpoint import load_model, save_model
 from minildm.training.configs import DataConfig, override, to_dict
-from minildm.training.loop import Record, describe, pick_device
+from minildm.training.loop import Record, describe, pick_device, read_log
 from minildm.training.presets import PIXELS
 from minildm.training.stages import train_autoencoder, train_ldm
 
@@ -197,10 +197,7 @@ def train_first_stage(run: Run, shared: Path, device: str | None = None) -> Iter
 
 
 def train(run: Run, folder: Path, shared: Path, device: str | None = None) -> Iterator[Record]:
-    """Train what is left to train and measure at the requested steps; yields stage 2's Records.
-
-    Nothing happens where the run's model is trained already.
-    """
+    """Train what is left to train and measure at the requested steps; yields stage 2's Records."""
     if run.experiment is None:
         return
     for _ in train_first_stage(run, shared, device):
@@ -211,13 +208,11 @@ def train(run: Run, folder: Path, shared: Path, device: str | None = None) -> It
     save_model(autoencoder, own)  # a copy, so that the run's folder can move
     marks = {*run.measure_at, run.experiment.train.steps}
     options = {"first_stage": own, "run_dir": model_dir, "device": device, "save_at": marks}
-    for record in itertools.chain([None], train_ldm(run.experiment, **options)):
-        # First the mark at which the training was stopped, in case it was not measured.
-        step = record.step if record else checkpoint.saved_step(model_dir)
-        if step in marks:
-            measure(run, folder, load_model(model_dir).to(pick_device(device)), step, DEFAULT)
-        if record:
-            yield record
+    for record in train_ldm(run.experiment, **options):
+        if record.step in marks:  # all but the last one of an earlier run were measured then
+            model = load_model(model_dir).to(pick_device(device))
+            measure(run, folder, model, record.step, DEFAULT)
+        yield record
 
 
 def measure_at_end(run: Run, folder: Path, device: str | None = None) -> list[Row]:
@@ -230,7 +225,7 @@ def measure_at_end(run: Run, folder: Path, device: str | None = None) -> list[Ro
     step, bound = (run.experiment.train.steps, [BOUND]) if run.experiment else (0, [])
     for name in (DEFAULT, *run.samplings, *bound):
         rows = measure(run, folder, model, step, name)
-    pairs = itertools.pairwise(checkpoint.read_log(folder / "model")[:100])
+    pairs = itertools.pairwise(read_log(folder / "model")[:100])
     times = [(b.seconds - a.seconds) / (b.step - a.step) for a, b in pairs]
     step_seconds = statistics.median(times or [0.0])  # pauses for measuring do not count
     rows = [{**row, "seconds": row["step"] * step_seconds} for row in rows]

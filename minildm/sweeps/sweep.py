@@ -13,10 +13,11 @@ from minildm.conditioning import look_up
 from minildm.diffusion.latent_diffusion import SamplingConfig
 from minildm.files import data_dir
 from minildm.layers import check_fields
-from minildm.training.checkpoint import find_model, flat
+from minildm.training.checkpoint import find_model
 from minildm.training.configs import (
     AutoencoderExperiment,
     LatentDiffusionExperiment,
+    flat,
     from_dict,
     override,
 )

@@ -1,13 +1,13 @@
-"""Folders of models (`config.json`, `model.safetensors`, `ema.safetensors`, `tokenizer.json`) and
-of trainings (`log.json`, `training/`). A diffusion model's folder names that of its first stage.
+"""Folders of models: `config.json`, `model.safetensors`, `ema.safetensors`, `tokenizer.json`.
+
+A diffusion model's folder names that of its first stage.
 """
 
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
@@ -24,7 +24,6 @@ from minildm.training.configs import from_dict, to_dict
 
 Model = Autoencoder | LatentDiffusion | Classifier | Segmenter
 FORMAT = 2
-RUN, STATE, LOG = "training/run.json", "training/state.pt", "log.json"
 KINDS: dict[str, tuple[type, type]] = {
     "autoencoder": (AutoencoderConfig, Autoencoder),
     "latent-diffusion": (LatentDiffusionConfig, LatentDiffusion),
@@ -121,8 +120,6 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         written, kind = card.get("format"), card.get("kind")
     except Exception as error:  # missing, no JSON, too deep, no table
         raise CheckpointError(f"{folder} has no readable config.json: {error}") from error
-    if written == 1:
-        raise CheckpointError(f"{path} is of format 1, before version 0.2: train the model again")
     if written != FORMAT or kind not in list(KINDS):
         got = f"format {written!r:.40}, kind {kind!r:.40}"
         raise CheckpointError(f"{path} has {got}; known: format {FORMAT} of {', '.join(KINDS)}")
@@ -203,65 +200,3 @@ def find_model(name: str | Path) -> Path:
 def pretrained(name: str) -> Model:
     """Load a model from `data/weights`. Raises ValueError with the known names."""
     return load_model(find_model(name))
-
-
-class Record(NamedTuple):
-    """The optimiser steps since the last Record."""
-
-    step: int  # the last one, counted from 1
-    images: int  # training images seen so far
-    seconds: float  # of training so far, earlier parts of a resumed run included
-    lr: float  # of the last step
-    terms: dict[str, float]  # the loss and its parts: means over these steps
-
-
-def check_run(folder: str | Path, content: Mapping[str, Any]) -> None:
-    """Raise ValueError, with what differs, if the folder holds a training of other content."""
-    path = Path(folder) / RUN
-    old = flat(json.loads(path.read_text()) if path.exists() else content)
-    new = flat(content)
-    differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-    if differ:
-        listed = ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in differ[:5])
-        raise ValueError(
-            f"run_dir={str(folder)!r} holds another run ({listed}): resume it with its own "
-            f"values, or choose another folder, and --init {folder} to train its model further"
-        )
-
-
-def save_run(
-    folder: str | Path, content: Mapping[str, Any], records: list[Record], state: dict[str, Any]
-) -> None:
-    """Write what is trained on what, the log, and the state to resume from; each atomically."""
-    folder = Path(folder)
-    write_json(folder / RUN, content)
-    write_json(folder / LOG, [record._asdict() for record in records])
-    torch.save(state, buffer := io.BytesIO())  # into a file, it would hide that the disk is full
-    with atomic_write(folder / STATE) as file:  # last: it ends the save
-        file.write(buffer.getbuffer())
-
-
-def read_state(folder: str | Path) -> dict[str, Any] | None:
-    """What a training saved last, on the CPU; None in a new folder."""
-    path = Path(folder) / STATE
-    return torch.load(path, "cpu", weights_only=True) if path.is_file() else None
-
-
-def saved_step(folder: str | Path) -> int | None:
-    """The step of the checkpoint in a training's folder; None without one."""
-    return (read_state(folder) or {}).get("step")
-
-
-def read_log(folder: str | Path) -> list[Record]:
-    """The Records of a training, until its last save."""
-    path = Path(folder) / LOG
-    return [Record(**row) for row in json.loads(path.read_text())] if path.exists() else []
-
-
-def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted names: {"unet": {"channels": 32}} -> {"unet.channels": 32}."""
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        nested = isinstance(value, Mapping)
-        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return found

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from minildm.layers import Batch, BatchRandom, check_fields
 
@@ -139,18 +141,11 @@ def soften(x: Tensor, rng: BatchRandom) -> Tensor:
 
 
 @torch.no_grad()
-def logits_of(classifier: Classifier, x: Tensor) -> dict[str, Tensor]:
-    """Logits of all questions, in batches: (B, 3, H, W) -> (B, answers) each, on the CPU."""
-    device = next(classifier.parameters(), x).device
-    parts = [classifier(part.to(device)) for part in x.split(256)]
-    return {question: torch.cat([part[question].cpu() for part in parts]) for question in parts[0]}
-
-
-@torch.no_grad()
-def segmented(segmenter: Segmenter, x: Tensor) -> Tensor:
-    """The most likely label of each pixel, in batches: (N, 3, H, W) -> (N, H, W) int64, CPU."""
-    device = next(segmenter.parameters()).device
-    return torch.cat([segmenter(part.to(device)).argmax(dim=1).cpu() for part in x.split(64)])
+def logits_of(network: Classifier | Segmenter, x: Tensor) -> Any:
+    """What the network returns, on the CPU, for images (N, 3, H, W) in batches."""
+    device = next(network.parameters(), x).device
+    parts = [network(part.to(device)) for part in x.split(256)]
+    return tree_map(lambda *same: torch.cat(same).cpu(), *parts)
 
 
 def agreement(found: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,9 +58,9 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images: "emoji", "scenes", "photos", or the "folder" at `path`."""
+    """Which images: "emoji", "scenes", objects cut out of them ("crops"), "photos", a "folder"."""
 
-    kind: Literal["emoji", "scenes", "photos", "folder"] = "emoji"
+    kind: Literal["emoji", "scenes", "crops", "photos", "folder"] = "emoji"
     size: int = 64
     styles: tuple[str, ...] = ()  # empty: all
     subgroups: tuple[str, ...] = ()  # emoji; empty: all with at least ten emoji
@@ -68,7 +68,7 @@ class DataConfig:
     style_words: float = 0.0  # share of the captions in which training names the style
     degradation: Literal["bicubic", "degraded"] = "bicubic"  # of super-resolution's input
     masks: tuple[str, ...] = ("lama", "halves")  # of inpainting's input
-    path: str = ""
+    path: str = ""  # of the folder
     background: Literal["scene", "plain"] = "scene"  # scenes; plain: objects on grey
 
     def __post_init__(self) -> None:
@@ -86,8 +86,10 @@ class DataConfig:
             return ImageFolder(self.path, self.size, split=split)
         if self.kind == "photos":
             return PhotoDataset(split, self.size)
-        if self.kind == "scenes":
-            return ScenesDataset(split, self.size, styles=self.styles, background=self.background)
+        if self.kind in ("scenes", "crops"):
+            options = {"styles": self.styles, "background": self.background}
+            scenes = ScenesDataset(split, self.size, **options)
+            return CropsDataset(scenes) if self.kind == "crops" else scenes
         names = {"styles": self.styles, "subgroups": self.subgroups}
         return EmojiDataset(split, self.size, **names, unpaired=self.unpaired)
 
@@ -148,20 +150,14 @@ class LatentDiffusionExperiment(Experiment):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierExperiment(Experiment):
-    """A classifier of whole images, of objects in boxes (crops), or of pixels (maps)."""
+    """A classifier of images, or of the pixels of scenes."""
 
     channels: int = 32
-    crops: bool = False  # scenes: objects cut out by their boxes, and "nothing"
     maps: bool = False  # scenes: a Segmenter, which labels each pixel
 
     def __post_init__(self) -> None:
-        if (self.crops or self.maps) and self.data.kind != "scenes":
-            raise ValueError(f"crops and maps require data.kind='scenes', got {self.data.kind!r}")
-
-    def dataset(self, split: str) -> ImageDataset:
-        """Load the images of one split, or the crops of its scenes."""
-        data = self.data.dataset(split)
-        return CropsDataset(data) if self.crops else data
+        if self.maps and self.data.kind != "scenes":
+            raise ValueError(f"maps=True requires data.kind='scenes', got {self.data.kind!r}")
 
 
 def with_steps(experiment: T, steps: int, **train: Any) -> T:
@@ -231,3 +227,12 @@ def _revive(hint: Any, value: Any, name: str) -> Any:
         return value
     allowed = f"one of {', '.join(map(repr, args))}" if origin is Literal else hint
     raise ValueError(f"{name}={value!r:.60} must be {getattr(allowed, '__name__', allowed)}")
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names: {"unet": {"channels": 32}} -> {"unet.channels": 32}."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        nested = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found

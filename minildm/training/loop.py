@@ -6,9 +6,11 @@ or torchrun) share each batch, and average gradients and terms.
 """
 
 import functools
+import io
+import json
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,19 +20,30 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from minildm.layers import Batch, BatchRandom, seed_of
-from minildm.training.checkpoint import (
-    Record,
-    check_run,
-    read_log,
-    read_state,
-    save_model,
-    save_run,
-)
-from minildm.training.configs import TrainConfig, to_dict
+from minildm.data.dataset import ImageDataset
+from minildm.files import atomic_write, write_json
+from minildm.layers import Batch, BatchRandom, at_least_float32, seed_of
+from minildm.training.checkpoint import save_model
+from minildm.training.configs import TrainConfig, flat, to_dict
 
 LossFn = Callable[[Batch, int, BatchRandom], dict[str, Tensor]]  # (batch, step, rng) -> terms
-Prepare = Callable[[Batch, BatchRandom], Batch]
+RUN, STATE, LOG = "training/run.json", "training/state.pt", "log.json"
+
+
+class Record(NamedTuple):
+    """The optimiser steps since the last Record."""
+
+    step: int  # the last one, counted from 1
+    images: int  # training images seen so far
+    seconds: float  # of training so far, earlier parts of a resumed run included
+    lr: float  # of the last step
+    terms: dict[str, float]  # the loss and its parts: means over these steps
+
+
+def read_log(folder: str | Path) -> list[Record]:
+    """The Records of a training, until its last save; [] in a new folder."""
+    path = Path(folder) / LOG
+    return [Record(**row) for row in json.loads(path.read_text())] if path.exists() else []
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -111,109 +124,179 @@ class EMA:
         torch._foreach_lerp_(list(self.shadow.values()), weights, 1.0 - decay)
 
 
-class Run(NamedTuple):
-    """Where a training runs, and where it is kept."""
-
-    folder: Path
-    content: dict[str, Any]  # what is trained on what
-    config: TrainConfig  # with a resolved precision
-    accelerator: Any  # accelerate's; its device is where the model is trained
-
-
-def open_run(
-    run_dir: str | Path, experiment: Any, device: str | None, data: Dataset, **inputs: str | None
-) -> Run:
-    """Open or create a training's folder, and join the other processes.
-
-    inputs: hashes of the first stage and of the initial model. Raises ValueError if the folder
-    holds another run, and for a batch size that the number of processes does not divide.
-    """
-    from accelerate import Accelerator, InitProcessGroupKwargs
-    from accelerate.state import AcceleratorState
-
-    chosen, config = pick_device(device), experiment.train
-    config = replace(config, precision=pick_precision(config.precision, chosen))
-    if chosen.type == "cuda" and chosen.index is not None:
-        torch.cuda.set_device(chosen)
-    AcceleratorState._reset_state(reset_partial_state=True)  # a notebook trains several models
-    accelerator = Accelerator(
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
-        cpu=chosen.type == "cpu",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],  # to encode the data
-    )
-    if config.batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"batch_size={config.batch_size}, of all processes together, must be a multiple of "
-            f"their number, {accelerator.num_processes}"
-        )
-    resolved = to_dict(replace(experiment, train=config))
-    content = {type(experiment).__name__: resolved, "data": data.fingerprint, **inputs}
-    check_run(run_dir, content)
-    return Run(Path(run_dir), content, config, accelerator)
-
-
 class Training:
-    """The state of a training between two steps; it starts from what the run saved last."""
+    """One training: its folder, the processes that share it, and its state between two steps."""
 
-    def __init__(self, modules: dict[str, nn.Module], adversary_lr: float, run: Run) -> None:
-        """modules: what is trained, by the term of the loss that it minimises."""
-        self.modules, self.run, self.optimizers = modules, run, {}
-        self.lr_factors = {"loss": 1.0, "disc_loss": adversary_lr}
-        self.parts: dict[str, Any] = {}  # all that has a state_dict
-        device = run.accelerator.device
+    def __init__(
+        self,
+        run_dir: str | Path,
+        experiment: Any,
+        device: str | None,
+        data: ImageDataset,
+        **inputs: str | None,
+    ) -> None:
+        """Join the other processes, and check what the folder holds.
+
+        inputs: hashes of the first stage and of the initial model. Raises ValueError if the folder
+        holds another run, and for a batch size that the number of processes does not divide.
+        """
+        from accelerate import Accelerator, InitProcessGroupKwargs
+        from accelerate.state import AcceleratorState
+
+        chosen, config = pick_device(device), experiment.train
+        config = replace(config, precision=pick_precision(config.precision, chosen))
+        if chosen.type == "cuda" and chosen.index is not None:
+            torch.cuda.set_device(chosen)
+        AcceleratorState._reset_state(reset_partial_state=True)  # a notebook trains several models
+        self.accelerator = Accelerator(
+            mixed_precision="no" if config.precision == "fp32" else config.precision,
+            cpu=chosen.type == "cpu",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],  # to encode data
+        )
+        self.device, self.processes = self.accelerator.device, self.accelerator.num_processes
+        if config.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size={config.batch_size}, of all processes together, must be a multiple of "
+                f"their number, {self.processes}"
+            )
+        resolved = to_dict(replace(experiment, train=config))
+        content = {type(experiment).__name__: resolved, "data": data.fingerprint, **inputs}
+        self.folder, self.config, self.content = Path(run_dir), config, content
+        self.info = {"data": data.name, "images": len(data), "train": to_dict(config)}  # on a card
+        path = self.folder / RUN
+        old, new = flat(json.loads(path.read_text()) if path.exists() else content), flat(content)
+        differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+        if differ:
+            listed = ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in differ[:5])
+            raise ValueError(
+                f"run_dir={str(run_dir)!r} holds another run ({listed}): resume it with its own "
+                f"values, or choose another folder, and --init {run_dir} to train its model further"
+            )
+
+    def optimise(
+        self,
+        model: nn.Module,
+        loss: LossFn,
+        data: Dataset,
+        *,
+        first_stage: str | None = None,
+        adversary: nn.Module | None = None,
+        adversary_lr: float = 1.0,
+        save_at: Collection[int] = (),
+    ) -> Iterator[Record]:
+        """Train `model` in place on the term "loss"; yields all Records, those of earlier runs too.
+
+        first_stage: as for `save_model`. adversary: trained on the term "disc_loss" by its own
+        optimiser, at adversary_lr times the learning rate. save_at: further steps after which the
+        model is saved. At the end the model holds its averaged weights. Raises FloatingPointError
+        for a loss or a gradient that is not finite; the last checkpoint stays.
+        """
+        config, accelerator, modules = self.config, self.accelerator, {"loss": model}
+        if adversary is not None:
+            if self.processes > 1 and self.device.type == "cuda":
+                adversary = nn.SyncBatchNorm.convert_sync_batchnorm(adversary)
+            modules["disc_loss"] = adversary
+        options = {"first_stage": first_stage, "info": self.info}
+        self._start(modules, adversary_lr)
+        yield from self.records
+        batches, first = self._batches(data), self.step + 1
+        clock = time.perf_counter() - (self.records[-1].seconds if self.records else 0.0)
+        gpus = [torch.cuda.current_device()] if self.device.type == "cuda" else []
+        for step in range(first, config.steps + 1):
+            with torch.random.fork_rng(gpus):  # of dropout
+                torch.manual_seed(seed_of(config.seed, step, accelerator.process_index))
+                self.advance(*next(batches), loss)
+            saves = step % config.save_every == 0 or step == config.steps or step in save_at
+            if step % config.log_every and not saves:
+                continue
+            terms, seconds = self.read(), time.perf_counter() - clock
+            images, lr = step * config.batch_size, lr_at(config, step)
+            self.records.append(Record(step, images, seconds, lr, terms))
+            if saves and accelerator.is_main_process:
+                # The model first: a resumed training repeats what its state lacks.
+                save_model(model, self.folder, ema=self.ema.shadow, **options)
+                self.save()
+            yield self.records[-1]
+        accelerator.wait_for_everyone()
+        model.load_state_dict(self.ema.shadow, strict=False)
+        model.eval()
+
+    def _start(self, modules: dict[str, nn.Module], adversary_lr: float) -> None:
+        """Take up what the training saved last; modules: by the term that each minimises."""
+        self.modules, self.lr_factors = modules, {"loss": 1.0, "disc_loss": adversary_lr}
+        self.optimizers, self.parts = {}, {}  # parts: all that has a state_dict
         for term, module in modules.items():
-            module.to(device).train()
-            if device.type != "mps":  # the memory layout in which convolutions are fastest
+            module.to(self.device).train()
+            if self.device.type != "mps":  # the memory layout in which convolutions are fastest
                 module.to(memory_format=torch.channels_last)
             self.optimizers[term] = torch.optim.AdamW(
                 [p for p in module.parameters() if p.requires_grad],
-                betas=run.config.betas,
-                weight_decay=run.config.weight_decay,
-                fused=device.type != "mps",  # one kernel: three times faster on a CPU
+                betas=self.config.betas,
+                weight_decay=self.config.weight_decay,
+                fused=True,  # one kernel: three times faster on a CPU
             )
             self.parts |= {f"{term} model": module, f"{term} optimizer": self.optimizers[term]}
-        self.ema = EMA(modules["loss"], run.config.ema_decay)
+        self.ema = EMA(modules["loss"], self.config.ema_decay)
         self.step, self.sums = 0, {}  # the last step; sums of terms since the last Record
-        if state := read_state(run.folder):
+        if (path := self.folder / STATE).is_file():
+            state = torch.load(path, "cpu", weights_only=True)
             self.step = self.ema.updates = state["step"]
             for name, average in self.ema.shadow.items():
                 average.copy_(state["ema"][name])
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
-        self.records = [record for record in read_log(run.folder) if record.step <= self.step]
+        self.records = [record for record in read_log(self.folder) if record.step <= self.step]
+        if self.config.compile:
+            _compile(*modules.values())
+
+    def _batches(self, data: Dataset) -> Iterator[tuple[Batch, BatchRandom]]:
+        """This process's part of the batches to come, on the device, with random numbers."""
+        seed, share = self.config.seed, (self.accelerator.process_index, self.processes)
+        left = range(self.step, self.config.steps)
+        loader = DataLoader(
+            data,
+            batch_sampler=endless_batches(len(data), self.config.batch_size, seed, left, *share),
+            num_workers=self.config.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it draws from the caller's random state
+        )
+        for k, batch in zip(left, loader, strict=True):
+            generator = torch.Generator(self.device).manual_seed(seed_of(seed, k, 1))
+            for name, entry in batch.items():
+                if isinstance(entry, Tensor):
+                    batch[name] = entry.to(self.device, non_blocking=True)
+            yield batch, BatchRandom(generator, *share)
 
     def advance(self, batch: Batch, rng: BatchRandom, loss: LossFn) -> None:
         """Take one optimiser step; nothing here waits for the device."""
-        config, accelerator = self.run.config, self.run.accelerator
         self.step += 1
-        with accelerator.autocast():
+        with self.accelerator.autocast():
             terms = loss(batch, self.step, rng)
         # The modules share no weight: one backward pass of the sum serves all.
-        accelerator.backward(sum(terms[t] for t in self.modules if terms[t].requires_grad))
+        self.accelerator.backward(sum(terms[t] for t in self.modules if terms[t].requires_grad))
         for term, module in self.modules.items():
             graded = [p for p in module.parameters() if p.grad is not None]
             if not graded:  # the adversary, before it starts
                 continue
-            if accelerator.num_processes > 1:
+            if self.processes > 1:
                 for p in graded:
-                    p.grad = accelerator.reduce(p.grad, "mean")
-            norm = accelerator.clip_grad_norm_(graded, config.grad_clip)
+                    p.grad = self.accelerator.reduce(p.grad, "mean")
+            norm = self.accelerator.clip_grad_norm_(graded, self.config.grad_clip)
             terms["gradient"] = terms.get("gradient", 0.0) + norm
             for group in self.optimizers[term].param_groups:
-                group["lr"] = lr_at(config, self.step) * self.lr_factors[term]
+                group["lr"] = lr_at(self.config, self.step) * self.lr_factors[term]
             self.optimizers[term].step()
             self.optimizers[term].zero_grad()
         self.ema.update(self.modules["loss"])
         for name, term in terms.items():
             if term.ndim == 0:
-                wide = term.float() if term.device.type == "mps" else term.double()
-                self.sums[name] = self.sums.get(name, 0.0) + wide.detach()
+                self.sums[name] = self.sums.get(name, 0.0) + at_least_float32(term.detach())
 
     def read(self) -> dict[str, float]:
         """The mean terms since the last Record; waits for the device."""
         first = self.records[-1].step + 1 if self.records else 1
         means = torch.stack(list(self.sums.values())) / (self.step + 1 - first)
-        means = self.run.accelerator.reduce(means, "mean").tolist()
+        means = self.accelerator.reduce(means, "mean").tolist()
         terms, self.sums = dict(zip(self.sums, means, strict=True)), {}
         if not all(map(math.isfinite, means)):
             listed = ", ".join(f"{name}={term:.4g}" for name, term in terms.items())
@@ -224,85 +307,16 @@ class Training:
         return {name: term for name, term in terms.items() if name != "gradient"}
 
     def save(self) -> None:
-        """Write what a resumed training needs."""
+        """Write what is trained on what, the log, and the state to resume from; each atomically."""
         state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"step": self.step, "ema": self.ema.shadow}
-        save_run(self.run.folder, self.run.content, self.records, state)
-
-
-def _batches(
-    data: Dataset, run: Run, done: int, prepare: Prepare | None
-) -> Iterator[tuple[Batch, BatchRandom]]:
-    """This process's part of the batches after step `done`, on the device, with random numbers."""
-    from accelerate.utils import send_to_device  # here: it takes long to import
-
-    config, accelerator, device = run.config, run.accelerator, run.accelerator.device
-    share = accelerator.process_index, accelerator.num_processes
-    left = range(done, config.steps)
-    loader = DataLoader(
-        data,
-        batch_sampler=endless_batches(len(data), config.batch_size, config.seed, left, *share),
-        num_workers=config.workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # else it draws from the caller's random state
-    )
-    for k, batch in zip(left, loader, strict=True):
-        host, on_device = (torch.Generator(place) for place in ("cpu", device))
-        host.manual_seed(seed_of(config.seed, k, 0))
-        on_device.manual_seed(seed_of(config.seed, k, 1))
-        batch = prepare(batch, BatchRandom(host, *share)) if prepare else batch
-        yield send_to_device(batch, device, non_blocking=True), BatchRandom(on_device, *share)
-
-
-def optimise(
-    model: nn.Module,
-    loss: LossFn,
-    data: Dataset,
-    run: Run,
-    *,
-    card: Mapping[str, Any],
-    prepare: Prepare | None = None,
-    adversary: nn.Module | None = None,
-    adversary_lr: float = 1.0,
-    save_at: Collection[int] = (),
-) -> Iterator[Record]:
-    """Train `model` in place on the term "loss", from where `run` stopped.
-
-    adversary: trained on the term "disc_loss" by its own optimiser, at adversary_lr times the
-    learning rate. prepare: changes a batch before it moves to the device. card: what `save_model`
-    is told. save_at: further steps after which the model is saved. At the end the model holds its
-    averaged weights. Raises FloatingPointError for a loss or a gradient that is not finite; the
-    last checkpoint stays.
-    """
-    config, accelerator, modules = run.config, run.accelerator, {"loss": model}
-    if adversary is not None:
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            adversary = nn.SyncBatchNorm.convert_sync_batchnorm(adversary)
-        modules["disc_loss"] = adversary
-    training = Training(modules, adversary_lr, run)
-    if config.compile:
-        _compile(*modules.values())
-    batches, records = _batches(data, run, training.step, prepare), training.records
-    clock = time.perf_counter() - (records[-1].seconds if records else 0.0)
-    gpus = [torch.cuda.current_device()] if accelerator.device.type == "cuda" else []
-    for step in range(training.step + 1, config.steps + 1):
-        with torch.random.fork_rng(gpus):
-            torch.manual_seed(seed_of(config.seed, step, accelerator.process_index))  # of dropout
-            training.advance(*next(batches), loss)
-        saves = step % config.save_every == 0 or step == config.steps or step in save_at
-        if step % config.log_every and not saves:
-            continue
-        terms, seconds = training.read(), time.perf_counter() - clock
-        images, lr = step * config.batch_size, lr_at(config, step)
-        records.append(Record(step, images, seconds, lr, terms))
-        if saves and accelerator.is_main_process:
-            # The model first: a resumed training repeats what its state lacks.
-            save_model(model, run.folder, ema=training.ema.shadow, **card)
-            training.save()
-        yield records[-1]
-    accelerator.wait_for_everyone()
-    model.load_state_dict(training.ema.shadow, strict=False)
-    model.eval()
+        write_json(self.folder / RUN, self.content)
+        write_json(self.folder / LOG, [record._asdict() for record in self.records])
+        torch.save(
+            state, buffer := io.BytesIO()
+        )  # into a file, it would hide that the disk is full
+        with atomic_write(self.folder / STATE) as file:  # last: it ends the save
+            file.write(buffer.getbuffer())
 
 
 def _compile(*modules: nn.Module) -> None:

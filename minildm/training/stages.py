@@ -24,27 +24,23 @@ from minildm.data.dataset import ImageDataset
 from minildm.data.latents import encode_dataset, measure_scale
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.files import fingerprint, relative_path
-from minildm.layers import Batch, BatchRandom
+from minildm.layers import Batch, BatchRandom, seed_of
 from minildm.training.checkpoint import load_model, read_card, reader_of, save_model
 from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter, SegmenterConfig
 from minildm.training.configs import (
     AutoencoderExperiment,
     ClassifierExperiment,
-    Experiment,
     LatentDiffusionExperiment,
-    to_dict,
 )
-from minildm.training.loop import Record, open_run, optimise
+from minildm.training.loop import Record, Training
 
 # What a spatial conditioner is made of, besides the latents: {entry of an item: of the data}
 IMAGE, MAP = {"image": "images"}, {"semantic": "maps"}
 PAINTED = {"low_res": IMAGE, "inpaint": IMAGE, "semantic": MAP}
 
 
-def new_model(
-    build: type, config: Any, seed: int, init: str | Path | None = None
-) -> tuple[Any, str | None]:
-    """A model whose weights depend on the seed, or come from the folder `init`; the hash of init.
+def new_model(build: type, config: Any, seed: int, init: str | Path | None = None) -> Any:
+    """A model whose weights depend on the seed, or come from the folder `init`.
 
     A diffusion model with another conditioner gives its UNet and autoencoder, as the paper does
     for some tasks. Raises ValueError if the model in `init` does not fit.
@@ -53,9 +49,9 @@ def new_model(
         torch.manual_seed(seed)
         model = build(config)
     if init is None:
-        return model, None
+        return model
     trained = load_model(init)
-    state, hashed = trained.state_dict(), fingerprint(trained)
+    state = trained.state_dict()
     if trained.config != config:
         parts = ("unet", "autoencoder")
         ours, theirs = ([getattr(c, p, None) for p in parts] for c in (config, trained.config))
@@ -63,7 +59,13 @@ def new_model(
             raise ValueError(f"init={str(init)!r} holds a model of another kind or config")
         state = {k: v for k, v in state.items() if k.partition(".")[0] in parts}
     model.load_state_dict(state, strict=trained.config == config)
-    return model, hashed
+    return model
+
+
+def flipped(batch: Batch, flip: bool, rng: BatchRandom) -> Batch:
+    """Mirror half of the samples, if `flip`."""
+    x = batch["image"]
+    return transforms.mirrored(batch, rng.rand(len(x), device=x.device) < 0.5 * flip)
 
 
 def train_autoencoder(
@@ -92,34 +94,32 @@ def train_autoencoder(
             f"images of {side} px: the side must be a multiple of f={config.f}, at least {least} "
             "for the perceptual distance and the discriminator"
         )
-    model, start = new_model(Autoencoder, config, train.seed, init)
-    critic = new_model(PatchDiscriminator, game, train.seed)[0] if game else None
-    run = open_run(run_dir, experiment, device, data, init=start)
+    model = new_model(Autoencoder, config, train.seed, init)
+    critic = new_model(PatchDiscriminator, game, train.seed) if game else None
+    run = Training(run_dir, experiment, device, data, init=init and fingerprint(model))
     if quantizer := model.decoder.quantizer:
-        if experiment.restart_dead and run.accelerator.num_processes > 1:
+        if experiment.restart_dead and run.processes > 1:
             said = f"restart_dead={experiment.restart_dead} must be 0 with several processes"
             raise ValueError(said)
         quantizer.restart_after = experiment.restart_dead
         quantizer.idle.fill_(0 if init else 2**40)  # the first batch moves all codes that are new
     weights = ("kl_weight", "mse_weight", "codebook_weight", "perceptual_weight")
     options = {name: getattr(experiment, name) for name in weights} | {"discriminator": critic}
-    options["perceptual"] = distance.to(run.accelerator.device) if distance else None
+    options["perceptual"] = distance.to(run.device) if distance else None
 
     def loss(batch: Batch, step: int, rng: BatchRandom) -> dict[str, Tensor]:
-        x = batch["image"]
-        if train.flip:
-            chosen = rng.rand(len(x), device=x.device) < 0.5
-            x = transforms.mirrored(batch, chosen)["image"]
+        x = flipped(batch, train.flip, rng)["image"]
         return autoencoder_loss(model, x, step=step, noise=rng.randn_like, **options)
 
-    info = _info(experiment, data) | ({"perceptual": distance.name} if distance else {})
-    card = {"info": info | {"unfinished": "scale not measured yet"}}
+    run.info |= {"perceptual": distance.name} if distance else {}
+    run.info["unfinished"] = "scale not measured yet"
     lr_factor = game.lr_factor if game else 1.0
-    yield from optimise(model, loss, data, run, card=card, adversary=critic, adversary_lr=lr_factor)
+    yield from run.optimise(model, loss, data, adversary=critic, adversary_lr=lr_factor)
+    del run.info["unfinished"]
     with run.accelerator.main_process_first():
         model.scale.fill_(measure_scale(model, data, run.config.precision))
     if run.accelerator.is_main_process:
-        save_model(model, run_dir, info=info)  # with the averaged weights
+        save_model(model, run_dir, info=run.info)  # with the averaged weights
     run.accelerator.wait_for_everyone()
 
 
@@ -148,20 +148,25 @@ def train_ldm(
     train, given = experiment.train, experiment.data
     conditioner, tokenizer = completed(experiment.conditioner, data, given.style_words)
     config = experiment.model_config(autoencoder.config, conditioner)
-    model, start = new_model(LatentDiffusion, config, train.seed, init)
+    model = new_model(LatentDiffusion, config, train.seed, init)
     hashed = fingerprint(autoencoder)
     if init is not None and fingerprint(model.autoencoder) != hashed:
         raise ValueError(f"init={str(init)!r} was trained on another first stage")
     model.autoencoder.load_state_dict(autoencoder.state_dict())
     if tokenizer is not None:
         reader_of(model).set_tokenizer(tokenizer)
-    run = open_run(run_dir, experiment, device, data, first_stage=hashed, init=start)
-    model.autoencoder.to(run.accelerator.device)
+    inputs = {"first_stage": hashed, "init": init and fingerprint(model)}
+    run = Training(run_dir, experiment, device, data, **inputs)
+    model.autoencoder.to(run.device)
     with run.accelerator.main_process_first():  # the others read the cache
         moments = encode_dataset(model.autoencoder, data, run.config.precision)
     task = getattr(conditioner, "concat", conditioner).kind
 
-    def loss(batch: Batch, _step: int, rng: BatchRandom) -> dict[str, Tensor]:
+    def loss(batch: Batch, step: int, rng: BatchRandom) -> dict[str, Tensor]:
+        if given.style_words:  # drawn where captions are, on the CPU
+            host = torch.Generator().manual_seed(seed_of(train.seed, step - 1, 0))
+            rng_host = BatchRandom(host, rng.rank, rng.world)
+            batch = transforms.with_styles(batch, given.style_words, rng_host)
         moments = batch["moments"]  # (B, 2, c', h, w): as drawn, and mirrored
         chosen = rng.rand(len(moments), device=moments.device) < 0.5 * train.flip
         own = torch.where(chosen[:, None, None, None], moments[:, 1], moments[:, 0])
@@ -172,13 +177,12 @@ def train_ldm(
         z = model.autoencoder.latent(own, noise=rng.randn_like)
         return model.loss({**batch, "z": z}, rng.generator, rng.rank, rng.world)
 
-    def prepare(batch: Batch, rng: BatchRandom) -> Batch:
-        return transforms.with_styles(batch, data.styles, given.style_words, rng)
-
-    painted = {entry: getattr(data, name) for entry, name in PAINTED.get(task, {}).items()}
-    latents = StackDataset(**data.columns, **painted, moments=moments)
-    card = {"first_stage": relative_path(run_dir, first_stage), "info": _info(experiment, data)}
-    yield from optimise(model, loss, latents, run, card=card, prepare=prepare, save_at=save_at)
+    columns = {entry: getattr(data, name) for entry, name in PAINTED.get(task, {}).items()}
+    pairs = zip(data.captions, data.style_ids.tolist(), strict=True)
+    columns["styled"] = [transforms.style_caption(c, data.styles[i]) for c, i in pairs]
+    latents = StackDataset(**data.columns, **columns, moments=moments)
+    place = relative_path(run_dir, first_stage)
+    yield from run.optimise(model, loss, latents, first_stage=place, save_at=save_at)
 
 
 # Which names of the data complete which field of a conditioner's config
@@ -222,34 +226,28 @@ def train_classifier(
     init: str | Path | None = None,
 ) -> Iterator[Record]:
     """Train a Classifier, or a Segmenter where the experiment says `maps`; see the others."""
-    data = experiment.dataset("train") if data is None else data
+    data = experiment.data.dataset("train") if data is None else data
     if experiment.maps:
         config = SegmenterConfig(labels=data.semantic_classes, channels=experiment.channels)
     else:
         names = {"labels": data.classes, "groups": data.groups, "styles": data.styles}
         config = ClassifierConfig(**names, channels=experiment.channels)
     build = Segmenter if experiment.maps else Classifier
-    model, start = new_model(build, config, experiment.train.seed, init)
-    run = open_run(run_dir, experiment, device, data, init=start)
+    model = new_model(build, config, experiment.train.seed, init)
+    run = Training(run_dir, experiment, device, data, init=init and fingerprint(model))
 
     def loss(batch: Batch, _step: int, rng: BatchRandom) -> dict[str, Tensor]:
-        x = batch["image"]
-        chosen = rng.rand(len(x), device=x.device) < 0.5 * experiment.train.flip
-        return model.loss(transforms.mirrored(batch, chosen), rng)
+        return model.loss(flipped(batch, experiment.train.flip, rng), rng)
 
-    yield from optimise(model, loss, data, run, card={"info": _info(experiment, data)})
+    yield from run.optimise(model, loss, data)
 
 
-def _info(experiment: Experiment, data: ImageDataset) -> dict[str, Any]:
-    return {"data": data.name, "images": len(data), "train": to_dict(experiment.train)}
-
-
-def progress(records: Iterator[Record], total: int, what: str) -> Iterator[Record]:
-    """Show a progress bar with the loss while the records of a training pass through."""
-    options = {"total": total, "desc": what, "unit": "step"}
-    others = int(os.environ.get("RANK", "0")) > 0
-    with tqdm(**options, disable=others, delay=0.1) as bar:  # later than an error in the input
-        for record in records:
+def finish(records: Iterator[Record], total: int, what: str) -> list[Record]:
+    """Run a training of `total` steps to its end, behind a progress bar with the loss."""
+    found, others = [], int(os.environ.get("RANK", "0")) > 0
+    with tqdm(total=total, desc=what, unit="step", disable=others, delay=0.1) as bar:
+        for record in records:  # the bar comes later than an error in the input
             bar.update(record.step - bar.n)
             bar.set_postfix(loss=f"{record.terms['loss']:.4f}", refresh=False)
-            yield record
+            found.append(record)
+    return found

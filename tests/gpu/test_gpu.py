@@ -28,9 +28,9 @@ class HostRandom(BatchRandom):
 
 def few(experiment: Any) -> ImageDataset:
     """The first images of the experiment's training data."""
-    if experiment.data.kind == "scenes":
+    if experiment.data.kind in ("scenes", "crops"):
         scenes = ScenesDataset("train", 64, n=16, background=experiment.data.background)
-        return CropsDataset(scenes) if getattr(experiment, "crops", False) else scenes
+        return CropsDataset(scenes) if experiment.data.kind == "crops" else scenes
     data = experiment.data.dataset("train")
     small = copy.copy(data)
     small.columns = {key: column[:16] for key, column in data.columns.items()}

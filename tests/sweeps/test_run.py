@@ -21,7 +21,7 @@ from minildm.sweeps.run import (
     shown,
     train,
 )
-from minildm.training.checkpoint import read_log
+from minildm.training.loop import read_log
 
 [RUN] = tiny_sweep(
     levels={"low": {"train.lr": 1e-3}}, measure_at=(2,), samplings={"three": {"steps": 3}}

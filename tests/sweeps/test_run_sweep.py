@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from minildm import cli, pretrained, read_sweep, read_table, run_sweep, save_model, sweeps
 from minildm.files import write_json
 from minildm.sweeps.run import RESULTS
-from minildm.training.checkpoint import read_log
+from minildm.training.loop import read_log
 
 
 def test_a_sweep_on_the_command_line_of_which_one_run_fails(tmp_path: Path) -> None:

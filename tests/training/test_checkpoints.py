@@ -132,7 +132,7 @@ SIZES = (
     "conditioner.d_cond schedule.T image_size sampling.steps"
 )
 CARDS: list[tuple[str, Any, str]] = [
-    ("format", 1, "is of format 1, before version 0.2: train"),
+    ("format", 1, "has format 1, kind 'latent-diffusion'; known: format 2"),
     ("kind", "gan", "kind 'gan'; known: format 2 of autoencoder"),
     ("config.colour", 1, "field of LatentDiffusionConfig='colour'"),
     ("config.unet.channels", 16, "size mismatch for"),  # other weights

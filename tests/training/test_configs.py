@@ -139,7 +139,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("emoji-class", {"data.masks": ["stars"]}, "masks"),
     ("emoji-kl-f4", {"restart_dead": 5}, "restart_dead=5 requires regularizer='vq'"),
     ("emoji-kl-f4", {"model": to_dict(PIXELS)}, "nothing to train"),
-    ("emoji-classifier", {"maps": True}, "require data.kind='scenes'"),
+    ("emoji-classifier", {"maps": True}, "maps=True requires data.kind='scenes'"),
 ]
 
 

@@ -14,20 +14,18 @@ import torch
 from helpers import randn
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from training.trainings import TRAIN, Training, each
+from training.trainings import TRAIN, Training, each, state_of
 
 from minildm import EMA
 from minildm.layers import BatchRandom
 from minildm.training import loop
-from minildm.training.checkpoint import Record, saved_step
 from minildm.training.configs import Experiment, TrainConfig
 from minildm.training.loop import (
     LossFn,
+    Record,
     describe,
     endless_batches,
     lr_at,
-    open_run,
-    optimise,
     pick_device,
     pick_precision,
 )
@@ -36,7 +34,7 @@ from minildm.training.loop import (
 class Line(list):
     """y = 3 x - 1 with a little noise, in float64."""
 
-    fingerprint = "line"
+    name = fingerprint = "line"
 
 
 X = randn(16, 2, dtype=torch.float64)
@@ -75,8 +73,8 @@ def fit(
     folder: Path, model: nn.Module, loss: LossFn, config: TrainConfig = LINE, **options: Any
 ) -> Iterator[Record]:
     """Train on the line."""
-    run = open_run(folder, Experiment(train=config), "cpu", DATA)
-    return optimise(model, loss, DATA, run, card={}, **options)
+    run = loop.Training(folder, Experiment(train=config), "cpu", DATA)
+    return run.optimise(model, loss, DATA, **options)
 
 
 @pytest.fixture
@@ -201,7 +199,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite_stops_the_run(
     config = replace(LINE, log_every=log_every)
     with pytest.raises(FloatingPointError, match=said):
         list(fit(line, model, bad, config))
-    assert saved_step(line) == saved
+    assert saved is None or state_of(line)["step"] == saved
     healed, healthy = Fit(), Fit()
     list(fit(line, healed, square(healed), config))
     list(fit(line / "healthy", healthy, square(healthy), config))

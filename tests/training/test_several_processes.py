@@ -12,10 +12,10 @@ from unittest.mock import patch
 import pytest
 import torch
 from helpers import TinyImages, tiny_unet_config
-from training.trainings import GAN, KL, LDM, difference, stage
+from training.trainings import GAN, KL, LDM, difference, stage, state_of
 
 from minildm.training import stages
-from minildm.training.checkpoint import read_log, saved_step
+from minildm.training.loop import read_log
 
 UNET = tiny_unet_config()  # without dropout
 SHARED = {
@@ -59,7 +59,7 @@ def test_two_processes_train_what_one_trains(
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     command = [*launcher, __file__, str(together)]
     done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, timeout=240)
-    assert saved_step(together / "killed") == 4, done.stderr.decode()
+    assert state_of(together / "killed")["step"] == 4, done.stderr.decode()
     train_all(alone)
     assert [r.step for r in read_log(together / "ldm")] == [2, 4, 6]
     for name in ("kl", "ldm"):

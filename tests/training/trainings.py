@@ -18,7 +18,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 from minildm.compression.autoencoder import Autoencoder
 from minildm.compression.loss import AdversarialConfig
 from minildm.conditioning import ClassConfig
-from minildm.training.checkpoint import Record, read_log, save_model
+from minildm.training.checkpoint import save_model
 from minildm.training.configs import (
     AutoencoderExperiment,
     ClassifierExperiment,
@@ -26,6 +26,7 @@ from minildm.training.configs import (
     LatentDiffusionExperiment,
     TrainConfig,
 )
+from minildm.training.loop import STATE, Record, read_log
 from minildm.training.stages import train_autoencoder, train_classifier, train_ldm
 
 SAVES = {"warmup_steps": 2, "save_every": 2}
@@ -77,11 +78,16 @@ TRAININGS = {"kl": KL, "vq-gan": GAN, "ldm": LDM, "classifier": CLASSIFIER}
 each = pytest.mark.parametrize("training", TRAININGS.values(), ids=TRAININGS)
 
 
+def state_of(run_dir: Path) -> dict[str, Any]:
+    """What a training saved last, to resume from."""
+    return torch.load(run_dir / STATE, weights_only=True)
+
+
 def outcome(run_dir: Path) -> dict[str, Any]:
     """All that a training leaves, by its place, except how long it took."""
     left: dict[str, Any] = {file.name: load_file(file) for file in run_dir.glob("*.safetensors")}
     left["card"] = json.loads((run_dir / "config.json").read_text())
-    left["state"] = torch.load(run_dir / "training/state.pt", weights_only=True)
+    left["state"] = state_of(run_dir)
     left["log"] = [(r.step, r.images, r.lr, r.terms) for r in read_log(run_dir)]
     return {keystr(path): leaf for path, leaf in tree_flatten_with_path(left)[0]}
 
