@@ -165,11 +165,8 @@ def _built(folder: Path, card: Mapping[str, Any]) -> Model:
         was = f"first_stage={reference['path']!r} is not the one that it was trained on"
         raise CheckpointError(f"{folder} cannot be loaded: {was}")
     text = getattr(config.conditioner, "tokens", config.conditioner)
-    with torch.random.fork_rng([]):
-        if isinstance(text, FrozenTextConfig):  # its weights are not in the folder
-            conditioner = config.conditioner.build()
-        else:
-            conditioner = on_meta(config.conditioner.build)
+    frozen = isinstance(text, FrozenTextConfig)  # its weights are not in the folder
+    conditioner = config.conditioner.build() if frozen else on_meta(config.conditioner.build)
     unet = on_meta(UNet, config.unet)
     return LatentDiffusion(config, autoencoder=stage, unet=unet, conditioner=conditioner)
 

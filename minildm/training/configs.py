@@ -150,14 +150,9 @@ class LatentDiffusionExperiment(Experiment):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierExperiment(Experiment):
-    """A classifier of images, or of the pixels of scenes."""
+    """A classifier of images, or, of scenes, a Segmenter, which labels each pixel."""
 
     channels: int = 32
-    maps: bool = False  # scenes: a Segmenter, which labels each pixel
-
-    def __post_init__(self) -> None:
-        if self.maps and self.data.kind != "scenes":
-            raise ValueError(f"maps=True requires data.kind='scenes', got {self.data.kind!r}")
 
 
 def with_steps(experiment: T, steps: int, **train: Any) -> T:
@@ -222,8 +217,6 @@ def _revive(hint: Any, value: Any, name: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if (origin is Literal and value in args) or hint is type(value):
-        return value
-    if is_dataclass(hint) and isinstance(value, hint):
         return value
     allowed = f"one of {', '.join(map(repr, args))}" if origin is Literal else hint
     raise ValueError(f"{name}={value!r:.60} must be {getattr(allowed, '__name__', allowed)}")

@@ -225,14 +225,14 @@ def train_classifier(
     device: str | None = None,
     init: str | Path | None = None,
 ) -> Iterator[Record]:
-    """Train a Classifier, or a Segmenter where the experiment says `maps`; see the others."""
+    """Train a Classifier, or, on scenes, a Segmenter of their maps; see the others."""
     data = experiment.data.dataset("train") if data is None else data
-    if experiment.maps:
-        config = SegmenterConfig(labels=data.semantic_classes, channels=experiment.channels)
+    if hasattr(data, "semantic_classes"):
+        build, config = Segmenter, SegmenterConfig(labels=data.semantic_classes)
     else:
         names = {"labels": data.classes, "groups": data.groups, "styles": data.styles}
-        config = ClassifierConfig(**names, channels=experiment.channels)
-    build = Segmenter if experiment.maps else Classifier
+        build, config = Classifier, ClassifierConfig(**names)
+    config = replace(config, channels=experiment.channels)
     model = new_model(build, config, experiment.train.seed, init)
     run = Training(run_dir, experiment, device, data, init=init and fingerprint(model))
 

@@ -30,7 +30,7 @@ def test_a_classifier_learns_three_colours(tmp_path: Path) -> None:
 def test_a_segmenter_learns_scenes(tmp_path: Path) -> None:
     scenes, data = ScenesDataset("train", 32, n=32), DataConfig(kind="scenes", size=32)
     changes = {"steps": 50, "save_every": 50, "batch_size": 8}
-    list(CLASSIFIER(tmp_path, CLASSIFIER.changed(**changes, data=data, maps=True), data=scenes))
+    list(CLASSIFIER(tmp_path, CLASSIFIER.changed(**changes, data=data), data=scenes))
     model = load_model(tmp_path, kind="segmenter")
     maps = scenes.maps[:16].long()
     found = logits_of(model, as_float(scenes.images[:16])).argmax(1)

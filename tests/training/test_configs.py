@@ -12,7 +12,6 @@ from helpers import tiny_ldm_config
 
 from minildm.compression.autoencoder import Autoencoder
 from minildm.conditioning import ClassConfig, ConditionerConfig, HybridConfig, LowResConfig
-from minildm.diffusion.objective import draw_t
 from minildm.diffusion.unet import UNet
 from minildm.training.configs import LatentDiffusionExperiment, from_dict, override, to_dict
 from minildm.training.presets import (
@@ -73,13 +72,6 @@ def test_the_factor_presets_are_of_one_size() -> None:
     assert rungs == {(kind, f) for kind in ("kl", "vq") for f in (2, 4, 8, 16, 32)}
 
 
-def test_regression_predicts_z0_where_there_is_only_noise() -> None:
-    config = PRESETS["emoji-sr-regression"]
-    assert (config.objective.predict, config.schedule.T) == ("z0", 2)
-    assert config.schedule.build().alphas_cumprod[-1] == 0
-    assert (draw_t(torch.linspace(0.01, 0.99, 99), 2, config.t_bias) == 1).all()
-
-
 # --- the published ones, against what the official repository says ---
 
 OFFICIAL = json.loads((Path(__file__).parents[1] / "official/params.json").read_text())["configs"]
@@ -123,14 +115,10 @@ def test_a_released_first_stage_has_the_official_size_and_loss(name: str) -> Non
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("emoji-class", {"train.step": 5}, "field of TrainConfig='step' .*did you mean 'steps'"),
-    ("emoji-class", {"unett.channels": 5}, "'unett' .*did you mean 'unet'"),
-    ("emoji-class", {"train.steps": "x"}, "steps='x' must be int"),
     ("emoji-class", {"train.steps": True}, "steps=True must be int"),
-    ("emoji-class", {"train.steps.more": 1}, "steps={'more': 1} must be int"),
     ("emoji-class", {"train": {"lr": 1.0}}, "missing 1 required .*'steps'"),
     ("emoji-class", {"train.betas": [0.9, "x"]}, "betas='x' must be float"),
     ("emoji-class", {"train.precision": "fp8"}, "precision='fp8' must be one of 'auto'"),
-    ("emoji-class", {"train.batch_size": 10**9}, "batch_size=1000000000"),
     ("emoji-class", {"train.lr": float("nan")}, "lr=nan"),
     ("emoji-class", {"conditioner.kind": "text"}, "did you mean"),
     ("emoji-class", {"data.kind": "mnist"}, "kind='mnist' must be one of 'emoji'"),
@@ -139,7 +127,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("emoji-class", {"data.masks": ["stars"]}, "masks"),
     ("emoji-kl-f4", {"restart_dead": 5}, "restart_dead=5 requires regularizer='vq'"),
     ("emoji-kl-f4", {"model": to_dict(PIXELS)}, "nothing to train"),
-    ("emoji-classifier", {"maps": True}, "maps=True requires data.kind='scenes'"),
 ]
 
 
