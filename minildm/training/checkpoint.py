@@ -115,11 +115,9 @@ def load_model(folder: str | Path, *, ema: bool = True, kind: str | None = None)
 def read_card(folder: str | Path) -> dict[str, Any]:
     """Read a folder's `config.json`. Raises CheckpointError for another format or kind."""
     path = Path(folder) / "config.json"
-    try:
+    with reading(f"{folder} has no readable config.json"):
         card = json.loads(path.read_text())
         written, kind = card.get("format"), card.get("kind")
-    except Exception as error:  # missing, no JSON, too deep, no table
-        raise CheckpointError(f"{folder} has no readable config.json: {error}") from error
     if written != FORMAT or kind not in list(KINDS):
         got = f"format {written!r:.40}, kind {kind!r:.40}"
         raise CheckpointError(f"{path} has {got}; known: format {FORMAT} of {', '.join(KINDS)}")
@@ -162,8 +160,7 @@ def _built(folder: Path, card: Mapping[str, Any]) -> Model:
     reference = card["first_stage"]
     stage = load_model(folder / reference["path"], kind="autoencoder")
     if stage.config != config.autoencoder or fingerprint(stage) != reference["sha256"]:
-        was = f"first_stage={reference['path']!r} is not the one that it was trained on"
-        raise CheckpointError(f"{folder} cannot be loaded: {was}")
+        raise ValueError(f"first_stage={reference['path']!r} is not the one that it was trained on")
     text = getattr(config.conditioner, "tokens", config.conditioner)
     frozen = isinstance(text, FrozenTextConfig)  # its weights are not in the folder
     conditioner = config.conditioner.build() if frozen else on_meta(config.conditioner.build)

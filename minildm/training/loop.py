@@ -199,10 +199,10 @@ class Training:
         options = {"first_stage": first_stage, "info": self.info}
         self._start(modules, adversary_lr)
         yield from self.records
-        batches, first = self._batches(data), self.step + 1
+        batches = self._batches(data)
         clock = time.perf_counter() - (self.records[-1].seconds if self.records else 0.0)
         gpus = [torch.cuda.current_device()] if self.device.type == "cuda" else []
-        for step in range(first, config.steps + 1):
+        for step in range(self.step + 1, config.steps + 1):
             with torch.random.fork_rng(gpus):  # of dropout
                 torch.manual_seed(seed_of(config.seed, step, accelerator.process_index))
                 self.advance(*next(batches), loss)
@@ -247,7 +247,11 @@ class Training:
                 part.load_state_dict(state[name])
         self.records = [record for record in read_log(self.folder) if record.step <= self.step]
         if self.config.compile:
-            _compile(*modules.values())
+            # An adversary's adaptive weight walks a graph twice: the graph must keep its buffers.
+            torch._functorch.config.donated_buffer = len(modules) == 1
+            for network in [part for module in modules.values() for part in module.children()]:
+                if any(p.requires_grad for p in network.parameters()):
+                    network.compile()
 
     def _batches(self, data: Dataset) -> Iterator[tuple[Batch, BatchRandom]]:
         """This process's part of the batches to come, on the device, with random numbers."""
@@ -317,13 +321,3 @@ class Training:
         )  # into a file, it would hide that the disk is full
         with atomic_write(self.folder / STATE) as file:  # last: it ends the save
             file.write(buffer.getbuffer())
-
-
-def _compile(*modules: nn.Module) -> None:
-    """Compile, in place, the parts of each module that have weights to train."""
-    if len(modules) > 1:  # the adaptive weight walks a graph twice: it must keep its buffers
-        torch._functorch.config.donated_buffer = False
-    for module in modules:
-        for network in module.children():
-            if any(p.requires_grad for p in network.parameters()):
-                network.compile()

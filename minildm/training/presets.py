@@ -48,7 +48,4 @@ _SMALL = {name: _experiment(table) for name, table in _read("presets.yaml").item
 PRESETS: dict[str, Experiment] = FIRST_STAGES | _SMALL
 
 PIXELS = AutoencoderConfig(regularizer="identity", z_channels=3)  # f = 1: nothing to train
-LADDER = {n: e for n, e in _SMALL.items() if hasattr(e, "model") and not n.endswith("-gpu")}
 CLEAR_SUBGROUPS = PRESETS["emoji-class"].data.subgroups
-_UNETS = {f: PRESETS[f"emoji-class-f{f}"].unet for f in (1, 2, 4, 8, 16, 32)}
-FACTOR_UNETS = {f: (u.channels, u.channel_mult, u.attn_levels) for f, u in _UNETS.items()}

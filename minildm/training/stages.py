@@ -98,10 +98,9 @@ def train_autoencoder(
     critic = new_model(PatchDiscriminator, game, train.seed) if game else None
     run = Training(run_dir, experiment, device, data, init=init and fingerprint(model))
     if quantizer := model.decoder.quantizer:
-        if experiment.restart_dead and run.processes > 1:
-            said = f"restart_dead={experiment.restart_dead} must be 0 with several processes"
-            raise ValueError(said)
-        quantizer.restart_after = experiment.restart_dead
+        if (dead := experiment.restart_dead) and run.processes > 1:
+            raise ValueError(f"restart_dead={dead} must be 0 with several processes")
+        quantizer.restart_after = dead
         quantizer.idle.fill_(0 if init else 2**40)  # the first batch moves all codes that are new
     weights = ("kl_weight", "mse_weight", "codebook_weight", "perceptual_weight")
     options = {name: getattr(experiment, name) for name in weights} | {"discriminator": critic}

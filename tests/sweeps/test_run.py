@@ -41,8 +41,9 @@ def test_a_run_that_is_stopped_continues_to_the_same_numbers(tmp_path: Path) -> 
     records = train(RUN, stopped, tmp_path)
     assert [record.step for record in itertools.islice(records, 2)] == [1, 2]
     records.close()  # after the save of step 2, before or after it is measured
-    assert [record.step for record in train(RUN, stopped, tmp_path)] == [3, 4]
-    assert not list(train(RUN, stopped, tmp_path))
+    records = list(train(RUN, stopped, tmp_path))
+    assert [record.step for record in records] == [1, 2, 3, 4]
+    assert list(train(RUN, stopped, tmp_path)) == records
     list(train(RUN, whole, tmp_path))
     rows, again = measure_at_end(RUN, stopped), measure_at_end(RUN, whole)
     assert [r["value"] for r in rows] == [r["value"] for r in again]
