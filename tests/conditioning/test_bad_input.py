@@ -30,7 +30,6 @@ WRONG: list[tuple[str, Any, str]] = [
     ("text", [1, 2], "must be a caption or a list of captions"),
     ("text", "a red apple and a green dog", "has 7 tokens, at most 6"),
     ("layout", [("dog", (0.5, 0.1, 0.5, 0.2))], LAYOUT),
-    ("layout", [("dog", (-0.2, 0.1, 0.5, 0.2))], LAYOUT),
     ("layout", [("dog", (float("nan"), 0.1, 0.5, 0.2))], LAYOUT),
     ("layout", [("dog", (0.1, 0.2, 0.3))], LAYOUT),
     ("layout", [("dog", BOX)] * 5, LAYOUT),
@@ -41,7 +40,6 @@ WRONG: list[tuple[str, Any, str]] = [
     ("ids", "dog", f"y='dog' {IDS}"),
     ("hybrid", ["ant"], "must be a dict with what 'low_res' reads, and what 'class'"),
     ("low_res", X / 0, LOW_RES),
-    ("low_res", {"low_res": [0.0]}, LOW_RES),
     ("low_res", ["dog"], LOW_RES),
     ("inpaint", {"image": X}, INPAINT),
     ("inpaint", {"image": X + 2, "mask": MASK}, INPAINT),
@@ -49,7 +47,6 @@ WRONG: list[tuple[str, Any, str]] = [
     ("inpaint", {"image": X, "mask": MASK / 2}, INPAINT),
     ("inpaint", {"image": X, "mask": MASK[..., :4]}, INPAINT),
     ("semantic", torch.full((1, 8, 8), 4), LABELS),
-    ("semantic", torch.full((1, 8, 8), 0.5), LABELS),
     ("semantic", torch.zeros(1, 8, 6), LABELS),
 ]
 
@@ -85,8 +82,8 @@ def test_an_unconditional_model_accepts_no_condition() -> None:
 
 
 def test_a_text_model_needs_its_own_tokenizer_and_names_unknown_words() -> None:
+    tau, captions = build("text"), ["a Zorgly dog", "a whale", "a Zorgly cat"]
     with pytest.raises(ValueError, match=r"tokenizer has 5 tokens, must have vocab_size="):
-        build("text").set_tokenizer(CaptionTokenizer.trained_on(["one"]))
-    captions = ["a Zorgly dog", "a whale", "a Zorgly cat"]
+        tau.set_tokenizer(CaptionTokenizer.trained_on(["one"]))
     with pytest.warns(UserWarning, match=r"read as \[UNK\]: 'Zorgly', 'whale'"):
-        assert build("text").batch_from(captions, 1) == {"caption": captions}
+        assert tau.batch_from(captions, 1) == {"caption": captions}

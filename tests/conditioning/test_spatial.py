@@ -6,13 +6,7 @@ import torch.nn.functional as F
 from helpers import randn, shaken
 from torch import Tensor
 
-from minildm.conditioning import (
-    ClassConfig,
-    HybridConfig,
-    InpaintConfig,
-    LowResConfig,
-    SemanticConfig,
-)
+from minildm import ClassConfig, HybridConfig, InpaintConfig, LowResConfig, SemanticConfig
 
 CONFIGS = {
     "low_res": LowResConfig(),
