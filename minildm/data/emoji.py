@@ -116,6 +116,7 @@ class EmojiDataset(ImageDataset):
         self.drawings = [d for d in chosen if split in ("all", split_of(d))]
         if not self.drawings:
             raise ValueError(f"no emoji of {', '.join(classes)} in these styles, split {split!r}")
+        self.hexcodes = [d.emoji["hexcode"] for d in self.drawings]
         super().__init__(
             None,
             name=f"emoji-{split}",
@@ -127,11 +128,9 @@ class EmojiDataset(ImageDataset):
                 "group": torch.tensor([groups.index(d.emoji["group"]) for d in self.drawings]),
                 "style": torch.tensor([d.style for d in self.drawings]),
                 "caption": [d.emoji["caption"] for d in self.drawings],
-                "hexcode": [d.emoji["hexcode"] for d in self.drawings],
+                "hexcode": self.hexcodes,
             },
         )
-
-    hexcodes = property(lambda self: self.columns["hexcode"])
 
     @cached_property
     def images(self) -> Tensor:

@@ -11,8 +11,6 @@ from minildm.compression.quantizer import DiagonalGaussian
 from minildm.data.dataset import ImageDataset, cached
 from minildm.files import fingerprint
 
-BATCH = 128
-
 
 @torch.no_grad()
 def encode_dataset(autoencoder: Autoencoder, data: ImageDataset, precision: str = "fp32") -> Tensor:
@@ -26,7 +24,7 @@ def encode_dataset(autoencoder: Autoencoder, data: ImageDataset, precision: str 
         device, was_training = autoencoder.scale.device, autoencoder.training
         autoencoder.eval()  # no dropout
         parts = []
-        for rows in tqdm(torch.arange(len(data)).split(BATCH), desc="encode", delay=2):
+        for rows in tqdm(torch.arange(len(data)).split(128), desc="encode", delay=2):
             x = torch.stack([data[i]["image"] for i in rows.tolist()]).to(device)
             if not x.abs().max() <= 1.001:  # also for NaN
                 raise ValueError(f"images of {data.name!r} must be finite and in [-1, 1]")
@@ -43,8 +41,8 @@ def encode_dataset(autoencoder: Autoencoder, data: ImageDataset, precision: str 
 def measure_scale(autoencoder: Autoencoder, data: ImageDataset, precision: str = "fp32") -> float:
     """Standard deviation of a sample of the posteriors over the data set; 1 unless KL.
 
-    LDM appendix G estimates it on the first batch; this is the same over all images, in closed
-    form: the variance of the means plus the mean of the variances.
+    LDM appendix G estimates it on the first batch; this is over all images, in closed form: the
+    variance of the means plus the mean of the variances.
     """
     if autoencoder.config.regularizer != "kl":
         return 1.0  # as in the paper: VQ latents have a variance near one (App. G)

@@ -20,10 +20,6 @@ def family() -> dict[str, str]:
     return {d.emoji["hexcode"]: d.emoji["family"] for d in read_emoji(data_dir()).values()}
 
 
-def pairs(data: EmojiDataset) -> set[tuple[str, int]]:
-    return set(zip(data.hexcodes, data.style_ids.tolist(), strict=True))
-
-
 def test_images_are_the_drawings_over_white() -> None:
     data = EmojiDataset("train", 32, subgroups=("food-fruit", "animal-bird"))
     for i in (0, 50, len(data) - 1):
@@ -70,6 +66,10 @@ def test_subgroups_and_styles_are_selected(splits: dict[str, EmojiDataset]) -> N
 
 def test_unpaired_styles_are_held_out_in_their_own_split(splits: dict[str, EmojiDataset]) -> None:
     rest, apart = (EmojiDataset(split, 32, unpaired=8) for split in ("train", "unpaired"))
-    assert not pairs(rest) & pairs(apart) and pairs(rest) | pairs(apart) == pairs(splits["train"])
+    drawn, held_out, train = (
+        set(zip(data.hexcodes, data.style_ids.tolist(), strict=True))
+        for data in (rest, apart, splits["train"])
+    )
+    assert not drawn & held_out and drawn | held_out == train
     assert len(set(apart.hexcodes)) == len(apart) > 100  # one style of each
     assert len(set(apart.hexcodes) & set(rest.hexcodes)) > 0.9 * len(apart)  # known in others

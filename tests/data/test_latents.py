@@ -64,11 +64,7 @@ def test_the_measured_scale_gives_unit_variance(autoencoder: Autoencoder) -> Non
 
 @pytest.mark.parametrize("value", [float("nan"), 127.0])
 def test_images_outside_their_range_are_refused(value: float, autoencoder: Autoencoder) -> None:
-    class Wrong(TinyImages):
-        fingerprint = str(value)
-
-        def __getitem__(self, i: int) -> dict:
-            return {"image": torch.full((3, 16, 16), value)}
-
+    data = TinyImages(3)
+    data.images = torch.full((3, 3, 16, 16), value)
     with pytest.raises(ValueError, match="images of 'tiny' must be finite and in"):
-        encode_dataset(autoencoder, Wrong(3))
+        encode_dataset(autoencoder, data)

@@ -59,17 +59,16 @@ def test_styles_are_named_in_their_share_of_the_captions() -> None:
 
 def test_a_task_gets_its_input() -> None:
     pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    x = pixels.float() / 127.5 - 1
+    x, batch = pixels.float() / 127.5 - 1, {"image": pixels, "semantic": pixels[:, 0]}
 
-    def made(kind: str, degradation: str = "bicubic", image: Tensor = pixels) -> dict[str, Tensor]:
-        batch = {"image": image, "semantic": pixels[:, 0]}
+    def made(kind: str, degradation: str = "bicubic") -> dict[str, Tensor]:
         return degrade_for_task(batch, kind, 2, degradation, ("boxes",), rng())
 
     assert set(made("low_res")) == {"semantic", "low_res"}
     assert torch.equal(made("low_res")["low_res"], shrink(x, 2))
-    assert torch.equal(made("low_res", "degraded", x)["low_res"], degraded(x, 2, rng()))
+    assert torch.equal(made("low_res", "degraded")["low_res"], degraded(x, 2, rng()))
     assert torch.equal(made("inpaint")["image"], x)
-    assert torch.equal(made("inpaint", image=x)["mask"], MASKS["boxes"](4, (8, 8), rng()))
+    assert torch.equal(made("inpaint")["mask"], MASKS["boxes"](4, (8, 8), rng()))
     assert made("semantic")["semantic"].dtype == torch.int64 and made("class")["image"] is pixels
 
 
