@@ -1,7 +1,6 @@
 """Configs of the other projects <-> ours, by the templates in tables.yaml, each for both ways.
 
-A template says which key holds which field. Most fields are our config's own; the functions below
-derive the others, such as lists of block types.
+A template says which key holds which field: one of our config's, or one derived here of several.
 """
 
 from collections.abc import Mapping
@@ -81,14 +80,13 @@ def config_of(fields: Fields) -> AutoencoderConfig | UNetConfig:
     if "widths" in fields:  # diffusers
         widths = fields["widths"]
         fields = fields | {"channels": widths[0], "channel_mult": [c // widths[0] for c in widths]}
-        levels = [i for i, name in enumerate(fields["down"]) if "Attn" in name]
+        attends = ["Attn" in name for name in fields["down"]]
     elif "factors" in fields:  # an official UNet
-        levels = [i for i in range(len(fields["channel_mult"])) if 2**i in fields["factors"]]
+        attends = [2**i in fields["factors"] for i in range(len(fields["channel_mult"]))]
     else:  # sides of the feature maps that attend, at the training's resolution
-        sides = [fields["side"] // 2**i for i in range(len(fields["channel_mult"]))]
-        levels = [i for i, side in enumerate(sides) if side in fields["attn_sides"]]
-        levels = levels if fields["mid_attn"] else []
-    fields = fields | {"attn_levels": levels}
+        sides = fields["attn_sides"] if fields["mid_attn"] else []
+        attends = [fields["side"] // 2**i in sides for i in range(len(fields["channel_mult"]))]
+    fields = fields | {"attn_levels": [i for i, attend in enumerate(attends) if attend]}
     if "hid_z" in fields:
         vq, hid = "codebook_size" in fields, fields["hid_z"]
         z = fields.get("z_channels", hid)

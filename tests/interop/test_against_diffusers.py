@@ -31,7 +31,6 @@ VQ = replace(KL, regularizer="vq", codebook_size=32, hid_z_channels=5, vq_legacy
 AUTOENCODERS = {
     "kl, attention": replace(KL, channel_mult=(1, 2, 2), attn_levels=(1,), num_res_blocks=2),
     "kl, no attention": replace(KL, mid_attn=False),
-    "kl, attention everywhere": replace(KL, attn_levels=(0, 1)),
     "vq": VQ,
     "vq, one level": replace(VQ, channel_mult=(1,), attn_levels=(0,), mid_attn=False),
 }

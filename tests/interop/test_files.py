@@ -41,7 +41,6 @@ def legacy(content: object, path: Path) -> None:
 
 FORMATS: dict[str, Callable[[dict[str, Tensor], Path], None]] = {
     "model.ckpt": lambda tensors, path: torch.save({"state_dict": tensors, "epoch": 3}, path),
-    "bare.ckpt": torch.save,
     "old.ckpt": legacy,
     "model.safetensors": save_file,
 }
