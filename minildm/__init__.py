@@ -26,10 +26,10 @@ _NAMES = {  # by the module that defines them, or that they are
     "diffusion.samplers": ("SAMPLERS ddim ddpm dpm_solver_pp euler heun plms"),
     "diffusion.schedule": "NoiseSchedule Prediction ScheduleConfig",
     "diffusion.unet": "UNet UNetConfig",
-    "evaluation.distribution": (
-        "evaluate_first_stage evaluate_images kid nearest_neighbours proxy_fid "
+    "evaluation.metrics": (
+        "evaluate_first_stage evaluate_images kid nearest_neighbours proxy_fid psnr reconstruct "
+        "ssim "
     ),
-    "evaluation.image_metrics": "psnr reconstruct ssim",
     "evaluation.intervals": "Measured mean_interval proportion_interval",
     "files": "data_dir write_json",
     "interop": "interop",

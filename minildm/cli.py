@@ -128,9 +128,9 @@ def sample(
     if kind == "none":
         options["n"] = n
     elif kind in ("low_res", "inpaint", "semantic"):
-        from minildm.evaluation.following import held_out
+        from minildm.evaluation.following import draw_conditions
 
-        given, _, _ = held_out(loaded, n, seed)
+        given, _, _ = draw_conditions(loaded, n, seed)
     else:
         conditions = _layouts(layout) if layout else y or ()
         given = [each for each in conditions for _ in range(n)] or None
@@ -207,7 +207,6 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="the folder; default: runs/sweep-NAME")] = None,
     jobs: Annotated[int | None, typer.Option(help="runs at once; default: one a device")] = None,
     device: Annotated[list[str] | None, typer.Option(help="may be repeated: cuda:0, cpu")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of a run")] = 1,
     level: Annotated[list[str] | None, typer.Option(help="run only this level")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="run only this seed")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="how many seeds, from 0")] = None,
@@ -226,11 +225,11 @@ def sweep(
     given = {"samples": samples, "measure_at": tuple(measure_at or ())}
     given["seeds"] = tuple(seed or range(seeds or 0))
     fields = {name: value for name, value in given.items() if value}
-    definition, failed = replace(read_sweep(what).changed(_settings(change)), **fields), {}
+    definition = replace(read_sweep(what).changed(_settings(change)), **fields)
     if report:
-        table, page = write_report(definition, folder)
+        table, page, failed = write_report(definition, folder, {})
     else:
-        options = {"jobs": jobs, "threads": threads, "levels": level, "scheduler": scheduler}
+        options = {"jobs": jobs, "levels": level, "scheduler": scheduler}
         options |= {"devices": device or (), "say": typer.echo}
         table, page, failed = run_sweep(definition, folder, **options)
     typer.echo(f"{table}, {page}")

@@ -12,8 +12,8 @@ from minildm.data.emoji import EmojiDataset
 from minildm.data.transforms import enlarge, shrink
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.evaluation.following import evaluate_classes
-from minildm.evaluation.image_metrics import psnr, reconstruct
 from minildm.evaluation.intervals import Measured, mean_interval
+from minildm.evaluation.metrics import psnr, reconstruct
 from minildm.files import write_json
 from minildm.teaching import plots
 from minildm.training.checkpoint import load_model, pretrained

@@ -13,9 +13,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from minildm import EmojiDataset
-from minildm.evaluation.following import Prompt
-from minildm.evaluation.intervals import Evaluation
+from minildm.evaluation.intervals import Evaluation, Measured
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "data/results"
@@ -39,17 +37,16 @@ def test_lessons_were_measured_at_cpu_scale_by_notebooks_that_exist() -> None:
 
 
 def test_every_prompt_is_of_a_kind() -> None:
-    requested = prompts.requested(2)
-    assert len(requested) == 2 * 12 * 5 and requested[:60] == requested[60:]
-    kinds = {prompts.kind_of(prompt.label) for prompt in requested}
-    assert kinds == set(range(len(prompts.KINDS)))
+    captions, requested = prompts.all_prompts(2)
+    assert len(captions) == 2 * 12 * 5 and captions[:60] == captions[60:]
+    assert set(requested["kind"].tolist()) == set(range(len(prompts.KINDS)))
     images, shown = prompts.held_out(32)
-    assert images.shape == (len(shown), 3, 32, 32) and len(shown) > 150
-    assert {p.subject for p in shown}.isdisjoint(EmojiDataset("train", 32).hexcodes)
+    assert images.shape == (len(shown["kind"]), 3, 32, 32) and len(images) > 150
 
 
 def test_the_pages_show_the_committed_numbers() -> None:
-    found = Evaluation.from_dict(json.loads((RESULTS / "prompts.json").read_text()))
+    measured = json.loads((RESULTS / "prompts.json").read_text())["measured"]
+    found = Evaluation({name: Measured(**row) for name, row in measured.items()})
     readme = prompts.README.read_text(encoding="utf-8")
     assert prompts.with_line(readme, found) == readme
     page = (ROOT / "notebooks/COSTS.md").read_text(encoding="utf-8")
@@ -73,8 +70,8 @@ def test_another_subgroup_of_the_kind_is_right_and_no_kind_is_wrong() -> None:
         return {"label": one_hot(x.flatten().long(), 4)}
 
     classifier.config, classifier.parameters = SimpleNamespace(labels=labels), lambda: iter(())
-    requested = [Prompt("", "food-a" if i < 12 else "animal-a", subject=f"{i}") for i in range(16)]
-    shown = [Prompt("", labels[i % 3], subject=f"{i}") for i in range(30)]  # 20 food, 10 animals
+    requested = prompts.of_kinds(["food-a"] * 12 + ["animal-a"] * 4, list("abcdefghijklmnop"))
+    shown = prompts.of_kinds([*labels[:3]] * 10, [f"{i}" for i in range(30)])  # 20 food, 10 animals
     x = torch.tensor([0.0, 1, 3, 2] * 3 + [2, 2, 2, 3])
     real = torch.tensor([float(i % 3 if i % 2 else 3) for i in range(30)])
     found = prompts.kind_following(x, requested, classifier, real, shown)

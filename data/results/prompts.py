@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,9 +18,10 @@ from minildm import EmojiDataset, as_float, describe, load_model, pick_device, p
 from minildm.data.emoji import STYLES
 from minildm.data.transforms import style_caption
 from minildm.diffusion.latent_diffusion import LatentDiffusion
-from minildm.evaluation.following import Prompt, controlled, share
+from minildm.evaluation.following import controlled, share
 from minildm.evaluation.intervals import Evaluation, Measured, jackknife, random_groups
 from minildm.files import fingerprint, write_json
+from minildm.layers import Batch
 from minildm.training.classifier import Classifier, logits_of
 
 HERE = Path(__file__).resolve().parent
@@ -37,82 +39,81 @@ def kind_of(subgroup: str) -> int:
     return next((i for i, kind in enumerate(KINDS) if subgroup.startswith(kind)), -1)
 
 
-def right_kind(x: Tensor, prompts: list[Prompt], classifier: Classifier) -> Tensor:
-    """Whether the classifier names a subgroup of the prompt's kind in x (N, 3, H, W): (N,) bool."""
+def right_kind(x: Tensor, kinds: Tensor, classifier: Classifier) -> Tensor:
+    """Whether the classifier names a subgroup of the kinds (N,) in x (N, 3, H, W): (N,) bool."""
     of_label = torch.tensor([kind_of(label) for label in classifier.config.labels])
-    named = of_label[logits_of(classifier, x)["label"].argmax(dim=1)]
-    return named == torch.tensor([kind_of(p.label) for p in prompts])
+    return of_label[logits_of(classifier, x)["label"].argmax(dim=1)] == kinds
 
 
-def subjects_of(prompts: list[Prompt]) -> Tensor:
-    """A number for each subject, whose images are not independent: (N,) int64."""
-    subjects = sorted({p.subject for p in prompts})
-    return torch.tensor([subjects.index(p.subject) for p in prompts])
+def of_kinds(subgroups: list[str], subjects: list[str]) -> Batch:
+    """`kind` and `subject`, whose images are not independent, as numbers: (N,) int64 each."""
+    numbers = torch.from_numpy(np.unique(subjects, return_inverse=True)[1])
+    return {"kind": torch.tensor([kind_of(name) for name in subgroups]), "subject": numbers}
 
 
 @controlled
-def kind_share(x: Tensor, prompts: list[Prompt], classifier: Classifier) -> dict[str, Measured]:
+def kind_share(x: Tensor, requested: Batch, classifier: Classifier) -> dict[str, Measured]:
     """The share of x (N, 3, H, W) of the requested kind."""
-    return {"kind": share(right_kind(x, prompts, classifier), subjects_of(prompts))}
+    right = right_kind(x, requested["kind"], classifier)
+    return {"kind": share(right, requested["subject"])}
 
 
 def kind_following(
     x: Tensor,
-    prompts: list[Prompt],
+    requested: Batch,
     classifier: Classifier,
     real: Tensor,
-    shown: list[Prompt],
+    shown: Batch,
     seed: int = 0,
 ) -> Evaluation:
     """Whether the classifier recognises the requested kinds in x.
 
-    real: other, real images (M, 3, H, W), and what is shown there, reweighted to the kinds of the
-    prompts, each of which must be among them. `ratio`: x's share over theirs.
+    real: other, real images (M, 3, H, W), and what is shown there, reweighted to the requested
+    kinds, each of which must be among them. `ratio`: x's share over theirs.
     """
-    found = kind_share(x, prompts, classifier, seed=seed)
-    wanted, there = ([kind_of(p.label) for p in ps] for ps in (prompts, shown))
+    found = kind_share(x, requested, classifier, seed=seed)
+    wanted, there = (some["kind"].tolist() for some in (requested, shown))
     weights = torch.tensor([wanted.count(kind) / there.count(kind) for kind in there]).double()
-    rows = torch.stack([weights * right_kind(real, shown, classifier), weights], dim=1)
+    rows = torch.stack([weights * right_kind(real, shown["kind"], classifier), weights], dim=1)
 
     def mean(rows: Tensor) -> Tensor:
         return rows[:, 0].sum() / rows[:, 1].sum()
 
-    draw = torch.Generator().manual_seed(seed)
-    groups = [random_groups(len(ps), 10, draw, subjects_of(ps)) for ps in (prompts, shown)]
+    draw, both = torch.Generator().manual_seed(seed), (requested, shown)
+    groups = [random_groups(len(s["kind"]), 10, draw, s["subject"]) for s in both]
     found["kind_real"] = jackknife(mean, rows, groups=groups[1:], bounds=(0.0, 1.0))
-    right = right_kind(x, prompts, classifier).double()
+    right = right_kind(x, requested["kind"], classifier).double()
     found["ratio"] = jackknife(
         lambda a, b: a.mean() / mean(b), right, rows, groups=groups, n=len(x)
     )
     return found
 
 
-def requested(n: int) -> list[Prompt]:
-    """Every prompt in every style, row by row, n times: (60 n,), with its subgroup."""
+def all_prompts(n: int) -> tuple[list[str], Batch]:
+    """Every prompt in every style, row by row, n times, and what they request: (60 n,)."""
     train = EmojiDataset("train", unpaired=8)
     labels = dict(zip(train.captions, train.labels.tolist(), strict=True))
-    return n * [
-        Prompt(style_caption(p, style), train.classes[labels[p]], style=style, subject=p)
-        for p in PROMPTS
-        for style in STYLES
-    ]
+    rows = n * [(prompt, style) for prompt in PROMPTS for style in STYLES]
+    names = [train.classes[labels[prompt]] for prompt, _ in rows]
+    captions = [style_caption(prompt, style) for prompt, style in rows]
+    return captions, of_kinds(names, [prompt for prompt, _ in rows])
 
 
-def held_out(size: int) -> tuple[Tensor, list[Prompt]]:
+def held_out(size: int) -> tuple[Tensor, Batch]:
     """Validation images of the five kinds, (M, 3, S, S) in [-1, 1], and what they show."""
     val = EmojiDataset("val", size)
     names = [val.classes[label] for label in val.labels.tolist()]
     rows = [i for i, name in enumerate(names) if kind_of(name) >= 0]
-    shown = [Prompt(val.captions[i], names[i], subject=val.hexcodes[i]) for i in rows]
+    shown = of_kinds([names[i] for i in rows], [val.hexcodes[i] for i in rows])
     return as_float(val.images[rows]), shown
 
 
 def measure(model: LatentDiffusion, n: int, **sampling: Any) -> tuple[Tensor, Evaluation]:
     """All samples, (60 n, 3, S, S), and how often the classifier recognises the kind."""
-    prompts, classifier = requested(n), pretrained("emoji-classifier")
-    x = model.sample([prompt.caption for prompt in prompts], **sampling).cpu()
+    (captions, requested), classifier = all_prompts(n), pretrained("emoji-classifier")
+    x = model.sample(captions, **sampling).cpu()
     real = held_out(model.config.image_size)
-    found = kind_following(x, prompts, classifier, *real, seed=sampling["seed"])
+    found = kind_following(x, requested, classifier, *real, seed=sampling["seed"])
     found.settings |= {"classifier": "emoji-classifier", "n": n, **sampling}
     return x, found
 

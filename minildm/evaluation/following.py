@@ -7,37 +7,32 @@ conditions randomly permuted, which is chance. `settings["follows"]`: is a numbe
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.conditioning.base import look_up
 from minildm.data.dataset import ImageDataset, as_float
 from minildm.data.emoji import EmojiDataset
 from minildm.data.scenes import CROP_CLASSES, CropsDataset, ScenesDataset, crop, empty_box
-from minildm.data.transforms import style_caption
+from minildm.data.transforms import degrade_for_task, enlarge, mean_fill, shrink, style_caption
 from minildm.diffusion.latent_diffusion import LatentDiffusion
-from minildm.evaluation.distribution import evaluate_first_stage, evaluate_images
 from minildm.evaluation.intervals import Evaluation, Measured, mean_interval, proportion_interval
-from minildm.evaluation.restoration import baseline, given_of, kept, pasted
-from minildm.layers import Batch
+from minildm.evaluation.metrics import evaluate_first_stage, evaluate_images, psnr
+from minildm.layers import Batch, BatchRandom
 from minildm.training.checkpoint import pretrained
 from minildm.training.classifier import Classifier, Segmenter, agreement, logits_of
 from minildm.training.configs import DataConfig
 
 GRID, FINE = 9, 7  # positions a side that `located` tries: over the image, then near the best
-SAME = 0.5  # the IoU from which two boxes count as the same, as in detection
 
 
 def shuffled(n: int, seed: int) -> Tensor:
     """A random permutation of n >= 2 rows that leaves none in its place: (n,) int64."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    new = torch.empty_like(order)
-    new[order] = order.roll(1)  # one cycle through all
-    return new
+    return order.roll(1)[order.argsort()]  # one cycle through all
 
 
 def share(right: Tensor, clusters: Tensor) -> Measured:
@@ -53,23 +48,21 @@ def share(right: Tensor, clusters: Tensor) -> Measured:
 
 
 def controlled(measure: Callable[..., dict[str, Measured]]) -> Callable[..., Evaluation]:
-    """Turn measure(samples, conditions, ...) into a function that measures the controls too.
+    """Turn measure(samples, requested, ...) into a function that measures the controls too.
 
-    It takes `real`, real images of the same conditions, and the `seed` of the permutation.
+    requested: columns by name, (N, ...) each. The function takes `real`, real images of the same
+    conditions, and the `seed` of the permutation.
     """
 
     @wraps(measure)
     def following(
-        x: Tensor, y: Any, *others: Any, real: Tensor | None = None, seed: int = 0
+        x: Tensor, requested: Batch, *others: Any, real: Tensor | None = None, seed: int = 0
     ) -> Evaluation:
         order = shuffled(len(x), seed)
-        if isinstance(y, dict):
-            permuted: Any = {name: column[order] for name, column in y.items()}
-        else:
-            permuted = [y[i] for i in order.tolist()]
-        found = {"": measure(x, y, *others), "_shuffled": measure(x, permuted, *others)}
+        permuted = {name: column[order] for name, column in requested.items()}
+        found = {"": measure(x, requested, *others), "_shuffled": measure(x, permuted, *others)}
         if real is not None:
-            found["_real"] = measure(real, y, *others)
+            found["_real"] = measure(real, requested, *others)
         measured = {f"{name}{which}": found[which][name] for name in found[""] for which in found}
         follows = {name: m.low > found["_shuffled"][name].high for name, m in found[""].items()}
         return Evaluation(measured, shuffle_seed=seed, follows=follows)
@@ -87,13 +80,6 @@ def accuracy(classifier: Classifier, x: Tensor, truth: Tensor, question: str = "
     return proportion_interval(int(right.sum()), len(x))
 
 
-def group_of_class(data: ImageDataset) -> Tensor:
-    """Each class's group: (classes,) int64."""
-    groups = torch.zeros(len(data.classes), dtype=torch.long)
-    groups[data.labels] = data.group_ids
-    return groups
-
-
 def evaluate_classes(model: LatentDiffusion, classifier: Classifier, x: Tensor) -> Evaluation:
     """How often the classifier names the group of a sample's class; for models of emoji classes.
 
@@ -102,7 +88,8 @@ def evaluate_classes(model: LatentDiffusion, classifier: Classifier, x: Tensor) 
     x: samples, equally many of each class, in order.
     """
     real = EmojiDataset("val", model.config.image_size, subgroups=model.config.conditioner.classes)
-    requested, measured = group_of_class(real).repeat_interleave(len(x) // len(real.classes)), {}
+    groups = [real.group_ids[real.labels == c][0] for c in range(len(real.classes))]
+    requested, measured = torch.stack(groups).repeat_interleave(len(x) // len(groups)), {}
     for which, images, truth in (("", x, requested), ("_real", real.images, real.group_ids)):
         present = truth.unique().tolist()
         found = [accuracy(classifier, images[truth == g], truth[truth == g]) for g in present]
@@ -112,53 +99,18 @@ def evaluate_classes(model: LatentDiffusion, classifier: Classifier, x: Tensor) 
     return Evaluation(measured)
 
 
-class Prompt(NamedTuple):
-    """A caption, and what its image must show, in the classifier's names; None: not requested."""
-
-    caption: str
-    label: str | None = None  # the subgroup
-    group: str | None = None
-    style: str | None = None
-    subject: str = ""  # prompts of one subject are not independent; empty: the caption
-
-
-def emoji_prompts(
-    data: ImageDataset, n: int, *, styled: bool = False, seed: int = 0
-) -> tuple[list[Prompt], Tensor]:
-    """Captions of n random images, with or without their style, and the images (n, 3, S, S).
-
-    Raises ValueError for n outside 1..len(data).
-    """
-    if not 1 <= n <= len(data):
-        raise ValueError(f"n={n} must be in 1..{len(data)}, the images of {data.name}")
-    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n]
-    subjects, prompts = data.columns.get("hexcode", data.captions), []
-    for i in chosen.tolist():
-        style = data.styles[data.style_ids[i]] if styled else None
-        caption = style_caption(data.captions[i], style) if style else data.captions[i]
-        names = data.classes[data.labels[i]], data.groups[data.group_ids[i]]
-        prompts.append(Prompt(caption, *names, style, subjects[i]))
-    return prompts, as_float(data.images[chosen])
-
-
 @controlled
-def text_following(
-    x: Tensor, prompts: Sequence[Prompt], classifier: Classifier
-) -> dict[str, Measured]:
-    """Whether the classifier names the prompts' subgroup, group and style in x (N, 3, H, W).
+def text_following(x: Tensor, requested: Batch, classifier: Classifier) -> dict[str, Measured]:
+    """How often the classifier names what captions request in x (N, 3, H, W).
 
-    What some prompt does not request is left out. Raises ValueError where the classifier does not
-    know a name.
+    requested: `label` (the subgroup), `group` and `style`, or some of them, and `subject`: (N,)
+    int64; images of one subject are not independent.
     """
-    subjects = np.unique([p.subject or p.caption for p in prompts], return_inverse=True)[1]
-    found = {}
-    for question, logits in logits_of(classifier, x).items():
-        names = [getattr(prompt, question) for prompt in prompts]
-        if None not in names:
-            known = getattr(classifier.config, f"{question}s")
-            truth = torch.tensor([look_up(name, known, question) for name in names])
-            found[question] = share(logits.argmax(dim=1) == truth, torch.from_numpy(subjects))
-    return found
+    return {
+        question: share(logits.argmax(dim=1) == requested[question], requested["subject"])
+        for question, logits in logits_of(classifier, x).items()
+        if question in requested
+    }
 
 
 @controlled
@@ -170,7 +122,7 @@ def layout_following(x: Tensor, layouts: Batch, classifier: Classifier) -> dict[
     objects: share of boxes in which the classifier names the requested object; filled: any
     object. empty: share of places clear of all boxes where it sees nothing. For objects requested
     once, where in the image a box of that size shows them best: iou, its overlap with the
-    requested box, and found, the share with at least SAME.
+    requested box, and found, the share with at least 0.5, as in detection.
     """
     boxes, classes, nothing = layouts["boxes"], layouts["classes"], len(CROP_CLASSES) - 1
     image, slot = (classes >= 0).nonzero().unbind(1)  # (J,) each
@@ -190,7 +142,7 @@ def layout_following(x: Tensor, layouts: Batch, classifier: Classifier) -> dict[
         "objects": share(seen == requested, image),
         "filled": share(seen != nothing, image),
         "empty": share(elsewhere == nothing, places),
-        "found": share(iou >= SAME, image[once]),
+        "found": share(iou >= 0.5, image[once]),
         "iou": mean_interval(iou, image[once]),
     }
 
@@ -201,20 +153,18 @@ def located(x: Tensor, boxes: Tensor, labels: Tensor, classifier: Classifier) ->
     x (J, 3, H, W), boxes (J, 4) xyxy, labels (J,). Tries GRID x GRID positions over the image,
     then FINE x FINE near the best of them; the requested position is not privileged.
     """
-
-    def best(image: Tensor, steps: Tensor, size: Tensor, label: int) -> Tensor:
-        corners = torch.cartesian_prod(steps[:, 0], steps[:, 1])  # (G * G, 2)
-        places = torch.cat([corners, corners + size], dim=1)
-        logits = logits_of(classifier, crop(image.expand(len(places), -1, -1, -1), places))["label"]
-        return corners[logits.log_softmax(dim=1)[:, label].argmax()]
-
     found = []
     for image, box, label in zip(x, boxes, labels.tolist(), strict=True):
         size = box[2:] - box[:2]
         room = (1 - size).clamp(min=0)  # where the top left corner can be
-        corner = best(image, torch.linspace(0, 1, GRID).outer(room), size, label)
-        near = torch.linspace(-1, 1, FINE).outer(room / (GRID - 1)) + corner
-        corner = best(image, near.clamp(min=0).minimum(room), size, label)
+        corner, reach = room / 2, room / 2
+        for n in (GRID, FINE):
+            steps = (corner + torch.linspace(-1, 1, n).outer(reach)).clamp(min=0).minimum(room)
+            corners = torch.cartesian_prod(*steps.unbind(1))  # (n * n, 2)
+            places = torch.cat([corners, corners + size], dim=1)
+            crops = crop(image.expand(len(places), -1, -1, -1), places)
+            scores = logits_of(classifier, crops)["label"].log_softmax(dim=1)[:, label]
+            corner, reach = corners[scores.argmax()], room / (GRID - 1)
         found.append(torch.cat([corner, corner + size]))
     return torch.stack(found)
 
@@ -236,6 +186,55 @@ def map_following(x: Tensor, maps: Batch, segmenter: Segmenter) -> dict[str, Mea
     return {"pixels": mean_interval(pixels), "iou": mean_interval(iou)}
 
 
+def given_of(
+    x: Tensor,
+    task: str,
+    f: int = 4,
+    *,
+    degradation: str = "bicubic",
+    masks: tuple[str, ...] = ("lama", "halves"),
+    seed: int = 0,
+) -> Batch:
+    """The input of a restoration of x (N, 3, H, W) in [-1, 1]: `low_res`, or `image` and `mask`.
+
+    task: "low_res" or "inpaint". Determined by the seed alone, so the same for every model and
+    baseline.
+    """
+    rng = BatchRandom(torch.Generator().manual_seed(seed))
+    return degrade_for_task({"image": x}, task, f, degradation, masks, rng)
+
+
+def pasted(x: Tensor, given: Batch) -> Tensor:
+    """Inpainting: the known pixels as given, x in the hole; other tasks: x itself."""
+    if "mask" not in given:
+        return x
+    return torch.where(given["mask"].to(x.device) > 0.5, given["image"].to(x), x)
+
+
+def restored(model: LatentDiffusion, given: Batch, **sampling: Any) -> Tensor:
+    """A sample for each input, with the known pixels pasted in: (N, 3, H, W) in [-1, 1], CPU."""
+    return pasted(model.sample(given, **sampling).cpu(), given)
+
+
+def baseline(given: Batch, f: int = 4) -> Tensor:
+    """The restoration without learning: bicubic enlargement, or the mean colour in the hole."""
+    if "mask" in given:
+        return mean_fill(given["image"], given["mask"])
+    return enlarge(given["low_res"], f)
+
+
+def kept(x: Tensor, given: Batch, f: int = 4) -> Tensor:
+    """Consistency of x (N, 3, H, W) with its input: PSNR in dB, (N,).
+
+    Super-resolution: of x shrunk again against `low_res`. Inpainting: of the known pixels, before
+    they are pasted.
+    """
+    if "mask" in given:
+        known = given["mask"] > 0.5
+        return psnr(torch.where(known, given["image"], 0.0), torch.where(known, x, 0.0))
+    return psnr(given["low_res"], shrink(x, f))
+
+
 def evaluate_restoration(
     model: LatentDiffusion,
     x: Tensor,
@@ -251,11 +250,10 @@ def evaluate_restoration(
     `kept_shuffled`, with permuted inputs.
     """
     f, raw = model.autoencoder.f, model.sample(given, seed=seed, **sampling).cpu()
-    name = "mean fill" if "mask" in given else "bicubic"
-    found = {
-        key: evaluate_images(x, images, paired=True, groups=groups, seed=seed)
-        for key, images in {"model": pasted(raw, given), name: baseline(given, f)}.items()
-    }
+    images = {"model": pasted(raw, given)}
+    images["mean fill" if "mask" in given else "bicubic"] = baseline(given, f)
+    options = {"paired": True, "groups": groups, "seed": seed}
+    found = {name: evaluate_images(x, made, **options) for name, made in images.items()}
     consistency = controlled(lambda x, given: {"kept": mean_interval(kept(x, given, f))})
     follows = consistency(raw, given, seed=seed)
     found["model"] |= follows
@@ -263,30 +261,49 @@ def evaluate_restoration(
     return found
 
 
-def held_out(
+def draw_conditions(
     model: LatentDiffusion,
     n: int,
     seed: int,
     data: ImageDataset | None = None,
+    *,
     styled: bool = False,
-) -> tuple[Any, Any, Tensor]:
-    """Conditions of n held-out images for `model.sample`, what they request, and the images.
+) -> tuple[Any, Batch, Tensor]:
+    """n conditions for `model.sample`, what they request, and their real images (n, 3, S, S).
 
-    Requested: prompts of captions; `boxes`, `classes` and `semantic` of scenes; the given images.
-    data: default, the validation split of the emoji; scenes are drawn as they are needed.
+    data: default, held-out emoji; of n random images, all of them before one comes again (those
+    to restore only once). Layouts and maps are of held-out scenes. styled: captions name the style.
+    Requested: columns as `text_following` and `layout_following` take them, `semantic`, or what a
+    restoration is given. Raises ValueError for n below 1.
     """
+    if n < 1:
+        raise ValueError(f"n={n} must be at least 1")
     kind, size = model.config.conditioner.kind, model.config.image_size
     if kind in ("layout", "semantic"):
         scenes = ScenesDataset("val", size, n=n)
-        truth = {key: scenes.columns[key] for key in ("boxes", "classes")}
-        truth["semantic"] = scenes.maps.long()
-        y = {"semantic": truth["semantic"]} if kind == "semantic" else truth
-        return y, truth, as_float(scenes.images)
-    prompts, x = emoji_prompts(data or EmojiDataset("val", size), n, styled=styled, seed=seed)
+        requested = {key: scenes.columns[key] for key in ("boxes", "classes")}
+        requested["semantic"] = scenes.maps.long()
+        y = requested["semantic"] if kind == "semantic" else requested
+        return y, requested, as_float(scenes.images)
+    data = data or EmojiDataset("val", size)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     if kind in ("low_res", "inpaint"):
+        x = as_float(data.images[order[:n]])
         given = given_of(x, kind, model.autoencoder.f, seed=seed)
         return given, given, x
-    return [prompt.caption for prompt in prompts], prompts, x
+    rows = order[torch.arange(n) % len(data)]
+    x, captions = as_float(data.images[rows]), [data.captions[i] for i in rows.tolist()]
+    if kind == "none":
+        return None, {}, x
+    requested = {"label": data.labels[rows], "group": data.group_ids[rows]}
+    if styled:
+        requested["style"] = data.style_ids[rows]
+        names = [data.styles[i] for i in requested["style"].tolist()]
+        captions = list(map(style_caption, captions, names))
+    subjects = np.unique(data.columns.get("hexcode", data.captions), return_inverse=True)[1]
+    requested["subject"] = torch.from_numpy(subjects)[rows]
+    classes = [data.classes[i] for i in requested["label"].tolist()]
+    return classes if kind == "class" else captions, requested, x
 
 
 FOLLOWING: dict[str, tuple[str, Callable[..., Evaluation]]] = {  # by kind: who tells, and how
@@ -333,15 +350,15 @@ def evaluate_model(
     config, found = model.config.conditioner, {}
     kind, how = config.kind, {"seed": seed, **sampling}
     if kind in ("low_res", "inpaint"):
-        given, _, x = held_out(model, n, seed)
+        given, _, x = draw_conditions(model, n, seed)
         return evaluate_restoration(model, x, given, **how)
     if kind not in FOLLOWING:
         raise ValueError(f"a model with the condition {kind!r} has nothing to evaluate it by")
     name, follow = FOLLOWING[kind]
-    classifier = classifier or pretrained(name).to(model.device)
-    known = {"layout": CROP_CLASSES, "semantic": getattr(config, "labels", None)}
-    if classifier.config.labels != known.get(kind, classifier.config.labels):
-        raise ValueError(f"classifier must know the model's labels, as {name!r} does")
+    shipped = pretrained(name).to(model.device)
+    classifier = classifier or shipped
+    if kind != "class" and classifier.config.labels != shipped.config.labels:
+        raise ValueError(f"classifier must know the labels that {name!r} knows")
     for scale in guidance_scale if config.null_batch else (1.0,):
         for style in ("plain, ", "styled, ") if follow is text_following else ("",):
             how["guidance_scale"] = scale
@@ -349,9 +366,9 @@ def evaluate_model(
                 y = [name for name in config.classes for _ in range(per_class)]
                 evaluation = evaluate_classes(model, classifier, model.sample(y, **how))
             else:
-                y, truth, real = held_out(model, n, seed, styled=style == "styled, ")
+                y, requested, real = draw_conditions(model, n, seed, styled=style == "styled, ")
                 x = model.sample(y, **how).cpu()
-                evaluation = follow(x, truth, classifier, real=real, seed=seed)
+                evaluation = follow(x, requested, classifier, real=real, seed=seed)
             evaluation.settings |= how
             found[f"{style}guidance {scale:g}"] = evaluation
     return found

@@ -49,20 +49,11 @@ class Evaluation(dict[str, Measured]):
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: `measured`, (value, low, high, n) by name, and `settings`; "nan" and "inf"."""
-
-        def plain(found: Measured) -> dict[str, float | str]:
-            return {k: v if math.isfinite(v) else str(v) for k, v in found._asdict().items()}
-
-        return {"measured": {k: plain(m) for k, m in self.items()}, "settings": self.settings}
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> "Evaluation":
-        """The inverse of `as_dict`."""
-        measured = {
-            name: Measured(float(row["value"]), float(row["low"]), float(row["high"]), row["n"])
-            for name, row in saved["measured"].items()
+        plain = {
+            name: {k: v if math.isfinite(v) else str(v) for k, v in found._asdict().items()}
+            for name, found in self.items()
         }
-        return cls(measured, **saved["settings"])
+        return {"measured": plain, "settings": self.settings}
 
 
 def mean_interval(values: Tensor | Sequence[float], clusters: Tensor | None = None) -> Measured:

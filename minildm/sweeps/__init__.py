@@ -9,25 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
 from minildm.conditioning import look_up
 from minildm.files import data_dir
-from minildm.sweeps.report import NOTEBOOK, finished, write_report
+from minildm.sweeps.report import NOTEBOOK, SweepResult, finished, write_report
 from minildm.sweeps.run import is_trained, stage_folder
 from minildm.sweeps.sweep import Sweep
 from minildm.teaching.notebook import run_notebook
 from minildm.training.configs import to_dict
-
-
-class SweepResult(NamedTuple):
-    """The table, the report, and the runs that failed: name -> the reason."""
-
-    table: Path
-    report: Path
-    failed: dict[str, str]
 
 
 def run_sweep(
@@ -36,7 +28,6 @@ def run_sweep(
     *,
     jobs: int | None = None,
     devices: Sequence[str] = (),
-    threads: int = 1,
     levels: Sequence[str] | None = None,
     scheduler: str | None = None,
     say: Callable[[str], None] = print,
@@ -44,10 +35,10 @@ def run_sweep(
     """Execute the unfinished runs of a sweep; write the table and the report of all finished ones.
 
     jobs: runs at once, by default one per device. devices: "cuda:0", "cuda:1", "mps", "cpu"; by
-    default the best one. threads: CPU threads of a run. levels: run only these. scheduler: the
-    address of a Dask scheduler whose workers see the folder, in place of jobs.
-    If a run fails, the others continue; the same call tries it again. Raises ValueError for a
-    folder that holds another sweep, and for an unknown level.
+    default the best one. levels: run only these. scheduler: the address of a Dask scheduler whose
+    workers see the folder, in place of jobs. A run has as many CPU threads as OMP_NUM_THREADS
+    says, by default one. If a run fails, the others continue; the same call tries it again.
+    Raises ValueError for a folder that holds another sweep, and for an unknown level.
     """
     for level in levels or ():
         look_up(level, list(sweep.levels), f"{sweep.name}: level")
@@ -57,8 +48,7 @@ def run_sweep(
     for run in sweep.runs():
         place, stage = folder / "runs" / run.name, stage_folder(run, folder)
         if run.level in (levels or sweep.levels) and run.name not in done:
-            parameters = {"run": to_dict(run), "shared": str(folder)}
-            parameters |= {"device": next(places), "threads": threads}
+            parameters = {"run": to_dict(run), "shared": str(folder), "device": next(places)}
             runs[run.name] = stage, ("one_run", place, parameters)
             if not is_trained(stage):
                 stages[f"first stage {stage.name}"] = "first_stage", stage, parameters
@@ -66,7 +56,7 @@ def run_sweep(
         failed = _carry_out(executor, stages, say)
         ready = {name: task for name, (stage, task) in runs.items() if is_trained(stage)}
         failed |= _carry_out(executor, ready, say)
-    return SweepResult(*write_report(sweep, folder, failed), failed)
+    return write_report(sweep, folder, failed)
 
 
 def _carry_out(

@@ -3,9 +3,8 @@
 import html
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -67,40 +66,28 @@ def table_of(sweep: Sweep, folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows + means, columns=table.columns)
 
 
-def lines(
-    table: pd.DataFrame, metric: str, x: str, sampling: str = DEFAULT
-) -> dict[str, tuple[list[float], ...]]:
-    """{"f = 4": (x, value, low, high)} for `plots.curves`, x one of AXES.
+def lines(table: pd.DataFrame, metric: str, x: str) -> dict[str, tuple[list[float], ...]]:
+    """{"f = 4": (x, value, low, high, n)}, x one of AXES: a line of `plots.curves` for each level.
 
     Means over seeds; values without intervals where a level has a single seed. Against images per
     second, as in Fig. 7, a point for each sampling at the end.
     """
-    found, speed = {}, x == "images_per_second"
-    for label, rows in _by_level(table, metric).items():
-        last = rows["step"] == rows["step"].max()
-        points = rows[last if speed else rows["sampling"] == sampling].dropna(subset=x)
-        columns = (points.sort_values(x)[name].tolist() for name in (x, "value", "low", "high"))
-        found |= {label: tuple(columns)} if len(points) else {}
-    return found
-
-
-def at_the_end(table: pd.DataFrame, metric: str, sampling: str = DEFAULT) -> dict[str, Measured]:
-    """Each level's value at its last step: over n seeds, or of one seed's n samples."""
-    found = {}
-    for label, rows in _by_level(table, metric).items():
-        end = rows[rows["sampling"] == sampling].sort_values("step").iloc[-1]
-        found[label] = Measured(end["value"], end["low"], end["high"], int(end["n"]))
-    return found
-
-
-def _by_level(table: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
-    """Each level's finite values: the means over seeds, or those of a single seed."""
     name, found = table.columns[0], {}
     same = table[(table["metric"] == metric) & (table["value"].abs() < math.inf)]
     for level, rows in same.groupby(name, sort=False):
-        means = rows[rows["seed"] == MEAN]
-        found[f"{name} = {level}"] = means if len(means) else rows
+        rows = rows[rows["seed"] == MEAN] if MEAN in set(rows["seed"]) else rows
+        end, speed = rows["step"] == rows["step"].max(), x == "images_per_second"
+        points = rows[end if speed else rows["sampling"] == DEFAULT].dropna(subset=x)
+        columns = points.sort_values(x)[[x, "value", "low", "high", "n"]]
+        if len(columns):
+            found[f"{name} = {level}"] = tuple(columns[part].tolist() for part in columns)
     return found
+
+
+def at_the_end(table: pd.DataFrame, metric: str) -> dict[str, Measured]:
+    """Each level's value at its last step: over n seeds, or of one seed's n samples."""
+    ends = lines(table, metric, "step").items()
+    return {level: Measured(*(column[-1] for column in columns[1:])) for level, columns in ends}
 
 
 def figures(sweep: Sweep, folder: Path, table: pd.DataFrame) -> dict[str, Any]:
@@ -125,10 +112,16 @@ def figures(sweep: Sweep, folder: Path, table: pd.DataFrame) -> dict[str, Any]:
     return found
 
 
-def write_report(
-    sweep: Sweep, folder: Path, failed: Mapping[str, str] | None = None
-) -> tuple[Path, Path]:
-    """Write table.csv, the figures and index.html of what is finished; returns table and page.
+class SweepResult(NamedTuple):
+    """The table, the report, and the runs that failed: name -> the reason."""
+
+    table: Path
+    report: Path
+    failed: dict[str, str]
+
+
+def write_report(sweep: Sweep, folder: Path, failed: dict[str, str]) -> SweepResult:
+    """Write table.csv, the figures and index.html of what is finished.
 
     failed: what went wrong, by the run's name. Raises ValueError for a folder without runs.
     """
@@ -138,7 +131,7 @@ def write_report(
     with atomic_write(folder / "table.csv") as file:
         file.write(table.to_csv(index=False, float_format="%.6g").encode())
     ends = {axis: at_the_end(table, metric) for metric, axis in METRICS.items()}
-    states = {run.name: (failed or {}).get(run.name, "not finished") for run in sweep.runs()}
+    states = {run.name: failed.get(run.name, "not finished") for run in sweep.runs()}
     states |= {run.name: "finished" for run, _ in finished(sweep, folder)}
     top = f"""<p>{html.escape(sweep.paper)}</p>
 <p>{sweep.samples} samples each. N is the number of seeds, with Student's t interval of 95 %; of a
@@ -152,4 +145,4 @@ single seed, its number of samples.</p>
 <p>All numbers: <a href="table.csv">table.csv</a>.</p>"""
     title = sweep.question or f"What does {sweep.name} do?"
     plots.save_page(folder, title, figures(sweep, folder, table), top, end)
-    return folder / "table.csv", folder / "index.html"
+    return SweepResult(folder / "table.csv", folder / "index.html", failed)

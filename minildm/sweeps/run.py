@@ -23,17 +23,11 @@ from minildm.data.dataset import ImageDataset, as_float, cached
 from minildm.data.scenes import crop
 from minildm.data.transforms import enlarge, shrink
 from minildm.diffusion.latent_diffusion import LatentDiffusion
-from minildm.evaluation.distribution import (
-    OfflineFeatures,
-    extract_features,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
-)
-from minildm.evaluation.following import accuracy, held_out
-from minildm.evaluation.image_metrics import psnr, reconstruct
-from minildm.evaluation.restoration import pasted
+from minildm.evaluation import metrics
+from minildm.evaluation.following import accuracy, draw_conditions, pasted
+from minildm.evaluation.intervals import Measured, mean_interval
 from minildm.files import atomic_write, write_json
+from minildm.layers import Batch
 from minildm.sweeps.sweep import Run, slug
 from minildm.training import checkpoint
 from minildm.training.checkpoint import load_model, save_model
@@ -68,31 +62,6 @@ def data_of(run: Run, model: LatentDiffusion, split: str) -> ImageDataset:
     return DataConfig(kind=kind, size=model.config.image_size, subgroups=subgroups).dataset(split)
 
 
-def conditions_of(
-    run: Run, model: LatentDiffusion, data: ImageDataset
-) -> tuple[Any, Tensor, dict[str, Any]]:
-    """Draw conditions for `sample`, with their real images (N, 3, H, W) and the truth.
-
-    In the proportions of the training set `data`; layouts, maps and images are held-out ones.
-    The truth is by metric, as for `follows`; {} where no classifier knows the data.
-    """
-    kind, n, seed = model.config.conditioner.kind, run.samples, run.seed
-    if kind in ("layout", "semantic"):
-        y, truth, x = held_out(model, n, seed)
-        return y, x, {"objects": truth}
-    if kind in ("low_res", "inpaint"):
-        val = data_of(run, model, "val")
-        y, _, x = held_out(model, min(n, len(val)), seed, val)
-        return y, x, {"psnr": x}
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    rows = order[torch.arange(n) % len(data)]
-    y = {"none": None, "class": [data.classes[label] for label in data.labels[rows]]}
-    y = y.get(kind, [data.captions[i] for i in rows.tolist()])
-    known = y and data.name.startswith("emoji")
-    truth = {"accuracy": data.group_ids[rows]} if known else {}
-    return y, as_float(data.images[rows]), truth
-
-
 def measure(run: Run, folder: Path, model: LatentDiffusion, step: int, name: str) -> list[Row]:
     """Measure samples, by the sampling of this name, unless that was done before.
 
@@ -106,28 +75,29 @@ def measure(run: Run, folder: Path, model: LatentDiffusion, step: int, name: str
         raise ValueError(f"{path} is of other settings: choose another folder")
     if any(fixed.items() <= row.items() for row in content["rows"]):
         return content["rows"]
-    data = data_of(run, model, "train")
-    (y, real, truth), began = conditions_of(run, model, data), time.perf_counter()
+    data, kind = data_of(run, model, "train"), model.config.conditioner.kind
+    source = data_of(run, model, "val") if kind in ("low_res", "inpaint") else data
+    y, requested, real = draw_conditions(model, run.samples, run.seed, source)
+    began = time.perf_counter()
     if name == BOUND:
-        x = reconstruct(model.autoencoder, real)
+        x = metrics.reconstruct(model.autoencoder, real)
     else:  # from the same noise at every step
         options = asdict(override(run.sampling, run.samplings.get(name, {})))
         n = run.samples if y is None else None
         x = model.sample(y, n=n, seed=run.seed, **options).cpu()
         fixed["images_per_second"] = len(x) / (time.perf_counter() - began)
         x = pasted(x, y) if isinstance(y, dict) else x
-    numbers = scores(x, truth, data, model.device).items()
-    content["rows"] += [{**fixed, "metric": m, "value": v, "n": n} for m, (v, n) in numbers]
+    found = scores(x, data, model.device) | follows(x, requested, real, data, model.device)
+    for metric, value in found.items():
+        content["rows"].append({**fixed, "metric": metric, "value": value.value, "n": value.n})
     with atomic_write(folder / "samples" / f"{step}-{slug(name)}.pt") as file:
         torch.save(((x[:8] + 1) * 127.5).round().to(torch.uint8), file)
     write_json(path, content)
     return content["rows"]
 
 
-def scores(
-    x: Tensor, truth: dict[str, Any], data: ImageDataset, device: torch.device
-) -> dict[str, tuple[float, int]]:
-    """Samples (N, 3, H, W) in [-1, 1] -> (value, N) by metric, those of the truth included.
+def scores(x: Tensor, data: ImageDataset, device: torch.device) -> dict[str, Measured]:
+    """Distances of samples (N, 3, H, W) in [-1, 1] from real images, by metric.
 
     Real images are those of the training split, as in the paper's appendix E. The Fréchet
     distance is on the 112 features of a middle block, since a few hundred samples are too few for
@@ -137,35 +107,38 @@ def scores(
 
     def features(block: int | None) -> tuple[Tensor, Tensor]:
         """Of real images, computed once for all runs, and of the samples: (M, D), (N, D)."""
-        network = OfflineFeatures(block).to(device)
+        network = metrics.OfflineFeatures(block).to(device)
         key = f"features-{data.fingerprint[:24]}-{len(order)}-{network.layer}"
-        real = cached(key, lambda: extract_features(as_float(data.images[order]), network))
-        return real, extract_features(x, network)
+        real = cached(key, lambda: metrics.extract_features(as_float(data.images[order]), network))
+        return real, metrics.extract_features(x, network)
 
     head = features(None)
-    found = {"proxy_fid": frechet_distance(*features(10)), "kid": kernel_distance(*head)}
-    found["precision"], found["recall"] = precision_recall(*head)
-    numbers = {name: (float(value), len(x)) for name, value in found.items()}
-    return numbers | {name: follows(x, name, shows, device) for name, shows in truth.items()}
+    found = {"proxy_fid": metrics.frechet_distance(*features(10))}
+    found["kid"] = metrics.kernel_distance(*head)
+    found["precision"], found["recall"] = metrics.precision_recall(*head)
+    return {name: Measured(float(value), n=len(x)) for name, value in found.items()}
 
 
-def follows(x: Tensor, metric: str, truth: Any, device: torch.device) -> tuple[float, int]:
-    """Whether samples (N, 3, H, W) show what they were conditioned on: the metric's value, and N.
+def follows(
+    x: Tensor, requested: Batch, real: Tensor, data: ImageDataset, device: torch.device
+) -> dict[str, Measured]:
+    """Whether samples (N, 3, H, W) show what was requested of them, by metric.
 
-    truth: groups (N,) for "accuracy", boxes and classes for "objects", real images for "psnr".
+    requested, real: of `draw_conditions`. {} where no classifier knows the images.
     """
-    side = x.shape[-1]
-    if metric == "psnr":
-        return float(psnr(truth, x).mean()), len(x)
-    name, question = "emoji-classifier", "group"
-    if metric == "objects":
-        name, question = "scenes-classifier", "label"
-        image, slot = (truth["classes"] >= 0).nonzero().unbind(1)
-        x, truth = crop(x[image], truth["boxes"][image, slot]), truth["classes"][image, slot]
-    else:  # the classifier was trained on images of 64 pixels
+    if "boxes" in requested:
+        classifier = checkpoint.pretrained("scenes-classifier").to(device)
+        image, slot = (requested["classes"] >= 0).nonzero().unbind(1)
+        crops = crop(x[image], requested["boxes"][image, slot])
+        classes = requested["classes"][image, slot]
+        return {"objects": accuracy(classifier, crops, classes, "label")}
+    if "group" in requested and data.name.startswith("emoji"):
+        classifier, side = checkpoint.pretrained("emoji-classifier").to(device), x.shape[-1]
+        # It was trained on images of 64 pixels.
         x = enlarge(x, 64 // side) if side < 64 else shrink(x, side // 64)
-    found = accuracy(checkpoint.pretrained(name).to(device), x, truth, question)
-    return found.value, found.n
+        return {"accuracy": accuracy(classifier, x, requested["group"])}
+    restores = "low_res" in requested or "mask" in requested
+    return {"psnr": mean_interval(metrics.psnr(real, x))} if restores else {}
 
 
 def shown(folder: Path) -> dict[str, Tensor]:
@@ -190,19 +163,20 @@ def is_trained(stage: Path | None) -> bool:
     return "unfinished" not in checkpoint.read_card(stage)["info"]
 
 
-def train_first_stage(run: Run, shared: Path, device: str | None = None) -> Iterator[Record]:
-    """Train a run's first stage in the sweep's folder `shared`, if no run has done so."""
+def train_first_stage(run: Run, shared: Path, device: str | None = None) -> Path | None:
+    """Train a run's first stage, if no run has done so; returns its folder, or None for pixels."""
     if not is_trained(folder := stage_folder(run, shared)):
-        yield from train_autoencoder(run.first_stage, run_dir=folder, device=device)
+        for _ in train_autoencoder(run.first_stage, run_dir=folder, device=device):
+            pass
+    return folder
 
 
 def train(run: Run, folder: Path, shared: Path, device: str | None = None) -> Iterator[Record]:
     """Train what is left to train and measure at the requested steps; yields stage 2's Records."""
     if run.experiment is None:
         return
-    for _ in train_first_stage(run, shared, device):
-        pass
-    model_dir, own, stage = folder / "model", folder / "first_stage", stage_folder(run, shared)
+    stage = train_first_stage(run, shared, device)
+    model_dir, own = folder / "model", folder / "first_stage"
     autoencoder = load_model(stage, kind="autoencoder") if stage else Autoencoder(PIXELS)
     autoencoder.scale /= run.latent_std
     save_model(autoencoder, own)  # a copy, so that the run's folder can move

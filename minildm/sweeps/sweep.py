@@ -171,9 +171,7 @@ def read_sweep(what: str | Path) -> Sweep:
         content["shared"] = flat(content.get("shared", {}))
         return from_dict(Sweep, {"name": re.sub(r"\W", "_", path.stem.lower()), **content})
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} requires levels, tables of settings, or a grid of lists"
-        ) from error
+        raise ValueError(f"{path} requires levels (tables) or a grid (lists)") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 

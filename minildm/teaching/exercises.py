@@ -18,7 +18,7 @@ from minildm.compression.loss import discriminator_loss
 from minildm.compression.quantizer import DiagonalGaussian, code_usage
 from minildm.diffusion.schedule import NoiseSchedule
 from minildm.evaluation.following import overlaps
-from minildm.evaluation.image_metrics import psnr
+from minildm.evaluation.metrics import psnr
 from minildm.layers import attention, timestep_embedding
 from minildm.teaching.checking import Exercise, Fn, Result, draw, problem_of
 

@@ -1,37 +1,40 @@
 """Following conditions, on samples of known truth: the requested images, shuffled ones, one."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import TinyImages
+from helpers import randn
 from torch import Tensor, nn
 
+from minildm.data.dataset import as_float
 from minildm.data.emoji import EmojiDataset
 from minildm.data.scenes import CROP_CLASSES, OBJECTS
+from minildm.data.transforms import enlarge, shrink
 from minildm.evaluation.following import (
-    Prompt,
     accuracy,
-    controlled,
-    emoji_prompts,
-    group_of_class,
+    baseline,
+    draw_conditions,
+    evaluate_model,
+    evaluate_restoration,
+    given_of,
+    kept,
     layout_following,
     located,
     overlaps,
     shuffled,
     text_following,
 )
-from minildm.evaluation.intervals import mean_interval, proportion_interval
+from minildm.evaluation.intervals import proportion_interval
+from minildm.training.checkpoint import pretrained
 from minildm.training.classifier import ClassifierConfig
 
-LABELS, GROUPS = ("food-a", "food-b", "animal-a", "heart"), ("a", "b")
-STYLES = ("flat", "round", "thin")
-TRUTH = torch.arange(120) * 7 % 19 % 4  # a label for each of 120 subjects
-PROMPTS = [
-    Prompt(f"thing {i}", LABELS[label], GROUPS[label // 2], STYLES[i // 2 % 3])
-    for i, label in enumerate(TRUTH.tolist())
-]
+LABELS, GROUPS, STYLES = ("food-a", "food-b", "animal-a", "heart"), ("a", "b"), ("flat", "thin")
+SUBJECTS = torch.arange(120)
+REQUESTED = {"label": SUBJECTS * 7 % 19 % 4, "style": SUBJECTS // 2 % 2, "subject": SUBJECTS}
+REQUESTED["group"] = REQUESTED["label"] // 2
 
 
 class Reader(nn.Module):
@@ -41,15 +44,15 @@ class Reader(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         label, style = (10 * x[:, 0, 0, :2]).round().long().unbind(1)
-        numbers = {"label": (label, 4), "group": (label // 2, 2), "style": (style, 3)}
+        numbers = {"label": (label, 4), "group": (label // 2, 2), "style": (style, 2)}
         return {name: F.one_hot(*number).float() for name, number in numbers.items()}
 
 
 @pytest.fixture(scope="module")
 def x() -> Tensor:
-    """Images in which `Reader` sees what the prompts request."""
+    """Images in which `Reader` sees what is requested."""
     x = torch.zeros(120, 3, 4, 4)
-    x[:, 0, 0, :2] = torch.stack([TRUTH, torch.arange(120) // 2 % 3], dim=1) / 10
+    x[:, 0, 0, :2] = torch.stack([REQUESTED["label"], REQUESTED["style"]], dim=1) / 10
     return x
 
 
@@ -61,24 +64,8 @@ def test_a_shuffling_leaves_nothing_in_its_place(n: int) -> None:
         assert not (order == torch.arange(n)).any()
 
 
-def test_controls_are_measured_on_permuted_and_on_real_rows() -> None:
-    x, y = torch.arange(50.0), {"a": torch.arange(50.0), "b": 2 * torch.arange(50.0)}
-
-    @controlled
-    def measured(x: Tensor, y: dict[str, Any], scale: int) -> dict[str, Any]:
-        assert torch.equal(2 * y["a"], y["b"])  # all columns in the same order
-        return {"error": mean_interval(-scale * (x - y["a"]).abs())}
-
-    found = measured(x, y, 2, real=x + 1, seed=3)
-    assert found["error"].value == 0 and found["error_real"].value == -2
-    order = shuffled(50, 3)
-    assert found["error_shuffled"].value == pytest.approx(-2 * float((x - order).abs().mean()))
-    assert found.settings == {"shuffle_seed": 3, "follows": {"error": True}}
-
-
 def test_accuracy_counts_the_classifiers_hits(x: Tensor) -> None:
-    assert group_of_class(TinyImages()).tolist() == [0, 1, 1]
-    truth = torch.cat([(TRUTH[:30] + 2) % 4, TRUTH[30:]])  # first the other group
+    truth = torch.cat([(REQUESTED["label"][:30] + 2) % 4, REQUESTED["label"][30:]])
     assert accuracy(Reader(), x, truth, "label") == proportion_interval(90, 120)
     assert accuracy(Reader(), x, truth // 2).value == 0.75
 
@@ -86,39 +73,50 @@ def test_accuracy_counts_the_classifiers_hits(x: Tensor) -> None:
 # Captions.
 
 
-def test_images_of_the_prompts_follow_and_shuffled_ones_do_not(x: Tensor) -> None:
-    found = text_following(x, PROMPTS, Reader(), real=x)
+def test_images_of_the_captions_follow_and_shuffled_ones_do_not(x: Tensor) -> None:
+    found, order = text_following(x, REQUESTED, Reader(), real=x, seed=3), shuffled(120, 3)
     for question in ("label", "group", "style"):
         assert found[question].value == found[f"{question}_real"].value == 1
         assert found[question].low < 1  # N right answers prove no certainty
-        assert found[f"{question}_shuffled"].value < 0.7
+        same = REQUESTED[question] == REQUESTED[question][order]
+        assert found[f"{question}_shuffled"].value == int(same.sum()) / 120 < 0.7
     assert found.settings["follows"] == {"label": True, "group": True, "style": True}
-    plain = text_following(x, [prompt._replace(style=None) for prompt in PROMPTS], Reader())
-    assert plain.settings["follows"] == {"label": True, "group": True}
+    plain = {k: column for k, column in REQUESTED.items() if k != "style"}
+    assert set(text_following(x, plain, Reader()).settings["follows"]) == {"label", "group"}
 
 
-def test_a_model_that_ignores_its_prompts_scores_at_chance(x: Tensor) -> None:
+def test_a_model_that_ignores_its_captions_scores_at_chance(x: Tensor) -> None:
     for samples in (x[shuffled(120, seed=5)], x[:1].expand(120, -1, -1, -1)):
-        found = text_following(samples, PROMPTS, Reader(), real=x)
+        found = text_following(samples, REQUESTED, Reader(), real=x)
         assert not any(found.settings["follows"].values())
         assert found["group"].value < 0.7 and found["group_real"].value == 1
-    with pytest.raises(ValueError, match="label='a2' is not known"):
-        text_following(x[:2], [PROMPTS[0]._replace(label="a2"), PROMPTS[1]], Reader())
+    with pytest.raises(ValueError, match="must know the labels that 'emoji-classifier' knows"):
+        evaluate_model(pretrained("emoji-text"), classifier=Reader())
 
 
-def test_prompts_of_emoji_request_what_their_images_are() -> None:
-    val = EmojiDataset("val", 32)
-    styled, real = emoji_prompts(val, 20, styled=True, seed=3)
-    plain, same = emoji_prompts(val, 20, seed=3)
-    assert torch.equal(real, same) and real.shape == (20, 3, 32, 32)
-    for prompt, other, x in zip(styled, plain, real, strict=True):
-        assert prompt.caption == f"{other.caption}, {prompt.style} style" and other.style is None
-        rows = [i for i in range(len(val)) if val.hexcodes[i] == prompt.subject]
-        i = next(i for i in rows if val.styles[val.style_ids[i]] == prompt.style)
-        assert torch.equal(val[i]["image"], x)
-        assert prompt[1:3] == (val.classes[val.labels[i]], val.groups[val.group_ids[i]])
-    with pytest.raises(ValueError, match=r"n=0 must be in 1\.\."):
-        emoji_prompts(val, 0)
+def model_of(kind: str) -> Any:
+    config = SimpleNamespace(conditioner=SimpleNamespace(kind=kind), image_size=32)
+    return SimpleNamespace(config=config, autoencoder=SimpleNamespace(f=4))
+
+
+def test_captions_and_classes_request_what_their_images_are() -> None:
+    val = EmojiDataset("val", 32, subgroups=("heart", "food-fruit"))
+    n = len(val) + 5  # some images come twice
+    styled, requested, x = draw_conditions(model_of("text"), n, 3, val, styled=True)
+    plain, without, _ = draw_conditions(model_of("text"), n, 3, val)
+    names, of_classes, same = draw_conditions(model_of("class"), n, 3, val)
+    assert torch.equal(x, same) and set(without) == set(of_classes) == {*requested} - {"style"}
+    questions, items = ("label", "group", "style"), list(val)
+    for i, caption in enumerate(plain):
+        [item] = [item for item in items if torch.equal(item["image"], x[i])]
+        assert [item[key] for key in questions] == [requested[key][i] for key in questions]
+        assert names[i] == val.classes[item["label"]] and caption == item["caption"]
+        assert styled[i] == f"{caption}, {val.styles[item['style']]} style"
+    assert len(requested["subject"].unique()) == len(set(val.hexcodes))
+    assert draw_conditions(model_of("none"), 4, 3, val)[:2] == (None, {})
+    assert len(draw_conditions(model_of("low_res"), n, 3, val)[2]) == len(val)
+    with pytest.raises(ValueError, match="n=0 must be at least 1"):
+        draw_conditions(model_of("text"), 0, 3, val)
 
 
 # Layouts.
@@ -184,3 +182,47 @@ def test_the_right_object_in_the_wrong_place_is_located_there() -> None:
     found = located(painted(there[:, None], labels[:, None], 64), boxes, labels, Counter())
     assert (found - there).abs().max() < 0.04
     assert overlaps(found, boxes).tolist() == [0, 0]
+
+
+# Restorations.
+
+
+@pytest.fixture(scope="module")
+def emoji() -> Tensor:
+    return as_float(EmojiDataset("val", 64, subgroups=("food-fruit", "heart")).images[:40])
+
+
+def test_what_is_given_follows_the_seed_and_is_filled_or_enlarged(emoji: Tensor) -> None:
+    for task in ("low_res", "inpaint"):
+        given, same, other = (given_of(emoji, task, seed=seed) for seed in (1, 1, 2))
+        assert all(torch.equal(given[key], same[key]) for key in given)
+    assert not torch.equal(given["mask"], other["mask"])
+    small = given_of(emoji, "low_res")
+    assert torch.equal(small["low_res"], shrink(emoji, 4))
+    assert torch.equal(baseline(small), enlarge(small["low_res"], 4))
+    known = given["mask"].expand_as(emoji) == 1
+    assert torch.equal(baseline(given)[known], emoji[known])
+
+
+def test_kept_is_the_psnr_of_what_was_given(emoji: Tensor) -> None:
+    assert kept(emoji, given_of(emoji, "low_res")).isinf().all()
+    given = given_of(emoji, "inpaint")
+    worse = torch.where(given["mask"] > 0.5, emoji, -emoji)  # the hole does not count
+    assert kept(worse, given).isinf().all()
+    alone = ((0.25 * emoji * given["mask"]) ** 2).mean((1, 2, 3))  # on [0, 1]: half the difference
+    assert torch.allclose(kept(emoji * 0.5, given), -10 * alone.log10(), atol=1e-3)
+
+
+@pytest.mark.parametrize("task", ["low_res", "inpaint"])
+def test_who_follows_is_told_from_who_does_not(task: str, emoji: Tensor) -> None:
+    """One model answers with the baseline, which is true to its condition; one with grey."""
+    noise, found, model = 0.05 * randn(*emoji.shape), {}, model_of(task)
+    for name, answer in (("good", baseline), ("bad", lambda given: 0.0)):
+        model.sample = lambda given, answer=answer, **_: (answer(given) + noise).clamp(-1, 1)
+        found[name] = evaluate_restoration(model, emoji, given_of(emoji, task), groups=4, steps=7)
+    good, bad = found["good"]["model"], found["bad"]["model"]
+    assert good.settings["follows"] == {"kept": True} and good.settings["steps"] == 7
+    assert bad.settings["follows"] == {"kept": False}
+    assert set(found["good"]) == {"model", "bicubic" if task == "low_res" else "mean fill"}
+    assert good["psnr"].value > bad["psnr"].high and good["psnr"].n == len(emoji)
+    assert {"ssim", "perceptual", "kid", "precision", "kept", "kept_shuffled"} <= set(good)

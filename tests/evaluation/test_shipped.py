@@ -11,16 +11,17 @@ from minildm.data.emoji import EmojiDataset
 from minildm.data.scenes import ScenesDataset
 from minildm.data.transforms import mirrored
 from minildm.evaluation.following import (
-    emoji_prompts,
+    baseline,
+    draw_conditions,
     evaluate_model,
     evaluate_restoration,
-    held_out,
+    given_of,
     layout_following,
+    restored,
     text_following,
 )
-from minildm.evaluation.image_metrics import psnr
 from minildm.evaluation.intervals import mean_interval
-from minildm.evaluation.restoration import baseline, given_of, restored
+from minildm.evaluation.metrics import psnr
 from minildm.training.checkpoint import pretrained
 from minildm.training.classifier import agreement, logits_of
 
@@ -30,21 +31,20 @@ BASELINES = {"emoji-sr": "bicubic", "emoji-inpaint": "mean fill"}
 
 
 def test_captions_are_followed_and_the_null_caption_is_not() -> None:
-    prompts, _ = emoji_prompts(EmojiDataset("train", 64), 128, styled=True)
     model, classifier = pretrained("emoji-text"), pretrained("emoji-classifier")
-    x = model.sample([prompt.caption for prompt in prompts], **GUIDED)
-    found = text_following(x, prompts, classifier)
+    captions, requested, _ = draw_conditions(model, 128, 0, EmojiDataset("train", 64), styled=True)
+    found = text_following(model.sample(captions, **GUIDED), requested, classifier)
     assert found.settings["follows"] == {"label": True, "group": True, "style": True}
     for question, most in (("label", 0.15), ("group", 0.35), ("style", 0.4)):
         assert found[f"{question}_shuffled"].value < most, question
     x = model.sample([""] * 64, **SAMPLING, guidance_scale=1.0)
-    ignored = text_following(x, prompts[:64], classifier)
+    ignored = text_following(x, {k: v[:64] for k, v in requested.items()}, classifier)
     assert not any(ignored.settings["follows"].values())
 
 
 def test_objects_are_what_and_where_they_are_requested() -> None:
     model, classifier = pretrained("scenes-layout"), pretrained("scenes-classifier")
-    layouts, _, _ = held_out(model, 16, seed=0)
+    layouts, _, _ = draw_conditions(model, 16, seed=0)
     x = model.sample(layouts, **GUIDED)
     found = layout_following(x, layouts, classifier)
     assert all(found.settings["follows"][key] for key in ("objects", "filled", "found", "iou"))
@@ -58,9 +58,8 @@ def test_objects_are_what_and_where_they_are_requested() -> None:
 @pytest.mark.parametrize("name", BASELINES)
 def test_what_is_given_is_kept_and_the_baseline_surpassed(name: str) -> None:
     val = EmojiDataset("val", 64, subgroups=("animal-mammal", "clothing", "food-fruit"))
-    _, x = emoji_prompts(val, 32)
     model, far = pretrained(name), perceptual_distance("offline")
-    given = given_of(x, model.config.conditioner.kind)
+    given, _, x = draw_conditions(model, 32, 0, val)
     found = evaluate_restoration(model, x, given, groups=4, **SAMPLING)
     ours, theirs = found["model"], found[BASELINES[name]]
     assert ours.settings["follows"]["kept"]
@@ -93,15 +92,14 @@ def test_maps_are_followed_also_at_four_times_the_side() -> None:
 @pytest.mark.parametrize(
     ("name", "keys", "measured"),
     [
-        ("emoji-class", ["guidance 1", "guidance 3"], {"accuracy", "accuracy_real"}),
+        ("emoji-class", ["guidance 1"], {"accuracy", "accuracy_real", "food-drink"}),
         ("emoji-text", ["plain, guidance 1", "styled, guidance 1"], {"label", "group_real"}),
         ("scenes-segmenter", ["held-out scenes"], {"pixels", "iou"}),
     ],
 )
 def test_any_model_is_evaluated_in_one_call(name: str, keys: list[str], measured: set) -> None:
-    scales = (1.0,) if name == "emoji-text" else (1.0, 3.0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "unknown words")
-        found = evaluate_model(pretrained(name), per_class=1, n=4, steps=2, guidance_scale=scales)
+    with warnings.catch_warnings(action="ignore"):  # of unknown words
+        options = {"per_class": 1, "n": 4, "steps": 2, "guidance_scale": (1.0,)}
+        found = evaluate_model(pretrained(name), **options)
     assert list(found) == keys
     assert all(measured <= set(evaluation) for evaluation in found.values())

@@ -34,7 +34,8 @@ def test_a_report_collects_runs_copied_from_elsewhere(tmp_path: Path) -> None:
     pretend(tiny_sweep(), here, low0=3.0)
     pretend(tiny_sweep(seeds=(4,)), there, low4=5.0, high4=6.0)
     shutil.copytree(there / "runs", here / "runs", dirs_exist_ok=True)
-    table, page = write_report(tiny_sweep(), here, {"rate-high-seed0": "failed: <no memory>"})
+    failed = {"rate-high-seed0": "failed: <no memory>"}
+    table, page, _ = write_report(tiny_sweep(), here, failed)
     rows = read_table(table)
     assert list(rows.seed.unique()) == ["0", "4", "mean"]
     assert rows[rows.seed == "mean"].value.tolist() == [14.0, 9.0]
@@ -51,4 +52,4 @@ def test_a_report_collects_runs_copied_from_elsewhere(tmp_path: Path) -> None:
 def test_another_sweep_in_the_folder_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     pretend(tiny_sweep(), tmp_path, low0=3.0)
     with pytest.raises(ValueError, match=r"low-seed0/results\.json is of another sweep"):
-        write_report(tiny_sweep(**changes), tmp_path)
+        write_report(tiny_sweep(**changes), tmp_path, {})

@@ -1,16 +1,17 @@
-"""Two sets of images: Fréchet and kernel distance, precision and recall, nearest neighbours.
+"""Images against their originals, and two sets of images, with intervals.
 
-The distances are of features (N, D) and (M, D), computed in float64 on the CPU.
-`groups`: of the jackknife behind an interval, see `jackknife`.
+PSNR, SSIM, a perceptual distance and reconstructions; Fréchet and kernel distance, precision and
+recall, nearest neighbours. The latter are of features (N, D) and (M, D), in float64 on the CPU.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -24,17 +25,78 @@ from minildm.compression.perceptual import (
 )
 from minildm.compression.quantizer import code_usage
 from minildm.data.dataset import as_float
-from minildm.evaluation.image_metrics import PART, compare_pairs, reconstruct
-from minildm.evaluation.intervals import Evaluation, Measured, jackknife, random_groups
+from minildm.evaluation.intervals import (
+    Evaluation,
+    Measured,
+    jackknife,
+    mean_interval,
+    random_groups,
+)
 
 INCEPTION_FILES = (  # one network of 2015, as two projects name it
     "weights-inception-2015-12-05-6726825d.pth",  # torch-fidelity
     "pt_inception-2015-12-05-6726825d.pth",  # pytorch-fid
 )
-ROWS = 1024  # of a table of distances computed at a time
 ROUNDING = 1e-12  # squared distances below this share of the squared lengths are 0
+PART = 64  # images that go through a network at a time
 
-Groups = int | Sequence[Tensor]
+
+def psnr(x: Tensor, x_rec: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB: two (B, 3, H, W) in [-1, 1] -> (B,).
+
+    On [0, 1], after clamping: -10 log10 of each image's mean squared error; infinite for equal
+    images. Average over images, not over their errors: `mean_interval(psnr(...))`.
+    """
+    squares = (_unit_range(x) - _unit_range(x_rec)) ** 2
+    return -10 * squares.mean(dim=(1, 2, 3)).log10()
+
+
+def ssim(x: Tensor, x_rec: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004), at most 1: two (B, 3, H, W) in [-1, 1] -> (B,).
+
+    On [0, 1] after clamping: Eq. 13 in Gaussian windows of 11 pixels, sigma 1.5, images mirrored
+    at their edges; the mean over channels and pixels. As torchmetrics, which is slow to import.
+    """
+    pairs = (_unit_range(y).flatten(0, 1)[:, None] for y in (x, x_rec))  # (3B, 1, H, W)
+    a, b = (F.pad(y, (5, 5, 5, 5), mode="reflect") for y in pairs)
+    window = torch.exp(-(torch.arange(-5.0, 6.0, device=x.device) ** 2) / (2 * 1.5**2))
+    window = torch.outer(window, window)[None, None] / window.sum() ** 2
+    mean_a, mean_b, aa, bb, ab = (F.conv2d(y, window) for y in (a, b, a * a, b * b, a * b))
+    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+    spread = aa - mean_a**2 + bb - mean_b**2
+    structure = (2 * (ab - mean_a * mean_b) + 0.03**2) / (spread + 0.03**2)
+    return (luminance * structure).unflatten(0, (len(x), -1)).mean(dim=(1, 2, 3, 4))
+
+
+def _unit_range(x: Tensor) -> Tensor:
+    """[-1, 1] -> [0, 1], clamped, float32."""
+    return ((x.float() + 1) / 2).clamp(0, 1)
+
+
+@torch.no_grad()
+def compare_pairs(
+    real: Tensor, fake: Tensor, perceptual: nn.Module, clusters: Tensor | None = None
+) -> dict[str, Measured]:
+    """Means of `psnr`, `ssim` and `perceptual` over pairs: two (N, 3, H, W), float or uint8."""
+    place, parts = next(perceptual.parameters(), real).device, []
+    for pair in zip(real.split(PART), fake.split(PART), strict=True):
+        a, b = (as_float(x).to(place) for x in pair)
+        parts.append(torch.stack([metric(a, b) for metric in (psnr, ssim, perceptual)]).cpu())
+    found = [mean_interval(values, clusters) for values in torch.cat(parts, dim=1)]
+    return dict(zip(("psnr", "ssim", "perceptual"), found, strict=True))
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: Autoencoder, x: Tensor) -> Tensor:
+    """D(E(x)), for KL of the mean, clamped: (B, 3, H, W), float or uint8 -> in [-1, 1], CPU."""
+    place, was_training = next(autoencoder.parameters(), x).device, autoencoder.training
+    autoencoder.eval()
+    found = []
+    for part in tqdm(x.split(PART), "reconstruct", unit="batch", delay=2, leave=False):
+        z = autoencoder.encode(as_float(part).to(place), sample=False)
+        found.append(autoencoder.decode(z).float().clamp(-1.0, 1.0).cpu())
+    autoencoder.train(was_training)
+    return torch.cat(found)
 
 
 class InceptionFeatures(Frozen):
@@ -113,13 +175,13 @@ def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
     return ((means[0] - means[1]).square().sum() + trace - 2 * cross).clamp(min=0)
 
 
-def proxy_fid(real: Tensor, fake: Tensor, *, groups: Groups = 10) -> Measured:
+def proxy_fid(real: Tensor, fake: Tensor, **options: Any) -> Measured:
     """`frechet_distance` with its interval; a proxy for FID on features other than Inception's.
 
     Compare values only at one N, image size and reference set: it falls as N grows (Chong &
-    Forsyth 2020).
+    Forsyth 2020). options: of `jackknife`.
     """
-    return jackknife(frechet_distance, real, fake, groups=groups, bounds=(0.0, math.inf))
+    return jackknife(frechet_distance, real, fake, bounds=(0.0, math.inf), **options)
 
 
 def kernel_distance(a: Tensor, b: Tensor, *, paired: bool = False) -> Tensor:
@@ -128,24 +190,26 @@ def kernel_distance(a: Tensor, b: Tensor, *, paired: bool = False) -> Tensor:
     Over all pairs but those of a row with itself. paired: b[i] was made from a[i]; their pairs
     are left out too, for an unbiased value (Gretton et al. 2012, Eq. 4).
     """
-    return _mmd(*_tables(_kernel, a, b), paired=paired)
+    return _mmd(*_table(_kernel, a, b), paired=paired)
 
 
-def kid(real: Tensor, fake: Tensor, *, groups: Groups = 10, paired: bool = False) -> Measured:
+def kid(real: Tensor, fake: Tensor, *, paired: bool = False, **options: Any) -> Measured:
     """`kernel_distance` with its interval. Unbiased at any N, so it can be slightly negative."""
-    return _over_pairs(partial(_mmd, paired=paired), _tables(_kernel, real, fake), groups=groups)
+    table, i, j = _table(_kernel, real, fake)
+    return jackknife(partial(_mmd, table, paired=paired), i, j, **options)
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def _mmd(within_a: Tensor, within_b: Tensor, between: Tensor, paired: bool) -> Tensor:
-    def off_diagonal(table: Tensor) -> Tensor:
-        return (table.sum() - table.trace()) / (len(table) * (len(table) - 1))
+def _mmd(table: Tensor, i: Tensor, j: Tensor, paired: bool) -> Tensor:
+    def off_diagonal(part: Tensor) -> Tensor:
+        return (part.sum() - part.trace()) / (len(part) * (len(part) - 1))
 
+    between = table[i][:, j]
     both = off_diagonal(between) if paired else between.mean()
-    return off_diagonal(within_a) + off_diagonal(within_b) - 2 * both
+    return off_diagonal(table[i][:, i]) + off_diagonal(table[j][:, j]) - 2 * both
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
@@ -155,13 +219,13 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[Tensor, Te
     its k-th nearest other member. Returns precision, the share of fake inside real's manifold,
     and recall, the share of real inside fake's. Both depend on N and M.
     """
-    of_real, of_fake, between = _tables(_squares, real, fake)
-    return _inside(of_real, between, k), _inside(of_fake, between.T, k)
+    table, i, j = _table(_squares, real, fake)
+    return _inside(table, i, j, k), _inside(table, j, i, k)
 
 
-def _inside(within: Tensor, between: Tensor, k: int = 3) -> Tensor:
-    radii = within.kthvalue(k + 1, dim=1).values  # each row is its own nearest: k + 1
-    return (between <= radii[:, None]).any(0).double().mean()
+def _inside(table: Tensor, of: Tensor, rows: Tensor, k: int = 3) -> Tensor:
+    radii = table[of][:, of].kthvalue(k + 1, dim=1).values  # each is its own nearest: k + 1
+    return (table[of][:, rows] <= radii[:, None]).any(0).double().mean()
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
@@ -174,20 +238,13 @@ def _squares(a: Tensor, b: Tensor) -> Tensor:
     return found.masked_fill_(found < ROUNDING * lengths, 0.0)
 
 
-def _tables(pairs: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> list[Tensor]:
-    """A value for each pair within a, within b, and between: (N, N), (M, M), (N, M) float64."""
-    a, b = a.cpu().double(), b.cpu().double()
-    return [pairs(a, a), pairs(b, b), pairs(a, b)]
+def _table(pairs: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> list[Tensor]:
+    """A value for each pair of rows of a and b together, computed once for a whole jackknife.
 
-
-def _over_pairs(statistic: Callable[..., Tensor], tables: list[Tensor], **options: Any) -> Measured:
-    """`jackknife` over the rows of two sets, without computing the tables again."""
-    a, b, between = tables
-    return jackknife(
-        lambda i, j: statistic(a[i][:, i], b[j][:, j], between[i][:, j]),
-        *map(torch.arange, between.shape),
-        **options,
-    )
+    (N, D), (M, D) -> (N + M, N + M) float64, and which of its rows are a's and b's: (N,), (M,).
+    """
+    both = torch.cat([a.cpu(), b.cpu()]).double()
+    return [pairs(both, both), *torch.arange(len(both)).split([len(a), len(b)])]
 
 
 def nearest_neighbours(a: Tensor, b: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
@@ -196,7 +253,7 @@ def nearest_neighbours(a: Tensor, b: Tensor, k: int = 1) -> tuple[Tensor, Tensor
     Shows whether a model copies. Rows are features, or whole images: `x.flatten(1)`.
     """
     a, b = a.cpu(), b.cpu().double()
-    found = [_squares(part.double(), b).topk(k, largest=False) for part in a.split(ROWS)]
+    found = [_squares(part.double(), b).topk(k, largest=False) for part in a.split(1024)]
     squared, indices = map(torch.cat, zip(*found, strict=True))
     return squared.sqrt(), indices
 
@@ -226,9 +283,7 @@ def evaluate_images(
             raise ValueError("real and fake must be uint8, or finite floats in [-1, 1]")
     n = min(len(real), len(fake))
     if groups < 2 or n < max(7, 2 * groups):
-        raise ValueError(
-            f"{n} images are too few for {groups=}: 7 or more, and 2 in each of 2 or more groups"
-        )
+        raise ValueError(f"{n} images are too few for {groups=}: required are 7, and two a group")
     networks, measured = {"features": features or frechet_features().to(real.device)}, {}
     if paired:
         networks["perceptual"] = perceptual or perceptual_distance().to(real.device)
@@ -241,12 +296,13 @@ def evaluate_images(
     proxy = "" if names["features"] == "Inception" else "proxy_"
     measured[f"{proxy}r_fid" if paired else f"{proxy}fid"] = proxy_fid(a, b, groups=drawn)
     measured["kid"] = kid(a, b, groups=drawn, paired=paired)
-    tables, shares = _tables(_squares, a, b), {"groups": drawn, "bounds": (0.0, 1.0)}
-    measured["precision"] = _over_pairs(lambda r, f, rf: _inside(r, rf), tables, n=len(b), **shares)
-    measured["recall"] = _over_pairs(lambda r, f, rf: _inside(f, rf.T), tables, n=len(a), **shares)
+    (table, i, j), shares = _table(_squares, a, b), {"groups": drawn, "bounds": (0.0, 1.0)}
+    measured["precision"] = jackknife(partial(_inside, table), i, j, n=len(b), **shares)
+    measured["recall"] = jackknife(lambda i, j: _inside(table, j, i), i, j, n=len(a), **shares)
     return Evaluation(measured, groups=groups, seed=seed, image=list(real.shape[1:]), **names)
 
 
+@torch.no_grad()
 def evaluate_first_stage(
     autoencoder: Autoencoder, x: Tensor, *, groups: int = 10, seed: int = 0, **options: Any
 ) -> Evaluation:
@@ -263,10 +319,9 @@ def evaluate_first_stage(
     found = evaluate_images(x, reconstruct(autoencoder, x), paired=True, **options)
     found["compression"] = Measured(3 * config.f**2 / config.z_channels, n=n)
     if config.regularizer == "vq":
-        with torch.no_grad():
-            z = (autoencoder.moments(as_float(part)) for part in x.split(PART))
-            nearest = autoencoder.decoder.quantizer.nearest
-            codes = torch.cat([nearest(part).cpu() for part in z])  # (N, h, w)
+        z = (autoencoder.moments(as_float(part)) for part in x.split(PART))
+        nearest = autoencoder.decoder.quantizer.nearest
+        codes = torch.cat([nearest(part).cpu() for part in z])  # (N, h, w)
 
         def perplexity(rows: Tensor) -> Tensor:
             return code_usage(rows.flatten().bincount(minlength=size))[1]
