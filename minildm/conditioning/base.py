@@ -66,7 +66,7 @@ class Conditioner(nn.Module):
         raise ValueError(f"y={y!r:.80} must be {self.config.allowed.format(self.config)}")
 
     def read(self, y: Any, n: int) -> Batch | None:
-        """`batch_from` for what is allowed; for other y None, or nearly any error."""
+        """`batch_from` without its error: None, or nearly any error, for a y not allowed."""
         return {} if y is None else None
 
     def here(self, x: Tensor) -> Tensor:
@@ -79,9 +79,7 @@ class ConditionerConfig:
     """No condition; subclasses by `kind`. Raises ValueError for a field out of its range."""
 
     conditioner: ClassVar[type[Conditioner]] = Conditioner  # the class to build
-    allowed: ClassVar[str] = (
-        "None: this model is unconditional"  # what users may give as y, by format(config)
-    )
+    allowed: ClassVar[str] = "None: this model is unconditional"  # y, in words; {0}: the config
     p_uncond: ClassVar[float] = 0.0  # share of conditions that training drops, for guidance
     d_cond: ClassVar[int | None] = None  # width of the tokens, if there are any
     channels: ClassVar[int] = 0  # that are concatenated with z_t

@@ -124,10 +124,8 @@ class HybridConditioner(Conditioner):
 
     def read(self, y: Any, n: int) -> Batch:
         """A dict of the image's tensors, and of the tokens' condition under "y"."""
-        images = {**y}
-        condition = images.pop("y")
-        batch = self.concat.batch_from(images, n)
-        return batch | self.tokens.batch_from(condition, len(next(iter(batch.values()))))
+        batch = self.concat.batch_from({key: x for key, x in y.items() if key != "y"}, n)
+        return batch | self.tokens.batch_from(y["y"], len(next(iter(batch.values()))))
 
 
 @dataclass(frozen=True, kw_only=True)

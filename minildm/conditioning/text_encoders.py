@@ -153,11 +153,8 @@ class FrozenTextConditioner(CaptionConditioner):
         if config.encoder == "clip":
             kind, reader, options = CLIPTextModel, CLIPTokenizerFast, {}
         try:
-            if not [
-                *words.glob("vocab.*"),
-                *words.glob("tokenizer.json"),
-            ]:  # else it takes a default
-                raise ValueError("it lacks tokenizer.json or vocab.*")
+            if not [*words.glob("vocab.*"), *words.glob("tokenizer.json")]:
+                raise ValueError("it lacks tokenizer.json or vocab.*")  # the library has a default
             reader = reader.from_pretrained(words, local_files_only=True)
             special = {"pad": reader.pad_token, "unknown": reader.unk_token}
             self.tokenizer = CaptionTokenizer(reader.backend_tokenizer, **special)
