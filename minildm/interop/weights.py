@@ -177,6 +177,8 @@ def read_tensors(checkpoint: PathLike | Mapping[str, Any]) -> dict[str, Any]:
     it runs. Raises CheckpointError.
     """
     content: Any = checkpoint
+    if not isinstance(content, Mapping) and not Path(checkpoint).is_file():
+        raise CheckpointError(f"{checkpoint} is missing")
     try:
         if not isinstance(content, Mapping):
             path = Path(checkpoint)
@@ -185,7 +187,7 @@ def read_tensors(checkpoint: PathLike | Mapping[str, Any]) -> dict[str, Any]:
     except Exception as error:  # a broken pickle raises nearly anything
         # torch advises to run the pickle, before and after the reason
         reason = re.sub(r"(?s).*\n\t|\n.*| Please use.*", "", str(error))
-        what = "is missing, cut short, not a checkpoint, or would run code; nothing was run"
+        what = "is cut short, not a checkpoint, or would run code; nothing was run"
         raise CheckpointError(f"{checkpoint!s:.200} {what}: {reason}") from error
 
 
