@@ -1,4 +1,6 @@
-"""The trainings: stage 1, stage 2 and the classifiers. Each is a generator of Records.
+"""The trainings: stage 1, stage 2 and the classifiers.
+
+Each is a generator of Records, those of an earlier run in its folder first:
 
 for record in train_ldm(experiment, first_stage="runs/ae", run_dir="runs/ldm"):
     print(record.step, record.terms["loss"])
@@ -33,10 +35,6 @@ from minildm.training.configs import (
     LatentDiffusionExperiment,
 )
 from minildm.training.loop import Record, Training
-
-# What a spatial conditioner is made of, besides the latents: {entry of an item: of the data}
-IMAGE, MAP = {"image": "images"}, {"semantic": "maps"}
-PAINTED = {"low_res": IMAGE, "inpaint": IMAGE, "semantic": MAP}
 
 
 def new_model(build: type, config: Any, seed: int, init: str | Path | None = None) -> Any:
@@ -176,10 +174,14 @@ def train_ldm(
         z = model.autoencoder.latent(own, noise=rng.randn_like)
         return model.loss({**batch, "z": z}, rng.generator, rng.rank, rng.world)
 
-    columns = {entry: getattr(data, name) for entry, name in PAINTED.get(task, {}).items()}
     pairs = zip(data.captions, data.style_ids.tolist(), strict=True)
-    columns["styled"] = [transforms.style_caption(c, data.styles[i]) for c, i in pairs]
-    latents = StackDataset(**data.columns, **columns, moments=moments)
+    styled = [transforms.style_caption(caption, data.styles[i]) for caption, i in pairs]
+    columns = {**data.columns, "styled": styled, "moments": moments}
+    if task in ("low_res", "inpaint"):  # what a spatial conditioner is made of
+        columns["image"] = data.images
+    if task == "semantic":
+        columns["semantic"] = data.maps
+    latents = StackDataset(**columns)
     place = relative_path(run_dir, first_stage)
     yield from run.optimise(model, loss, latents, first_stage=place, save_at=save_at)
 
