@@ -126,10 +126,9 @@ def read_card(folder: str | Path) -> dict[str, Any]:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, floating point ones as float32."""
-    tensors = load_file(path)
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
     for name, tensor in tensors.items():
-        tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
-        if not tensors[name].isfinite().all():
+        if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: tensor {name!r} has values that are not finite")
     return tensors
 

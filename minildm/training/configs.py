@@ -87,8 +87,7 @@ class DataConfig:
         if self.kind == "photos":
             return PhotoDataset(split, self.size)
         if self.kind in ("scenes", "crops"):
-            options = {"styles": self.styles, "background": self.background}
-            scenes = ScenesDataset(split, self.size, **options)
+            scenes = ScenesDataset(split, self.size, styles=self.styles, background=self.background)
             return CropsDataset(scenes) if self.kind == "crops" else scenes
         names = {"styles": self.styles, "subgroups": self.subgroups}
         return EmojiDataset(split, self.size, **names, unpaired=self.unpaired)

@@ -41,11 +41,9 @@ def _model(table: dict[str, Any]) -> LatentDiffusionConfig:
 
 _PAPER = _read("published.yaml")
 RELEASED = {name: _experiment(table) for name, table in _PAPER["released"].items()}
-_UNRELEASED = {name: _experiment(table) for name, table in _PAPER["unreleased"].items()}
-FIRST_STAGES = RELEASED | _UNRELEASED  # Tab. 8
+FIRST_STAGES = RELEASED | {n: _experiment(t) for n, t in _PAPER["unreleased"].items()}  # Tab. 8
 PUBLISHED = {name: _model(table) for name, table in _PAPER["published"].items()}
-_SMALL = {name: _experiment(table) for name, table in _read("presets.yaml").items()}
-PRESETS: dict[str, Experiment] = FIRST_STAGES | _SMALL
+PRESETS = FIRST_STAGES | {n: _experiment(t) for n, t in _read("presets.yaml").items()}
 
 PIXELS = AutoencoderConfig(regularizer="identity", z_channels=3)  # f = 1: nothing to train
 CLEAR_SUBGROUPS = PRESETS["emoji-class"].data.subgroups

@@ -162,8 +162,7 @@ def train_ldm(
     def loss(batch: Batch, step: int, rng: BatchRandom) -> dict[str, Tensor]:
         if given.style_words:  # drawn where captions are, on the CPU
             host = torch.Generator().manual_seed(seed_of(train.seed, step - 1, 0))
-            rng_host = BatchRandom(host, rng.rank, rng.world)
-            batch = transforms.with_styles(batch, given.style_words, rng_host)
+            batch = transforms.with_styles(batch, given.style_words, rng._replace(generator=host))
         moments = batch["moments"]  # (B, 2, c', h, w): as drawn, and mirrored
         chosen = rng.rand(len(moments), device=moments.device) < 0.5 * train.flip
         own = torch.where(chosen[:, None, None, None], moments[:, 1], moments[:, 0])
@@ -174,16 +173,23 @@ def train_ldm(
         z = model.autoencoder.latent(own, noise=rng.randn_like)
         return model.loss({**batch, "z": z}, rng.generator, rng.rank, rng.world)
 
+    latents, place = latent_items(data, moments, task), relative_path(run_dir, first_stage)
+    yield from run.optimise(model, loss, latents, first_stage=place, save_at=save_at)
+
+
+def latent_items(data: ImageDataset, moments: Tensor, task: str) -> StackDataset:
+    """The items of `data` with `moments` (2, c', h, w) in place of the image.
+
+    Also `styled`, the caption with the style, and what the task's conditioner is made of.
+    """
     pairs = zip(data.captions, data.style_ids.tolist(), strict=True)
     styled = [transforms.style_caption(caption, data.styles[i]) for caption, i in pairs]
     columns = {**data.columns, "styled": styled, "moments": moments}
-    if task in ("low_res", "inpaint"):  # what a spatial conditioner is made of
+    if task in ("low_res", "inpaint"):
         columns["image"] = data.images
     if task == "semantic":
         columns["semantic"] = data.maps
-    latents = StackDataset(**columns)
-    place = relative_path(run_dir, first_stage)
-    yield from run.optimise(model, loss, latents, first_stage=place, save_at=save_at)
+    return StackDataset(**columns)
 
 
 # Which names of the data complete which field of a conditioner's config

@@ -22,8 +22,9 @@ PARITY = {"steps": 2, "batch_size": 8, "precision": "fp32", "log_every": 1}
 class HostRandom(BatchRandom):
     """Draws on the CPU from the generator's seed: the same numbers for every device."""
 
-    def __init__(self, generator: torch.Generator, rank: int = 0, world: int = 1) -> None:
-        super().__init__(torch.Generator().manual_seed(generator.initial_seed()), rank, world)
+    def __new__(cls, generator: torch.Generator, rank: int = 0, world: int = 1) -> "HostRandom":
+        host = torch.Generator().manual_seed(generator.initial_seed())
+        return super().__new__(cls, host, rank, world)
 
 
 def few(experiment: Any) -> ImageDataset:
@@ -54,7 +55,9 @@ def test_two_steps_equal_those_on_a_cpu(
     options: dict[str, Any] = {"data": few(experiment)}
     if hasattr(experiment, "model"):  # a first stage: a new codebook would start on random latents
         options["init"] = tmp_path / "stage"
-    train = Training(experiment, tmp_path / "stage")
+    if hasattr(experiment, "unet"):
+        options["first_stage"] = tmp_path / "stage"
+    train = Training(experiment)
     cpu, gpu = (
         [r.terms for r in train(tmp_path / place, device=place, **options)]
         for place in ("cpu", "cuda")
