@@ -271,10 +271,10 @@ def draw_conditions(
 ) -> tuple[Any, Batch, Tensor]:
     """n conditions for `model.sample`, what they request, and their real images (n, 3, S, S).
 
-    data: default, held-out emoji; of n random images, all of them before one comes again (those
-    to restore only once). Layouts and maps are of held-out scenes. styled: captions name the style.
-    Requested: columns as `text_following` and `layout_following` take them, `semantic`, or what a
-    restoration is given. Raises ValueError for n below 1.
+    data: default, held-out emoji. Of n random images; where it has fewer, they come again, but
+    none is restored twice. Layouts and maps are of held-out scenes. styled: captions name the
+    style. Requested: columns as `text_following` and `layout_following` take them, `semantic`, or
+    what a restoration is given. Raises ValueError for n below 1.
     """
     if n < 1:
         raise ValueError(f"n={n} must be at least 1")

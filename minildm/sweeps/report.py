@@ -67,7 +67,7 @@ def table_of(sweep: Sweep, folder: Path) -> pd.DataFrame:
 
 
 def lines(table: pd.DataFrame, metric: str, x: str) -> dict[str, tuple[list[float], ...]]:
-    """{"f = 4": (x, value, low, high, n)}, x one of AXES: a line of `plots.curves` for each level.
+    """{"f = 4": (x, value, low, high, n)}, x one of AXES, for `plots.curves`, which leaves n out.
 
     Means over seeds; values without intervals where a level has a single seed. Against images per
     second, as in Fig. 7, a point for each sampling at the end.

@@ -28,13 +28,6 @@ def test_wilsons_interval_against_newcombes_table(r: int, n: int, low: float, hi
     assert (found.low, found.high) == pytest.approx((low, high), abs=6e-5)
 
 
-def test_equal_clusters_give_the_interval_of_their_means() -> None:
-    values = randn(6, 5, dtype=torch.float64)
-    clusters = torch.arange(6).repeat_interleave(5)
-    found = mean_interval(values.flatten(), clusters)
-    assert found[:3] == pytest.approx(mean_interval(values.mean(1))[:3], rel=1e-12)
-
-
 def test_intervals_contain_the_truth_as_often_as_they_say() -> None:
     """400 simulations of each; values of one cluster share most of their error."""
     draw = torch.Generator().manual_seed(0)

@@ -90,7 +90,6 @@ def test_a_toml_file_with_a_grid_or_with_levels(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("levels = 3", "requires levels"),
-        ("seeds = [0]", "requires levels"),
         ('sead = [0]\n[grid]\n"unet.channels" = [16]', "did you mean 'seeds'"),
         ("[levels.a", "Expected ']'"),
     ],
@@ -106,7 +105,6 @@ def test_a_wrong_file_is_named(text: str, message: str, tmp_path: Path) -> None:
     [
         (("g",), "sweep='g' is not known"),
         (("sampler", "--set", "sampling.sampler=heun"), "each level sets its own sampling.sampler"),
-        (("f", "--seeds", "0"), "seeds=()"),
         (("f", "--level", "3"), "level='3' is not known"),
         (("f", "--report", "--out", "nowhere/typo"), "nowhere/typo holds no sweep"),
     ],
