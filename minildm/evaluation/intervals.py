@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import scipy  # imports scipy.stats, which takes a second, when it is first used
 import torch
+from scipy.special import ndtri, stdtrit  # scipy.stats would take a second to import
 from torch import Tensor
 
 HIGHER = {"psnr", "ssim", "precision", "recall", "compression"}  # is better
@@ -70,14 +70,16 @@ def mean_interval(values: Tensor | Sequence[float], clusters: Tensor | None = No
     if len(sums) < 2:
         raise ValueError(f"an interval requires two values or clusters, got {n} in {len(sums)}")
     error = math.sqrt(float(sums.square().sum()) * len(sums) / (len(sums) - 1)) / n
-    half = float(scipy.stats.t.ppf(0.975, len(sums) - 1)) * error
+    half = float(stdtrit(len(sums) - 1, 0.975)) * error
     return Measured(mean, mean - half, mean + half, n)
 
 
 def proportion_interval(successes: int, n: int) -> Measured:
     """successes / n with Wilson's interval (1927), which stays in [0, 1] and is never empty."""
-    low, high = scipy.stats.binomtest(int(successes), n).proportion_ci(0.95, "wilson")
-    return Measured(float(successes / n), float(low), float(high), n)
+    z, p = float(ndtri(0.975)), float(successes / n)
+    centre, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    low, high = ((centre + end) / (1 + z**2 / n) for end in (-half, half))
+    return Measured(p, max(low, 0.0), min(high, 1.0), n)
 
 
 def jackknife(
@@ -103,7 +105,7 @@ def jackknife(
         kept = (x[group != i] for x, group in zip(sets, groups, strict=True))
         without.append(float(statistic(*kept)))
     spread = torch.tensor(without, dtype=torch.float64).var(correction=0)
-    half = float(scipy.stats.t.ppf(0.975, len(without) - 1) * ((len(without) - 1) * spread) ** 0.5)
+    half = float(stdtrit(len(without) - 1, 0.975) * ((len(without) - 1) * spread) ** 0.5)
     low, high = max(value - half, bounds[0]), min(value + half, bounds[1])
     return Measured(value, low, high, n or min(map(len, sets)))
 
