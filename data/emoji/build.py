@@ -2,7 +2,7 @@
 
 Requires `npm` and the versions of resvg-py and Pillow below (`pip install "minildm[data]"` has the
 first). Every package is pinned and its sha256 checked; the same tools give the same bytes.
-captions.csv lists the emoji that are kept, with their captions and families (see the card).
+captions.csv lists the emoji that are kept: their captions, families and split (see the card).
 """
 
 import argparse
@@ -115,6 +115,7 @@ def base_list(package: Package) -> list[dict[str, Any]]:
             "tags": row.get("tags", []),
             "caption": kept[row["hexcode"]]["caption"],
             "family": kept[row["hexcode"]]["family"],
+            "split": kept[row["hexcode"]]["split"],
         }
         for row in sorted(rows, key=lambda row: row["order"])
     ]

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,14 +21,13 @@ from minildm.files import data_dir
 from minildm.layers import check_fields
 
 STYLES = ("noto", "twemoji", "fluent", "fluent3d", "blob")
-VAL_SHARE, SALT = 0.11, 28  # of forty salts, the one with the most even shares
 MIN_COUNT = 10  # emoji of a default class, over both splits and all styles
 
 
 class Drawing(NamedTuple):
     """One emoji in one style."""
 
-    emoji: dict[str, Any]  # hexcode, name, group, subgroup, tags, caption, family
+    emoji: dict[str, Any]  # hexcode, name, group, subgroup, tags, caption, family, split
     style: int  # index into STYLES
     webp: bytes
 
@@ -51,25 +50,16 @@ def read_emoji(folder: Path) -> dict[tuple[str, str], Drawing]:
     return {(d.emoji["hexcode"], STYLES[d.style]): d for d in drawings}
 
 
-def validation_families(drawings: Collection[Drawing]) -> set[str]:
-    """The held-out families: VAL_SHARE of each subgroup, at least one, the first by their hash.
+def split_of(drawing: Drawing, unpaired: int) -> str:
+    """The emoji's split, "train" or "val"; "unpaired" for a style that it lacks in training.
 
-    A family is a code point without gender, skin tone and hair: man, woman and person of a role
-    are in the same split, in every style.
+    A hash of its code point says which: one emoji in `unpaired` lacks one; 0: none does.
     """
-    subgroup_of = {d.emoji["family"]: d.emoji["subgroup"] for d in reversed(drawings)}
-    order = sorted(subgroup_of, key=lambda f: hashlib.sha256(f"{SALT} {f}".encode()).digest())
-    held_out = set()
-    for subgroup, n in Counter(subgroup_of.values()).items():
-        families = [family for family in order if subgroup_of[family] == subgroup]
-        held_out.update(families[: max(1, round(VAL_SHARE * n))])
-    return held_out
-
-
-def lacking(hexcode: str, unpaired: int) -> int:
-    """The style that an emoji lacks in training, from a hash of its code point; -1: none."""
+    split, hexcode = drawing.emoji["split"], drawing.emoji["hexcode"]
     number = int.from_bytes(hashlib.sha256(f"unpaired {hexcode}".encode()).digest()[:8])
-    return number // unpaired % len(STYLES) if unpaired and number % unpaired == 0 else -1
+    if split == "val" or not unpaired or number % unpaired:
+        return split
+    return "unpaired" if drawing.style == number // unpaired % len(STYLES) else split
 
 
 class EmojiDataset(ImageDataset):
@@ -105,15 +95,8 @@ class EmojiDataset(ImageDataset):
         for name in classes:
             look_up(name, [subgroup for _, subgroup in counts], "subgroups")
         style_ids = [look_up(style, STYLES, "styles") for style in styles or STYLES]
-        held_out = validation_families(drawings)
-
-        def split_of(d: Drawing) -> str:
-            if d.emoji["family"] in held_out:
-                return "val"
-            return "unpaired" if d.style == lacking(d.emoji["hexcode"], unpaired) else "train"
-
         chosen = [d for d in drawings if d.emoji["subgroup"] in classes and d.style in style_ids]
-        self.drawings = [d for d in chosen if split in ("all", split_of(d))]
+        self.drawings = [d for d in chosen if split in ("all", split_of(d, unpaired))]
         if not self.drawings:
             raise ValueError(f"no emoji of {', '.join(classes)} in these styles, split {split!r}")
         self.hexcodes = [d.emoji["hexcode"] for d in self.drawings]
