@@ -124,17 +124,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-RESIZE: dict[str, Callable[[Tensor], Tensor]] = {  # without weights
-    "none": lambda x: x,
-    "down": partial(F.avg_pool2d, kernel_size=2),
-    "up": partial(F.interpolate, scale_factor=2, mode="nearest"),
-}
-
-
 class ResBlock(nn.Module):
     """Two 3x3 convolutions and a skip; a time embedding shifts (and scales) the second norm.
 
-    `resample` "up" or "down" doubles or halves both paths, without a convolution.
+    `resize`, nn.Upsample or nn.AvgPool2d, doubles or halves both paths.
     (B, c_in, h, w), (B, d_emb) or None -> (B, c_out, h, w)
     """
 
@@ -148,11 +141,11 @@ class ResBlock(nn.Module):
         eps: float = 1e-5,
         dropout: float = 0.0,
         scale_shift: bool = False,
-        resample: str = "none",
+        resize: nn.Module | None = None,
         zero_out: bool = True,
     ) -> None:
         super().__init__()
-        self.scale_shift, self.resample = scale_shift, resample
+        self.scale_shift, self.resize = scale_shift, resize or nn.Identity()
         self.norm1 = GroupNorm(groups, c_in, eps=eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.to_emb = nn.Linear(d_emb, c_out * (2 if scale_shift else 1)) if d_emb else None
@@ -164,8 +157,7 @@ class ResBlock(nn.Module):
             zero_init(self.conv2)
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        resize = RESIZE[self.resample]
-        hid = self.conv1(resize(F.silu(self.norm1(x))))  # (B, c_out, h, w)
+        hid = self.conv1(self.resize(F.silu(self.norm1(x))))  # (B, c_out, h, w)
         if self.to_emb is not None:
             emb = rearrange(self.to_emb(F.silu(emb)), "b c -> b c 1 1")
         if self.scale_shift:
@@ -174,7 +166,7 @@ class ResBlock(nn.Module):
         else:
             hid = self.norm2(hid if emb is None else hid + emb)
         hid = self.conv2(self.dropout(F.silu(hid)))
-        return self.skip(resize(x)) + hid
+        return self.skip(self.resize(x)) + hid
 
 
 class Downsample(nn.Module):
@@ -200,7 +192,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(RESIZE["up"](x))
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class SelfAttention2d(nn.Module):
@@ -271,11 +263,11 @@ class TransformerBlock(nn.Module):
     (B, N, d), (B, M, d_cond) or None -> (B, N, d); without a condition both attend to the tokens.
     """
 
-    def __init__(self, d: int, *, d_cond: int | None, heads: int, d_head: int) -> None:
+    def __init__(self, d: int, *, d_cond: int | None, heads: int) -> None:
         super().__init__()
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d) for _ in range(3))
-        self.self_attn = CrossAttention(d, heads=heads, d_head=d_head)
-        self.cross_attn = CrossAttention(d, d_cond=d_cond, heads=heads, d_head=d_head)
+        self.self_attn = CrossAttention(d, heads=heads, d_head=d // heads)
+        self.cross_attn = CrossAttention(d, d_cond=d_cond, heads=heads, d_head=d // heads)
         # The identity stands for a dropout that is 0 in all official models.
         self.ff = nn.Sequential(GEGLU(d, 4 * d), nn.Identity(), nn.Linear(4 * d, d))
 
@@ -292,20 +284,19 @@ class SpatialTransformer(nn.Module):
     """
 
     def __init__(
-        self, channels: int, *, d_cond: int | None, heads: int, d_head: int, depth: int, groups: int
+        self, channels: int, *, d_cond: int | None, heads: int, depth: int, groups: int
     ) -> None:
         super().__init__()
-        d = heads * d_head
         self.norm = GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Conv2d(channels, d, 1)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
         self.blocks = nn.ModuleList(
-            TransformerBlock(d, d_cond=d_cond, heads=heads, d_head=d_head) for _ in range(depth)
+            TransformerBlock(channels, d_cond=d_cond, heads=heads) for _ in range(depth)
         )
-        self.proj_out = zero_init(nn.Conv2d(d, channels, 1))
+        self.proj_out = zero_init(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, cond: Tensor | None) -> Tensor:
         h, w = x.shape[-2:]
-        tokens = rearrange(self.proj_in(self.norm(x)), "b d h w -> b (h w) d")  # (B, N, d)
+        tokens = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")  # (B, N, C)
         for block in self.blocks:
             tokens = block(tokens, cond)
-        return x + self.proj_out(rearrange(tokens, "b (h w) d -> b d h w", h=h, w=w))
+        return x + self.proj_out(rearrange(tokens, "b (h w) c -> b c h w", h=h, w=w))

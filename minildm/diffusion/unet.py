@@ -46,25 +46,17 @@ class UNetConfig:
         check_fields(self, 1, 10_000, "in_channels", "out_channels", "channels", "groups")
         check_fields(self, 1, 10_000, "heads", "d_head", "d_cond")
         check_fields(self, 1, 100, "num_res_blocks", "depth", "channel_mult")
-        check_fields(self, 0, len(self.channel_mult) - 1, "attn_levels")
         check_fields(self, 0, 0.999, "dropout")
-        widths = [self.channels * m for m in self.channel_mult]
-        wrong = [c for c in (self.channels, *widths) if c % self.groups or c > 10_000]
-        if wrong or not 1 <= len(widths) <= 10:
-            raise ValueError(
-                f"channels={self.channels} times channel_mult={self.channel_mult} (1 to 10 levels) "
-                f"must be multiples of groups={self.groups}, at most 10000"
-            )
-        bad = [i for i in (*self.attn_levels, -1) if widths[i] % (self.heads or self.d_head or 1)]
+        if not 1 <= len(self.channel_mult) <= 10:
+            raise ValueError(f"channel_mult={self.channel_mult} must hold 1 to 10 factors")
+        check_fields(self, 0, len(self.channel_mult) - 1, "attn_levels")
+        attending = [self.channels * self.channel_mult[i] for i in (*self.attn_levels, -1)]
+        bad = [c for c in attending if c % (self.heads or self.d_head or 1)]
         if (self.heads is None) == (self.d_head is None) or bad:
             raise ValueError(
                 f"heads={self.heads}, d_head={self.d_head}: one of them must be given, and divide "
                 f"the channels of each level with attention and of the last one"
             )
-
-    def heads_of(self, channels: int) -> int:
-        """Attention heads for that many channels."""
-        return self.heads or channels // self.d_head
 
 
 class Stage(nn.Sequential):
@@ -79,11 +71,10 @@ class Stage(nn.Sequential):
 
 def _attention(config: UNetConfig, channels: int) -> SelfAttention2d | SpatialTransformer:
     """Attention among the pixels, and with d_cond also to the tokens."""
-    heads, groups, d_cond = config.heads_of(channels), config.groups, config.d_cond
-    if d_cond is None:
-        return SelfAttention2d(channels, heads=heads, groups=groups, eps=1e-5, zero_out=True)
-    shape = {"heads": heads, "d_head": channels // heads, "depth": config.depth}
-    return SpatialTransformer(channels, d_cond=d_cond, groups=groups, **shape)
+    shape = {"heads": config.heads or channels // config.d_head, "groups": config.groups}
+    if config.d_cond is None:
+        return SelfAttention2d(channels, eps=1e-5, zero_out=True, **shape)
+    return SpatialTransformer(channels, d_cond=config.d_cond, depth=config.depth, **shape)
 
 
 class UNet(nn.Module):
@@ -105,7 +96,8 @@ class UNet(nn.Module):
         res, attend = partial(ResBlock, d_emb=d_emb, **options), partial(_attention, config)
         down, up = partial(Downsample, pad_all_sides=True), Upsample
         if config.resblock_updown:
-            down, up = (lambda c, how=how: res(c, c, resample=how) for how in ("down", "up"))
+            sizes = nn.AvgPool2d(2), nn.Upsample(scale_factor=2)
+            down, up = (lambda c, how=how: res(c, c, resize=how) for how in sizes)
 
         def stage(c_in: int, c_out: int, level: int) -> Stage:
             block = res(c_in, c_out)

@@ -67,8 +67,8 @@ def numbered(model: nn.Module, reverse: str = "") -> dict[str, str]:
     for name, block in model.named_modules():
         if type(block) not in KINDS:
             continue
-        resamples = getattr(block, "resample", "none") != "none"
-        kind = "samplers" if resamples else KINDS[type(block)]
+        resizes = isinstance(getattr(block, "resize", None), nn.AvgPool2d | nn.Upsample)
+        kind = "samplers" if resizes else KINDS[type(block)]
         stages = re.sub(r"[.\d]+$", "", name)
         level = levels[stages]
         at = len(model.get_submodule(stages)) - 1 - level if stages == reverse else level
