@@ -1,15 +1,17 @@
-"""What training makes of a batch: mirrored and small images, masks, named styles.
+"""What training makes of a batch: mirrored and degraded images, masks, named styles.
 
 (B, 3, H, W) in [-1, 1] -> the same range; masks are (B, 1, H, W), 1 = known, 0 = hole.
 """
 
+import io
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from minildm.data.dataset import as_float
+from minildm.data.dataset import as_float, to_tensor
 from minildm.layers import Batch, BatchRandom
 
 
@@ -40,7 +42,7 @@ def with_styles(batch: Batch, share: float, rng: BatchRandom) -> Batch:
 
 
 def degrade_for_task(
-    batch: Batch, kind: str, f: int, masks: Sequence[str], rng: BatchRandom
+    batch: Batch, kind: str, f: int, degradation: str, masks: Sequence[str], rng: BatchRandom
 ) -> Batch:
     """Add what a task's conditioner reads, made from `image` or `semantic` (uint8 or as in items).
 
@@ -51,7 +53,8 @@ def degrade_for_task(
     if kind == "semantic":
         batch["semantic"] = batch["semantic"].long()
     elif kind == "low_res":
-        batch["low_res"] = shrink(as_float(batch.pop("image")), f)
+        x = as_float(batch.pop("image"))
+        batch["low_res"] = degraded(x, f, rng) if degradation == "degraded" else shrink(x, f)
     elif kind == "inpaint":
         x = as_float(batch["image"])
         batch |= {"image": x, "mask": draw_masks(masks, len(x), x.shape[2:], rng).to(x)}
@@ -67,6 +70,41 @@ def shrink(x: Tensor, factor: int) -> Tensor:
 def enlarge(x: Tensor, factor: int) -> Tensor:
     """Bicubic: (B, 3, h, w) -> (B, 3, factor h, factor w); the baseline of super-resolution."""
     return F.interpolate(x, scale_factor=factor, mode="bicubic").clamp(-1, 1)
+
+
+def degraded(x: Tensor, factor: int, rng: BatchRandom) -> Tensor:
+    """Blur, shrink, add noise, compress as JPEG: (B, 3, H, W) -> (B, 3, H/factor, W/factor).
+
+    Each image draws its strengths: a Gaussian blur of 0 to `factor` / 2 pixels, noise of standard
+    deviation 0 to 0.12 of [-1, 1], JPEG quality 30 to 95. A simplified version of the degradations
+    of blind super-resolution (LDM Sec. 4.4; Zhang et al. 2021). JPEG runs on the CPU.
+    """
+    sigma, strength, quality = rng.rand(len(x), 3, device=x.device).unbind(1)
+    small = shrink(blur(x, sigma * factor / 2, widest=factor / 2), factor)
+    small = small + 0.12 * strength[:, None, None, None] * rng.randn_like(small)
+    return jpeg(small.clamp(-1, 1), (30 + 65 * quality).round().int().tolist())
+
+
+def blur(x: Tensor, sigma: Tensor, widest: float) -> Tensor:
+    """Gaussian blur, one sigma an image: (B, 3, H, W), sigma (B,) in 0..widest pixels."""
+    reach = min(int(3 * widest + 1), min(x.shape[-2:]) - 1)  # the same for every batch
+    away = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+    weights = torch.exp(-(away**2) / (2 * sigma.clamp(min=1e-3)[:, None] ** 2))  # (B, 2 reach + 1)
+    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(3, 0)[:, None]
+    flat = F.pad(x.flatten(0, 1)[None], (reach,) * 4, mode="reflect")  # (1, 3B, ...)
+    across = F.conv2d(flat, weights[:, :, None], groups=len(weights))
+    return F.conv2d(across, weights[..., None], groups=len(weights))[0].unflatten(0, (-1, 3))
+
+
+def jpeg(x: Tensor, quality: Sequence[int]) -> Tensor:
+    """Write and read each image (B, 3, H, W) as a JPEG of its own quality."""
+    pixels = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    read = []
+    for image, q in zip(pixels, quality, strict=True):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=q)
+        read.append(to_tensor(Image.open(file)))
+    return torch.stack(read).to(x) / 127.5 - 1
 
 
 def pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:

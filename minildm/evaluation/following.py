@@ -191,6 +191,7 @@ def given_of(
     task: str,
     f: int = 4,
     *,
+    degradation: str = "bicubic",
     masks: tuple[str, ...] = ("lama", "halves"),
     seed: int = 0,
 ) -> Batch:
@@ -200,7 +201,7 @@ def given_of(
     baseline.
     """
     rng = BatchRandom(torch.Generator().manual_seed(seed))
-    return degrade_for_task({"image": x}, task, f, masks, rng)
+    return degrade_for_task({"image": x}, task, f, degradation, masks, rng)
 
 
 def pasted(x: Tensor, given: Batch) -> Tensor:

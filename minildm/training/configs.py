@@ -66,6 +66,7 @@ class DataConfig:
     subgroups: tuple[str, ...] = ()  # emoji; empty: all with at least ten emoji
     unpaired: int = 0  # emoji: see EmojiDataset
     style_words: float = 0.0  # share of the captions in which training names the style
+    degradation: Literal["bicubic", "degraded"] = "bicubic"  # of super-resolution's input
     masks: tuple[str, ...] = ("lama", "halves")  # of inpainting's input
     path: str = ""  # of the folder
     background: Literal["scene", "plain"] = "scene"  # scenes; plain: objects on grey

@@ -167,7 +167,9 @@ def train_ldm(
         chosen = rng.rand(len(moments), device=moments.device) < 0.5 * train.flip
         own = torch.where(chosen[:, None, None, None], moments[:, 1], moments[:, 0])
         batch = transforms.mirrored(batch, chosen)
-        batch = transforms.degrade_for_task(batch, task, model.autoencoder.f, given.masks, rng)
+        batch = transforms.degrade_for_task(
+            batch, task, model.autoencoder.f, given.degradation, given.masks, rng
+        )
         z = model.autoencoder.latent(own, noise=rng.randn_like)
         return model.loss({**batch, "z": z}, rng.generator, rng.rank, rng.world)
 
