@@ -1,20 +1,13 @@
 """Steering a sampler by changing what its denoiser returns, or z between its steps."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from minildm.conditioning import Conditioning
 from minildm.diffusion.objective import EpsTheta
-from minildm.diffusion.samplers import Denoise, EditFn, predict
-from minildm.diffusion.schedule import NoiseSchedule, Prediction
+from minildm.diffusion.samplers import Denoise, EditFn
+from minildm.diffusion.schedule import NoiseSchedule
 from minildm.layers import Noise
-
-
-def conditioned(eps_theta: EpsTheta, c: Conditioning) -> Denoise:
-    """Bind a condition: eps_theta(z, t, c) -> denoise(z, t)."""
-    return lambda z, t: eps_theta(z, t, c)
 
 
 def guided(
@@ -34,16 +27,15 @@ def guided(
     interval: the lowest and highest time to guide at, in any order; at others a single conditional
     call (Kynkaanniemi et al. 2024).
     """
-    conditional = conditioned(eps_theta, c)
     if guidance_scale == 1.0:
-        return conditional
+        return lambda z, t: eps_theta(z, t, c)
     pairs = zip(c_null, c, strict=True)  # tokens, concat
     both = Conditioning(*(None if a is None else torch.cat([a, b]) for a, b in pairs))
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
         # On a GPU reading t waits for the device, so only an interval does.
         if interval is not None and not min(interval) <= int(t[0]) <= max(interval):
-            return conditional(z, t)
+            return eps_theta(z, t, c)
         eps_null, eps_c = eps_theta(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
         eps_hat = eps_null + guidance_scale * (eps_c - eps_null)
         if rescale:
@@ -52,31 +44,6 @@ def guided(
         return eps_hat
 
     return denoise
-
-
-def image_guided(
-    denoise: Denoise,
-    schedule: NoiseSchedule,
-    distance: Callable[[Tensor], Tensor],
-    scale: float = 1.0,
-) -> Denoise:
-    """Post-hoc image guiding, LDM appendix C, Eqs. 14-17: an image y steers any trained model.
-
-    eps_hat = eps + scale sqrt(1 - abar) grad_z distance(z0_hat(z)). `distance` (B, c, h, w) ->
-    (B,) measures how far a clean latent is from the target, such as 1/2 |y - T(D(z0))|^2 with the
-    decoder D and a differentiable T. The gradient goes through the denoiser. Not for schedules
-    with zero terminal SNR: there eps says nothing of z0.
-    """
-
-    def steered(z: Tensor, t: Tensor) -> Prediction:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_(True)
-            out = predict(denoise, schedule, z, t)
-            slope = torch.autograd.grad(distance(out.z0).sum(), z)[0]
-        eps_hat = out.eps.detach() + scale * schedule.scales(t)[1] * slope
-        return schedule.prediction("eps", eps_hat, z.detach(), t)
-
-    return steered
 
 
 def keep_known(

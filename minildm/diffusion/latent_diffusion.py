@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
-from minildm.conditioning import Conditioner, ConditionerConfig, Conditioning, look_up
+from minildm.conditioning import Conditioner, ConditionerConfig, Conditioning
 from minildm.diffusion.guidance import guided
 from minildm.diffusion.objective import ObjectiveConfig, draw_t, ldm_loss, time_weights
 from minildm.diffusion.samplers import SAMPLERS, Denoise, EditFn, Spacing, Step
@@ -22,7 +22,7 @@ from minildm.layers import Batch, BatchRandom, Noise, check_fields, check_words,
 class SamplingConfig:
     """How a model is sampled from, unless `sample` is given other values."""
 
-    sampler: str = "ddim"  # of SAMPLERS
+    sampler: Literal["ddim", "ddpm", "plms", "dpm_solver_pp", "euler", "heun"] = "ddim"
     steps: int = 50
     guidance_scale: float = 1.0  # 1: the plain conditional
     guidance_rescale: float = 0.0  # this and guidance_interval: see `guided`
@@ -32,7 +32,6 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check_words(self)
-        look_up(self.sampler, list(SAMPLERS), "sampler")
         check_fields(self, 1, 10_000, "steps")
         check_fields(self, 0, 1, "guidance_rescale", "eta")
         if self.eta and self.sampler != "ddim":
@@ -186,7 +185,7 @@ class LatentDiffusion(nn.Module):
         once; with noise, edit or guide, all. Options: the fields of SamplingConfig, where not
         given those of `config.sampling`; and seed, first (0): image i depends on (seed, first + i)
         alone; size: the image's side or (H, W), if not the trained one, unless a concatenated
-        condition decides it; guide: wraps the denoiser, as `image_guided` does; edit: changes z
+        condition decides it; guide: wraps the denoiser (z, t) -> Prediction; edit: changes z
         between steps, as `keep_known` does; noise: like torch.randn_like, in place of seed.
         Raises ValueError for values outside their range.
         """

@@ -47,7 +47,6 @@ class Now(NamedTuple):
 
 
 Rule = Callable[..., Tensor]  # (now, past: the latest first, **options) -> z at abar_next
-Sampler = Callable[..., Iterator[Step]]
 
 
 def timesteps(T: int, steps: int, spacing: Spacing = "leading") -> list[int]:
@@ -65,12 +64,6 @@ def timesteps(T: int, steps: int, spacing: Spacing = "leading") -> list[int]:
     }[spacing]
 
 
-def predict(denoise: Denoise, schedule: NoiseSchedule, z: Tensor, t: Tensor) -> Prediction:
-    """Call the denoiser; add the z0 that eps implies to eps alone."""
-    out = denoise(z, t)
-    return out if isinstance(out, Prediction) else schedule.prediction("eps", out, z, t)
-
-
 def _move(now: Now | Prediction, abar_next: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
     """Follow the flow with constant eps and z0; noise that the caller adds replaces some eps."""
     noise_scale = (1 - abar_next - sigma**2).clamp(min=0).sqrt()
@@ -79,7 +72,7 @@ def _move(now: Now | Prediction, abar_next: Tensor, sigma: Tensor | float = 0.0)
 
 def _sampler(
     default_steps: int, default_spacing: Spacing, rule: Rule, *, ancestral: bool = False
-) -> Sampler:
+) -> Callable[..., Iterator[Step]]:
     """The sampler of a rule; ancestral: it ends at the data, and edits come after the step."""
 
     @torch.no_grad()  # on a generator: off inside, untouched in the caller's loop
@@ -94,8 +87,10 @@ def _sampler(
         edit: EditFn | None = None,
         **options: float,
     ) -> Iterator[Step]:
-        def ask(z: Tensor, t: int) -> Prediction:
-            return predict(denoise, schedule, z, torch.full((len(z),), t, device=z.device))
+        def predict(z: Tensor, t: int) -> Prediction:
+            times = torch.full((len(z),), t, device=z.device)
+            out = denoise(z, times)
+            return out if isinstance(out, Prediction) else schedule.prediction("eps", out, z, times)
 
         z, past = z_T, []
         table = schedule.alphas_cumprod.cpu()
@@ -105,7 +100,7 @@ def _sampler(
         for (t, abar), (t_next, abar_next) in pairwise(levels):
             times = torch.full((len(z),), t, device=z.device)
             z = edit(z, times) if edit and not ancestral else z
-            now = Now(t, abar, t_next, abar_next, z, *ask(z, t), ask, noise)
+            now = Now(t, abar, t_next, abar_next, z, *predict(z, t), predict, noise)
             z = rule(now, past, **options)
             z = edit(z, times) if edit and ancestral else z
             past = [now, *past][:3]

@@ -37,7 +37,7 @@ LOW_RES = {"low_res": torch.zeros(1, 3, 4, 8)}
         (MODEL, {"conditioner": InpaintConfig()}, r"in_channels=2, .* must be \(5, 2, None\)"),
         (MODEL, {"image_size": 18}, "image_size=18 must be a multiple of 4"),
         (MODEL, {"schedule": ScheduleConfig(zero_terminal_snr=True)}, "predict='eps' must be"),
-        (SAMPLING, {"sampler": "ddmp"}, "sampler='ddmp' is not known; did you mean 'ddpm'"),
+        (SAMPLING, {"sampler": "ddmp"}, "sampler='ddmp' must be one of 'ddim', 'ddpm', 'plms'"),
         (SAMPLING, {"eta": 0.5, "sampler": "heun"}, "eta=0.5 must be 0 for 'heun'"),
     ],
 )
