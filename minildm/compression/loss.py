@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from minildm.compression.autoencoder import Autoencoder
 from minildm.compression.quantizer import code_usage
-from minildm.layers import Noise, at_least_float32, check_fields, check_words
+from minildm.layers import Noise, at_least_float32, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +23,6 @@ class AdversarialConfig:
     """
 
     weight: float = 0.5  # of the adversarial term, times the adaptive weight
-    kind: Literal["hinge", "vanilla"] = "hinge"
     limit: float = 1e4  # of the adaptive weight
     start: int = 1  # the first step with a discriminator (counted from 1)
     ramp: int = 0  # steps from 0 to the full weight; not the paper's: protects reconstructions
@@ -33,7 +31,6 @@ class AdversarialConfig:
     disc_layers: int = 3  # of the discriminator; three see 70 pixels, two 34, one 16
 
     def __post_init__(self) -> None:
-        check_words(self)
         check_fields(self, 0, math.inf, "weight", "limit", "start", "ramp", "lr_factor")
         check_fields(self, 1, 1024, "disc_channels")
         check_fields(self, 1, 10, "disc_layers")
@@ -132,7 +129,7 @@ def adversarial_terms(
     return {
         "adv_loss": adv_loss,
         "adv_weight": config.weight * ramp * adaptive,
-        "disc_loss": discriminator_loss(real, fake, config.kind),
+        "disc_loss": discriminator_loss(real, fake),
         "logits_real": real.mean().detach(),
         "logits_fake": fake.mean().detach(),
     }
@@ -149,12 +146,6 @@ def adaptive_weight(fidelity: Tensor, adv_loss: Tensor, last: Tensor, limit: flo
     return (of_fidelity / (of_adv + 1e-4)).clamp(0.0, limit).detach()
 
 
-def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "hinge") -> Tensor:
-    """Logits on real and on reconstructed images -> what D minimises, a scalar.
-
-    hinge: (mean relu(1 - real) + mean relu(1 + fake)) / 2; vanilla: the same with softplus(-real)
-    and softplus(fake), the cross-entropy of Goodfellow et al. 2014.
-    """
-    if kind == "hinge":
-        return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The hinge loss of D (Lim & Ye 2017), of its logits on real and on reconstructed images."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())

@@ -135,10 +135,9 @@ class LPIPS(PerceptualDistance):
 def perceptual_distance(kind: Literal["auto", "lpips", "offline"] = "auto") -> PerceptualDistance:
     """Return a distance of how different two images look; its `.name` says by which network.
 
-    "lpips": on VGG, as the paper's first stages were trained with. "offline": the same on
-    EfficientNet-Lite0, without learned channel weights; the values cannot be compared. "auto":
-    LPIPS if its weights are on the machine, else offline, with one warning in the log. Raises
-    ValueError for another kind, and FileNotFoundError for "lpips" without its weights.
+    "lpips": as the paper's first stages were trained with. "offline": no learned weights of
+    channels; values are not comparable. "auto": LPIPS if its weights are on the machine, else
+    offline. Raises ValueError for another kind, FileNotFoundError without LPIPS' weights.
     """
     if kind not in ("auto", "lpips", "offline"):
         raise ValueError(f"kind={kind!r} must be 'auto', 'lpips' or 'offline'")

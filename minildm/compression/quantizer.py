@@ -46,9 +46,8 @@ class VectorQuantizer(nn.Module):
     commitment: beta, the weight of |z - sg[code]|^2 relative to |sg[z] - code|^2. legacy: beta
     multiplies the other term, as in the released first stages: other gradients, same value. In
     training with gradients, choices are counted, and a code that no latent chose for
-    `restart_after` batches moves onto a random latent of the batch. Choices of a code before it
-    moved, and in the batch it moved in, do not count, so restarts do not inflate the usage.
-    Nothing waits for the device.
+    `restart_after` batches moves onto a random latent of the batch; its count begins again after
+    that batch, so that restarts do not inflate the usage. Nothing waits for the device.
     (B, c, h, w) -> Quantized
     """
 

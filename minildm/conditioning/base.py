@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minildm.layers import Batch, check_fields, check_words
 
-Encode = Callable[[Tensor], Tensor]  # images -> latents, for conditions that are images
+Encode = Callable[..., Tensor]  # Autoencoder.encode, for conditions that are images
 LIMITS = {"vocab_size": 10**6, "grid": 1000}  # of counts in configs; of others 10,000
 
 

@@ -62,7 +62,7 @@ class InpaintConditioner(SpatialConditioner):
 
     def concat_of(self, batch: Batch, encode: Encode | None) -> Tensor:
         mask = self.here(batch["mask"])
-        z = encode(torch.where(mask > 0.5, self.here(batch["image"]), -1.0))
+        z = encode(torch.where(mask > 0.5, self.here(batch["image"]), -1.0), sample=False)
         hole = 1 - 2 * F.interpolate(mask.to(z), size=z.shape[-2:])  # nearest
         return torch.cat([z, hole], dim=1)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -63,13 +63,9 @@ class LatentDiffusionConfig:
                 f"unet.in_channels={unet.in_channels}, out_channels={unet.out_channels}, d_cond="
                 f"{unet.d_cond} must be {wanted}, as autoencoder and conditioner have it"
             )
-        if self.image_size % self.side_unit:
-            raise ValueError(f"image_size={self.image_size} must be a multiple of {self.side_unit}")
-
-    @property
-    def side_unit(self) -> int:
-        """Sides of images must be multiples of it: f, times 2 for each halving in the UNet."""
-        return self.autoencoder.f * 2 ** (len(self.unet.channel_mult) - 1)
+        unit = self.autoencoder.f * 2 ** (len(self.unet.channel_mult) - 1)  # the UNet halves, too
+        if self.image_size % unit:
+            raise ValueError(f"image_size={self.image_size} must be a multiple of {unit}")
 
 
 def seeded_noise(seed: int | None, first: int = 0) -> Noise:
@@ -157,7 +153,7 @@ class LatentDiffusion(nn.Module):
             z0 = self.autoencoder.encode(batch["image"], noise=random.randn_like)
         if self.training and p_uncond:
             drop = random.rand(len(z0), device=z0.device) < p_uncond
-        c = self._condition(batch, drop)
+        c = self.conditioner(batch, self.autoencoder.encode, drop)
         t = draw_t(random.rand(len(z0), device=z0.device), self.schedule.T, self.config.t_bias)
         eps = random.randn_like(z0)
         per_sample = ldm_loss(self.network, self.schedule, z0, c, t, eps, objective)
@@ -165,10 +161,6 @@ class LatentDiffusion(nn.Module):
         if objective.loss_weighting != "simple":
             terms["simple"] = per_sample.detach().mean()
         return {**terms, "per_sample": per_sample.detach(), "t": t}
-
-    def _condition(self, batch: Batch, drop: Tensor | None = None) -> Conditioning:
-        """tau_theta(y); images that are conditions are encoded to the posterior's mean."""
-        return self.conditioner(batch, partial(self.autoencoder.encode, sample=False), drop)
 
     def steps(self, y: object = None, *, n: int | None = None, **options: Any) -> Iterator[Step]:
         """Sample in one batch, yielding every Step: latents (B, c, h, w); arguments: `sample`."""
@@ -225,7 +217,7 @@ class LatentDiffusion(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            c = self._condition(batch)
+            c = self.conditioner(batch, self.autoencoder.encode)
             denoise = self._denoise(c, n, how)
             denoise = guide(denoise) if guide else denoise
             shape = n, self.config.autoencoder.z_channels, *self._latent_size(size, c.concat)
@@ -257,10 +249,11 @@ class LatentDiffusion(nn.Module):
         self, size: int | tuple[int, int] | None, concat: Tensor | None
     ) -> tuple[int, int]:
         """(h, w): a concatenated condition's, or those of images with this side or (H, W)."""
-        f, unit, trained = self.autoencoder.f, self.config.side_unit, self.config.image_size
+        f, trained = self.autoencoder.f, self.config.image_size
         own = (trained, trained) if concat is None else (f * concat.shape[2], f * concat.shape[3])
         sides = (2 * (size,) if isinstance(size, int) else size) or own
-        if any(s < 1 or s % unit for s in sides) or (concat is not None and sides != own):
-            decided = "" if concat is None else f"; the condition has {own}"
-            raise ValueError(f"size={sides} must be positive multiples of {unit}{decided}")
+        for side in sides:
+            replace(self.config, image_size=side)  # refuses one that the model cannot have
+        if concat is not None and sides != own:
+            raise ValueError(f"size={sides} must be {own}, as the condition has it")
         return sides[0] // f, sides[1] // f
