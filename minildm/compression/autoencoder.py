@@ -39,7 +39,7 @@ class AutoencoderConfig:
     num_res_blocks: int = 2  # per level of E; D has one more
     attn_levels: tuple[int, ...] = ()  # indices into channel_mult
     mid_attn: bool = True  # attention between the two middle blocks
-    groups: int = 32
+    groups: int = 32  # of each norm; must divide the channels of each level
     dropout: float = 0.0
     patch: int = 1  # pixels per side that enter as channels; > 1 is not the paper's, but fast
     zero_init: bool = False  # residual blocks begin as their skip; not the paper's: learns faster

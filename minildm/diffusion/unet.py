@@ -36,7 +36,7 @@ class UNetConfig:
     d_head: int | None = 32  # their width; exactly one of the two
     d_cond: int | None = None  # width of tau_theta(y); None: self-attention alone
     depth: int = 1  # transformer blocks per spatial transformer
-    groups: int = 32
+    groups: int = 32  # of each norm; must divide the channels of each level
     dropout: float = 0.0
     scale_shift: bool = False  # the time embedding also scales
     resblock_updown: bool = False  # residual blocks change the size, not convolutions
