@@ -111,7 +111,7 @@ def sample(
     model: ModelName,
     y: Annotated[list[str] | None, typer.Argument(help="class names, or prompts")] = None,
     layout: Annotated[Path | None, typer.Option(help=LAYOUT)] = None,
-    n: Annotated[int, typer.Option(help="images of each condition, or in all without one")] = 1,
+    n: Annotated[int, typer.Option(min=1, help="images a condition, or in all without one")] = 1,
     out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("samples.png"),
     steps: Annotated[int | None, typer.Option(help="sampling steps; default: the model's")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1: plain conditional")] = None,
@@ -158,7 +158,7 @@ def evaluate(
     folder: Annotated[Path | None, typer.Option(help="first stages: your own images")] = None,
     size: Annotated[int, typer.Option(help="first stages: side of the images")] = 64,
     per_class: Annotated[int, typer.Option(help="classes: samples of each")] = 24,
-    n: Annotated[int, typer.Option(help="other models: samples at each guidance scale")] = 128,
+    n: Annotated[int, typer.Option(min=1, help="others: samples at each guidance scale")] = 128,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 25,
     guidance_scale: Annotated[list[float], typer.Option(help="may be repeated")] = (3.0,),
     classifier: Annotated[str | None, typer.Option(help="its folder or name")] = None,
@@ -226,13 +226,14 @@ def sweep(
     given["seeds"] = tuple(seed or range(seeds or 0))
     fields = {name: value for name, value in given.items() if value}
     definition = replace(read_sweep(what).changed(_settings(change)), **fields)
+    failed = {}
     if report:
-        table, page, failed = write_report(definition, folder, {})
+        write_report(definition, folder, failed)
     else:
         options = {"jobs": jobs, "levels": level, "scheduler": scheduler}
         options |= {"devices": device or (), "say": typer.echo}
-        table, page, failed = run_sweep(definition, folder, **options)
-    typer.echo(f"{table}, {page}")
+        failed = run_sweep(definition, folder, **options)
+    typer.echo(f"{folder / 'table.csv'}, {folder / 'index.html'}")
     if failed:
         typer.echo(f"{len(failed)} failed", err=True)
         raise typer.Exit(1)

@@ -186,22 +186,14 @@ def map_following(x: Tensor, maps: Batch, segmenter: Segmenter) -> dict[str, Mea
     return {"pixels": mean_interval(pixels), "iou": mean_interval(iou)}
 
 
-def given_of(
-    x: Tensor,
-    task: str,
-    f: int = 4,
-    *,
-    degradation: str = "bicubic",
-    masks: tuple[str, ...] = ("lama", "halves"),
-    seed: int = 0,
-) -> Batch:
+def given_of(x: Tensor, task: str, f: int = 4, *, seed: int = 0, **options: Any) -> Batch:
     """The input of a restoration of x (N, 3, H, W) in [-1, 1]: `low_res`, or `image` and `mask`.
 
-    task: "low_res" or "inpaint". Determined by the seed alone, so the same for every model and
-    baseline.
+    task: "low_res" or "inpaint". options: `degradation` and `masks`, as in DataConfig. Determined
+    by the seed alone, so the same for every model and baseline.
     """
-    rng = BatchRandom(torch.Generator().manual_seed(seed))
-    return degrade_for_task({"image": x}, task, f, degradation, masks, rng)
+    data, rng = DataConfig(**options), BatchRandom(torch.Generator().manual_seed(seed))
+    return degrade_for_task({"image": x}, task, f, data.degradation, data.masks, rng)
 
 
 def pasted(x: Tensor, given: Batch) -> Tensor:
@@ -274,10 +266,8 @@ def draw_conditions(
     data: default, held-out emoji. Of n random images; where it has fewer, they come again, but
     none is restored twice. Layouts and maps are of held-out scenes. styled: captions name the
     style. Requested: columns as `text_following` and `layout_following` take them, `semantic`, or
-    what a restoration is given. Raises ValueError for n below 1.
+    what a restoration is given.
     """
-    if n < 1:
-        raise ValueError(f"n={n} must be at least 1")
     kind, size = model.config.conditioner.kind, model.config.image_size
     if kind in ("layout", "semantic"):
         scenes = ScenesDataset("val", size, n=n)

@@ -5,7 +5,6 @@ recall, nearest neighbours. The latter are of features (N, D) and (M, D), in flo
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,18 +124,18 @@ class InceptionFeatures(Frozen):
 class OfflineFeatures(EfficientNetLite0):
     """Pooled features of EfficientNet-Lite0; compare only images of one size.
 
-    block: None for the head, 1,280 numbers; 0..15 for that block's map (block 10: 112 numbers),
-        whose covariance fewer images suffice to estimate.
-
+    layers: default "head", 1,280 numbers. The covariance of a middle block, as of "block10", 112
+    numbers, is estimated from fewer images. Those of several layers follow each other.
     (B, 3, H, W) in [-1, 1], H and W at least 32 -> (B, D)
     """
 
-    def __init__(self, block: int | None = None) -> None:
+    def __init__(self, *layers: str) -> None:
         super().__init__()
-        self.layer = "head" if block is None else f"block{block}"
+        self.chosen = layers or ("head",)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.maps(x, (self.layer,))[self.layer].mean(dim=(2, 3))
+        maps = self.maps(x, self.chosen).values()
+        return torch.cat([layer.mean(dim=(2, 3)) for layer in maps], dim=1)
 
 
 def frechet_features() -> InceptionFeatures | OfflineFeatures:
@@ -190,42 +189,33 @@ def kernel_distance(a: Tensor, b: Tensor, *, paired: bool = False) -> Tensor:
     Over all pairs but those of a row with itself. paired: b[i] was made from a[i]; their pairs
     are left out too, for an unbiased value (Gretton et al. 2012, Eq. 4).
     """
-    return _mmd(*_table(_kernel, a, b), paired=paired)
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def off_diagonal(table: Tensor) -> Tensor:
+        return (table.sum() - table.trace()) / (len(table) * (len(table) - 1))
+
+    a, b = a.cpu().double(), b.cpu().double()
+    between = off_diagonal(kernel(a, b)) if paired else kernel(a, b).mean()
+    return off_diagonal(kernel(a, a)) + off_diagonal(kernel(b, b)) - 2 * between
 
 
 def kid(real: Tensor, fake: Tensor, *, paired: bool = False, **options: Any) -> Measured:
     """`kernel_distance` with its interval. Unbiased at any N, so it can be slightly negative."""
-    table, i, j = _table(_kernel, real, fake)
-    return jackknife(partial(_mmd, table, paired=paired), i, j, **options)
+    return jackknife(partial(kernel_distance, paired=paired), real, fake, **options)
 
 
-def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    return (a @ b.T / a.shape[1] + 1) ** 3
+def precision(real: Tensor, fake: Tensor, k: int = 3) -> Tensor:
+    """The share of fake that looks real (Kynkaanniemi et al. 2019): scalar.
 
-
-def _mmd(table: Tensor, i: Tensor, j: Tensor, paired: bool) -> Tensor:
-    def off_diagonal(part: Tensor) -> Tensor:
-        return (part.sum() - part.trace()) / (len(part) * (len(part) - 1))
-
-    between = table[i][:, j]
-    both = off_diagonal(between) if paired else between.mean()
-    return off_diagonal(table[i][:, i]) + off_diagonal(table[j][:, j]) - 2 * both
-
-
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
-    """How much of fake looks real, and how much of real is covered (Kynkaanniemi et al. 2019).
-
-    A set's manifold is the union of balls around its members, each as wide as the distance to
-    its k-th nearest other member. Returns precision, the share of fake inside real's manifold,
-    and recall, the share of real inside fake's. Both depend on N and M.
+    That is, within the union of balls around the members of real, each as wide as the distance
+    to its k-th nearest other member. Recall, how much of real is covered, is
+    `precision(fake, real)`. Both depend on N and M.
     """
-    table, i, j = _table(_squares, real, fake)
-    return _inside(table, i, j, k), _inside(table, j, i, k)
-
-
-def _inside(table: Tensor, of: Tensor, rows: Tensor, k: int = 3) -> Tensor:
-    radii = table[of][:, of].kthvalue(k + 1, dim=1).values  # each is its own nearest: k + 1
-    return (table[of][:, rows] <= radii[:, None]).any(0).double().mean()
+    real, fake = real.cpu().double(), fake.cpu().double()
+    radii = _squares(real, real).kthvalue(k + 1, dim=1).values  # each is its own nearest: k + 1
+    return (_squares(real, fake) <= radii[:, None]).any(0).double().mean()
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
@@ -236,15 +226,6 @@ def _squares(a: Tensor, b: Tensor) -> Tensor:
     lengths = a.square().sum(1)[:, None] + b.square().sum(1)
     found = torch.addmm(lengths, a, b.T, alpha=-2)
     return found.masked_fill_(found < ROUNDING * lengths, 0.0)
-
-
-def _table(pairs: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> list[Tensor]:
-    """A value for each pair of rows of a and b together, computed once for a whole jackknife.
-
-    (N, D), (M, D) -> (N + M, N + M) float64, and which of its rows are a's and b's: (N,), (M,).
-    """
-    both = torch.cat([a.cpu(), b.cpu()]).double()
-    return [pairs(both, both), *torch.arange(len(both)).split([len(a), len(b)])]
 
 
 def nearest_neighbours(a: Tensor, b: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
@@ -296,9 +277,9 @@ def evaluate_images(
     proxy = "" if names["features"] == "Inception" else "proxy_"
     measured[f"{proxy}r_fid" if paired else f"{proxy}fid"] = proxy_fid(a, b, groups=drawn)
     measured["kid"] = kid(a, b, groups=drawn, paired=paired)
-    (table, i, j), shares = _table(_squares, a, b), {"groups": drawn, "bounds": (0.0, 1.0)}
-    measured["precision"] = jackknife(partial(_inside, table), i, j, n=len(b), **shares)
-    measured["recall"] = jackknife(lambda i, j: _inside(table, j, i), i, j, n=len(a), **shares)
+    shares = {"groups": drawn, "bounds": (0.0, 1.0)}
+    measured["precision"] = jackknife(precision, a, b, n=len(b), **shares)
+    measured["recall"] = jackknife(lambda a, b: precision(b, a), a, b, n=len(a), **shares)
     return Evaluation(measured, groups=groups, seed=seed, image=list(real.shape[1:]), **names)
 
 

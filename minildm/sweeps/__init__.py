@@ -15,7 +15,7 @@ import psutil
 
 from minildm.conditioning import look_up
 from minildm.files import data_dir
-from minildm.sweeps.report import NOTEBOOK, SweepResult, finished, write_report
+from minildm.sweeps.report import NOTEBOOK, finished, write_report
 from minildm.sweeps.run import is_trained, stage_folder
 from minildm.sweeps.sweep import Sweep
 from minildm.teaching.notebook import run_notebook
@@ -31,14 +31,15 @@ def run_sweep(
     levels: Sequence[str] | None = None,
     scheduler: str | None = None,
     say: Callable[[str], None] = print,
-) -> SweepResult:
-    """Execute the unfinished runs of a sweep; write the table and the report of all finished ones.
+) -> dict[str, str]:
+    """Execute the unfinished runs of a sweep; returns what went wrong, by the run's name.
 
     jobs: runs at once, by default one per device. devices: "cuda:0", "cuda:1", "mps", "cpu"; by
     default the best one. levels: run only these. scheduler: the address of a Dask scheduler whose
     workers see the folder, in place of jobs. A run has as many CPU threads as OMP_NUM_THREADS
     says, by default one. If a run fails, the others continue; the same call tries it again.
-    Raises ValueError for a folder that holds another sweep, and for an unknown level.
+    Writes table.csv, figures and index.html of all finished runs into the folder. Raises
+    ValueError for a folder that holds another sweep, and for an unknown level.
     """
     for level in levels or ():
         look_up(level, list(sweep.levels), f"{sweep.name}: level")
@@ -56,7 +57,8 @@ def run_sweep(
         failed = _carry_out(executor, stages, say)
         ready = {name: task for name, (stage, task) in runs.items() if is_trained(stage)}
         failed |= _carry_out(executor, ready, say)
-    return write_report(sweep, folder, failed)
+    write_report(sweep, folder, failed)
+    return failed
 
 
 def _carry_out(

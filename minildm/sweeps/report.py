@@ -3,8 +3,9 @@
 import html
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -112,15 +113,7 @@ def figures(sweep: Sweep, folder: Path, table: pd.DataFrame) -> dict[str, Any]:
     return found
 
 
-class SweepResult(NamedTuple):
-    """The table, the report, and the runs that failed: name -> the reason."""
-
-    table: Path
-    report: Path
-    failed: dict[str, str]
-
-
-def write_report(sweep: Sweep, folder: Path, failed: dict[str, str]) -> SweepResult:
+def write_report(sweep: Sweep, folder: Path, failed: Mapping[str, str]) -> None:
     """Write table.csv, the figures and index.html of what is finished.
 
     failed: what went wrong, by the run's name. Raises ValueError for a folder without runs.
@@ -145,4 +138,3 @@ single seed, its number of samples.</p>
 <p>All numbers: <a href="table.csv">table.csv</a>.</p>"""
     title = sweep.question or f"What does {sweep.name} do?"
     plots.save_page(folder, title, figures(sweep, folder, table), top, end)
-    return SweepResult(folder / "table.csv", folder / "index.html", failed)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from minildm.compression.autoencoder import Autoencoder
-from minildm.data.dataset import ImageDataset, as_float, cached
+from minildm.data.dataset import ImageDataset, cached
 from minildm.data.scenes import crop
 from minildm.data.transforms import enlarge, shrink
 from minildm.diffusion.latent_diffusion import LatentDiffusion
@@ -104,18 +104,13 @@ def scores(x: Tensor, data: ImageDataset, device: torch.device) -> dict[str, Mea
     the covariance of the head's 1,280; the other distances are on the head.
     """
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:REFERENCE]
-
-    def features(block: int | None) -> tuple[Tensor, Tensor]:
-        """Of real images, computed once for all runs, and of the samples: (M, D), (N, D)."""
-        network = metrics.OfflineFeatures(block).to(device)
-        key = f"features-{data.fingerprint[:24]}-{len(order)}-{network.layer}"
-        real = cached(key, lambda: metrics.extract_features(as_float(data.images[order]), network))
-        return real, metrics.extract_features(x, network)
-
-    head = features(None)
-    found = {"proxy_fid": metrics.frechet_distance(*features(10))}
-    found["kid"] = metrics.kernel_distance(*head)
-    found["precision"], found["recall"] = metrics.precision_recall(*head)
+    network = metrics.OfflineFeatures("block10", "head").to(device)
+    key = f"features-{data.fingerprint[:24]}-{len(order)}"  # once for all runs
+    real = cached(key, lambda: metrics.extract_features(data.images[order], network))
+    pair = (y.split([112, 1280], dim=1) for y in (real, metrics.extract_features(x, network)))
+    middle, head = zip(*pair, strict=True)
+    found = {"proxy_fid": metrics.frechet_distance(*middle), "kid": metrics.kernel_distance(*head)}
+    found |= {"precision": metrics.precision(*head), "recall": metrics.precision(*head[::-1])}
     return {name: Measured(float(value), n=len(x)) for name, value in found.items()}
 
 

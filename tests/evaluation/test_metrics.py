@@ -18,7 +18,7 @@ from minildm.evaluation.metrics import (
     frechet_distance,
     kernel_distance,
     nearest_neighbours,
-    precision_recall,
+    precision,
     psnr,
     reconstruct,
     ssim,
@@ -132,8 +132,9 @@ def test_precision_and_recall_by_loops(n: int, m: int, k: int) -> None:
         return sum(hits) / len(a)
 
     real, fake = draws(n, 4), 1.3 * draws(m, 4, seed=1) + 0.4
-    assert precision_recall(real, fake, k) == (inside(fake, real), inside(real, fake))
-    assert precision_recall(real, real[:1].repeat(40, 1)) == (1.0, 1 / n)  # one repeated image
+    assert precision(real, fake, k) == inside(fake, real)
+    one = real[:1].repeat(40, 1)  # a repeated image
+    assert precision(real, one) == 1.0 and precision(one, real) == 1 / n
 
 
 def test_nearest_rows_by_a_full_table_and_for_bytes() -> None:
@@ -158,9 +159,9 @@ def test_each_number_is_the_jackknife_of_its_own_function() -> None:
     for name, statistic, options in (
         ("proxy_fid", frechet_distance, {"bounds": (0.0, math.inf)}),
         ("kid", kernel_distance, {}),
-        ("precision", lambda u, v: precision_recall(u, v)[0], {"bounds": (0.0, 1.0)}),
-        ("recall", lambda u, v: precision_recall(u, v)[1], {"n": 40, "bounds": (0.0, 1.0)}),
-    ):  # with the tables computed once, or for each group
+        ("precision", precision, {"bounds": (0.0, 1.0)}),
+        ("recall", lambda u, v: precision(v, u), {"n": 40, "bounds": (0.0, 1.0)}),
+    ):
         assert found[name] == pytest.approx(jackknife(statistic, a, b, **options), abs=1e-12)
     other = evaluate_images(real, fake, features=POOLED, seed=1)
     assert other["kid"].low != found["kid"].low and other["kid"].value == found["kid"].value

@@ -35,11 +35,11 @@ def test_a_report_collects_runs_copied_from_elsewhere(tmp_path: Path) -> None:
     pretend(tiny_sweep(seeds=(4,)), there, low4=5.0, high4=6.0)
     shutil.copytree(there / "runs", here / "runs", dirs_exist_ok=True)
     failed = {"rate-high-seed0": "failed: <no memory>"}
-    table, page, _ = write_report(tiny_sweep(), here, failed)
-    rows = read_table(table)
+    write_report(tiny_sweep(), here, failed)
+    rows = read_table(here / "table.csv")
     assert list(rows.seed.unique()) == ["0", "4", "mean"]
     assert rows[rows.seed == "mean"].value.tolist() == [14.0, 9.0]
-    text = page.read_text()
+    text = (here / "index.html").read_text()
     assert "rate-high-seed0</a>: failed: &lt;no memory&gt;" in text
     assert text.count("</a>: finished") == 3
     for name in ("proxy_fid_curves.png", "proxy_fid_at_the_end.png"):

@@ -68,10 +68,10 @@ def test_first_stages_come_first_and_runs_without_one_are_not_started(
     found = run_sweep(sweep, tmp_path, levels=("1", "8", "16"), **places)
     assert [notebook for notebook, _ in begun] == ["first_stage"] * 2 + ["one_run"] * 4
     assert sorted(device for _, device in begun[2:]) == ["cuda:0"] * 2 + ["cuda:1"] * 2
-    [(failed, reason)] = found.failed.items()
+    [(failed, reason)] = found.items()
     assert failed.startswith("first stage ") and "failed: MemoryError: too large;" in reason
-    assert found.report.read_text().count("</a>: finished") == 4
-    assert found.report.read_text().count("</a>: not finished") == 8
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("</a>: finished") == 4 and page.count("</a>: not finished") == 8
     assert said[-1].endswith("done (4 of 4)")
 
 
@@ -93,7 +93,7 @@ def test_a_run_of_a_killed_dask_worker_is_finished_by_another(tmp_path: Path) ->
     with LocalCluster(processes=True, **options) as cluster, Client(cluster) as client:
         where = {"scheduler": cluster.scheduler_address, "say": lambda _: None}
         sweeping = threading.Thread(
-            target=lambda: found.update(result=run_sweep(sweep, tmp_path, **where))
+            target=lambda: found.update(failed=run_sweep(sweep, tmp_path, **where))
         )
         sweeping.start()
         end = time.monotonic() + 300
@@ -104,7 +104,7 @@ def test_a_run_of_a_killed_dask_worker_is_finished_by_another(tmp_path: Path) ->
         [victim] = filter(None, client.run(busy).values())
         os.kill(victim, signal.SIGKILL)
         sweeping.join(timeout=300)
-    assert found["result"].failed == {}
+    assert found["failed"] == {}
     log = read_log(place / "model")
     assert log[0] == began and len(log) == 40  # continued, not started again
     assert (place / RESULTS).is_file()
