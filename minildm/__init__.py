@@ -27,15 +27,14 @@ _NAMES = {  # by the module that defines them, or that they are
     "diffusion.schedule": "NoiseSchedule Prediction ScheduleConfig",
     "diffusion.unet": "UNet UNetConfig",
     "evaluation.metrics": (
-        "evaluate_first_stage evaluate_images kid nearest_neighbours proxy_fid psnr reconstruct "
-        "ssim "
+        "evaluate_first_stage evaluate_images kid proxy_fid psnr reconstruct ssim "
     ),
     "evaluation.intervals": "Measured mean_interval proportion_interval",
     "files": "data_dir write_json",
     "interop": "interop",
     "sweeps": "run_sweep",
     "sweeps.report": "read_table",
-    "sweeps.sweep": "Run Sweep read_sweep standard_sweeps",
+    "sweeps.sweep": "Run Sweep read_sweep",
     "teaching.notebook": "setup",
     "teaching.plots": "plots",
     "training.checkpoint": "load_model pretrained save_model",

@@ -1,7 +1,7 @@
 """Images against their originals, and two sets of images, with intervals.
 
-PSNR, SSIM, a perceptual distance and reconstructions; Fréchet and kernel distance, precision and
-recall, nearest neighbours. The latter are of features (N, D) and (M, D), in float64 on the CPU.
+PSNR, SSIM, a perceptual distance and reconstructions; Fréchet and kernel distance, precision. The
+latter are of features (N, D) and (M, D), in float64 on the CPU.
 """
 
 import math
@@ -88,13 +88,10 @@ def compare_pairs(
 @torch.no_grad()
 def reconstruct(autoencoder: Autoencoder, x: Tensor) -> Tensor:
     """D(E(x)), for KL of the mean, clamped: (B, 3, H, W), float or uint8 -> in [-1, 1], CPU."""
-    place, was_training = next(autoencoder.parameters(), x).device, autoencoder.training
-    autoencoder.eval()
-    found = []
+    place, found = next(autoencoder.parameters(), x).device, []
     for part in tqdm(x.split(PART), "reconstruct", unit="batch", delay=2, leave=False):
         z = autoencoder.encode(as_float(part).to(place), sample=False)
         found.append(autoencoder.decode(z).float().clamp(-1.0, 1.0).cpu())
-    autoencoder.train(was_training)
     return torch.cat(found)
 
 
@@ -114,11 +111,9 @@ class InceptionFeatures(Frozen):
         net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
         self.net = net.requires_grad_(False).eval()
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         levels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.net(levels)[0]
+        return self.net(levels)[0]
 
 
 class OfflineFeatures(EfficientNetLite0):
@@ -226,17 +221,6 @@ def _squares(a: Tensor, b: Tensor) -> Tensor:
     lengths = a.square().sum(1)[:, None] + b.square().sum(1)
     found = torch.addmm(lengths, a, b.T, alpha=-2)
     return found.masked_fill_(found < ROUNDING * lengths, 0.0)
-
-
-def nearest_neighbours(a: Tensor, b: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-    """Euclidean distances and indices of the k rows of b nearest to each row of a: (N, k) twice.
-
-    Shows whether a model copies. Rows are features, or whole images: `x.flatten(1)`.
-    """
-    a, b = a.cpu(), b.cpu().double()
-    found = [_squares(part.double(), b).topk(k, largest=False) for part in a.split(1024)]
-    squared, indices = map(torch.cat, zip(*found, strict=True))
-    return squared.sqrt(), indices
 
 
 @torch.no_grad()

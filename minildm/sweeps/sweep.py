@@ -148,11 +148,6 @@ def _resolved(run: Run, settings: dict[str, Any]) -> Run:
     return run
 
 
-def standard_sweeps() -> list[str]:
-    """The names of the sweeps that `read_sweep` knows: the paper's ablations."""
-    return sorted(path.stem for path in (data_dir().parent / "notebooks/sweeps").glob("*.toml"))
-
-
 def read_sweep(what: str | Path) -> Sweep:
     """Read a TOML file, or the standard sweep of that name in notebooks/sweeps.
 
@@ -160,10 +155,10 @@ def read_sweep(what: str | Path) -> Sweep:
     and "train.lr" = [1e-3, 5e-4] give four levels, such as "channels 16, lr 0.001". Raises
     ValueError with the file and what is wrong.
     """
-    path = Path(what)
+    path, folder = Path(what), data_dir().parent / "notebooks/sweeps"
     if path.suffix != ".toml":
-        look_up(str(what), standard_sweeps(), "sweep")
-        path = data_dir().parent / f"notebooks/sweeps/{what}.toml"
+        look_up(str(what), sorted(known.stem for known in folder.glob("*.toml")), "sweep")
+        path = folder / f"{what}.toml"
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         levels = content["levels"] if "levels" in content else _crossed(flat(content.pop("grid")))

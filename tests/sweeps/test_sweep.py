@@ -10,12 +10,14 @@ import pytest
 from sweeps.tiny import tiny_sweep
 from typer.testing import CliRunner
 
-from minildm import PRESETS, Sweep, cli, read_sweep, standard_sweeps
+from minildm import PRESETS, Sweep, cli, data_dir, read_sweep
 from minildm.sweeps.sweep import Run
 from minildm.training.configs import from_dict, to_dict
 
+STANDARD = sorted(path.stem for path in data_dir().parent.glob("notebooks/sweeps/*.toml"))
 
-@pytest.mark.parametrize("name", standard_sweeps())
+
+@pytest.mark.parametrize("name", STANDARD)
 def test_a_standard_sweep_resolves_and_goes_through_json(name: str) -> None:
     sweep = read_sweep(name)
     assert sweep.question.endswith("?") and len(sweep.seeds) >= 3
