@@ -57,9 +57,7 @@ def _save_ours(model: Any, target: Path) -> None:
             if model.config.conditioner.kind == "frozen_text":
                 model.config.conditioner.build()  # its own folder stays and must be complete
             save_model(model.autoencoder, folder / "first_stage")
-            save_model(model, folder, first_stage="first_stage")
-        else:
-            save_model(model, folder)
+        save_model(model, folder, first_stage="first_stage")
 
 
 SAVE = {"minildm": _save_ours, "diffusers": save_diffusers, "compvis": save_compvis}

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionC
 from minildm.diffusion.unet import UNet, UNetConfig
 from minildm.files import atomic_write
 from minildm.interop import configs, weights
-from minildm.interop.weights import NAMES, TABLES, PathLike, Place, fill, places
+from minildm.interop.weights import NAMES, TABLES, PathLike, fill
 from minildm.training.checkpoint import on_meta, reader_of, reading
 from minildm.training.configs import from_dict
 
@@ -24,10 +23,9 @@ DIFFUSION = "ldm.models.diffusion.ddpm.LatentDiffusion"
 UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
 FIRST_STAGES, CONDITIONS = TABLES["first_stages"], TABLES["conditions"]
 TARGETS = {kind: target for target, kind in (FIRST_STAGES | CONDITIONS).items()}
-WORD_PIECES, IMAGENET = 30522, 1000  # BERT's uncased vocabulary; classes
 CLASSES = {AutoencoderConfig: ("autoencoder", Autoencoder), UNetConfig: ("unet", UNet)}
 PREFIXES: dict[str, str] = TABLES["prefixes"]  # of the three parts
-CLIP, AVERAGES = "cond_stage_model.transformer.text_model.", "model_ema.diffusion_model"
+CLIP = "cond_stage_model.transformer.text_model."
 
 
 def load_compvis(
@@ -41,7 +39,7 @@ def load_compvis(
     config: the official YAML, or the parsed mapping, whole or from a `target` on, which says what
     is loaded. checkpoint: a `.ckpt`, a `.safetensors`, or tensors by their official names, of the
     part or of a whole model; averages of the UNet are preferred. clip: for Stable Diffusion, a
-    folder with CLIP's config.json and tokenizer.
+    folder with CLIP's config.json and tokenizer, unless the config's `version` is one.
 
     The result is on the CPU, in float32 and in evaluation mode. Raises CheckpointError (a
     ValueError) for a config that cannot be expressed, tensors that do not fit or have another
@@ -53,23 +51,22 @@ def load_compvis(
         ours = read_part(part, clip)
     with reading("checkpoint" if isinstance(checkpoint, Mapping) else checkpoint):
         parts = {name: _built(own, tensors) for name, own in _parts(ours).items()}
-        prefixes = {name: PREFIXES[name] for name in parts}
-        first, *_ = known = tuple(prefixes.values())
+        first, *_ = known = tuple(PREFIXES[name] for name in parts)
         if not any(name.startswith(known) for name in tensors):  # the file of one part
             tensors = {first + name: tensor for name, tensor in tensors.items()}
-        if any(name.startswith(AVERAGES) for name in tensors):
-            prefixes["unet"] = AVERAGES
-        used = tuple(prefixes[name] for name, own in parts.items() if list(own.parameters()))
+        used = tuple(PREFIXES[name] for name, own in parts.items() if list(own.parameters()))
         inside = {name: tensor for name, tensor in tensors.items() if name.startswith(used)}
+        for name in _views(parts):
+            average = "model_ema." + name.removeprefix("model.").replace(".", "")
+            if average in tensors:
+                inside[name] = tensors[average]
         params = part.get("params") or {}
         by_std = params.get("scale_by_std")
         factor = float(tensors["scale_factor"] if by_std else params.get("scale_factor", 1.0))
-        found = _places(parts, prefixes)
-        fill(nn.ModuleDict(parts), found, inside, TABLES["unused"], factor)
-        whole = len(parts) > 1
-        model = LatentDiffusion(ours, **parts) if whole else parts.popitem()[1]
-        table = tensors.get("alphas_cumprod", torch.empty(0, device="meta"))
-        if whole and not (table.is_meta or table.allclose(model.schedule.alphas_cumprod, 1e-3, 0)):
+        fill(nn.ModuleDict(parts), _views, inside, factor)
+        model = LatentDiffusion(ours, **parts) if len(parts) > 1 else parts.popitem()[1]
+        table = tensors.get("alphas_cumprod") if isinstance(model, LatentDiffusion) else None
+        if table is not None and not table.allclose(model.schedule.alphas_cumprod, 1e-3, 0):
             raise ValueError(f"alphas_cumprod are not of the config's schedule, {ours.schedule}")
     if reader := reader_of(model):
         word_pieces = text_folders("minilm")[1] / "vocab.txt"  # BERT's
@@ -95,19 +92,19 @@ def _built(config: Any, tensors: Mapping[str, Any]) -> Any:
     return tau.FrozenTextConditioner(config, own)
 
 
-def _places(parts: Mapping[str, nn.Module], prefixes: Mapping[str, str]) -> list[Place]:
-    """The official places of all parameters."""
-    found = []
+def _views(
+    parts: Mapping[str, nn.Module], prefixes: Mapping[str, str] = PREFIXES
+) -> dict[str, Tensor]:
+    """The official tensors of a model's parts, as `weights.views`."""
+    found = {}
     for name, part in parts.items():
         names = NAMES[f"official_{name}"]
         if name == "autoencoder":
             names = weights.numbered(part, reverse="decoder.levels") | names
         elif name == "conditioner":
             names = {r"network\.blocks\.(\d+)\.(norm\d|attn|ff\.\d)": _layer} | names
-        elif prefixes[name] == AVERAGES:  # called without dots
-            names = names | {r"\.": ""}
         flat = int(name == "unet")  # its attention consists of convolutions over flattened pixels
-        found += places(part, {**names, "^": prefixes[name]}, flat, f"{name}.")
+        found |= weights.views(part, {**names, "^": prefixes[name]}, flat)
     return found
 
 
@@ -122,30 +119,25 @@ def save_compvis(
 ) -> None:
     """Write a model's tensors by their official names, and next to them its config, a `.yaml`.
 
-    path: a `.ckpt` or a `.safetensors`. Class names, own vocabularies and layouts become numbers;
-    of a frozen CLIP the weights are saved, not the tokenizer. Raises ValueError naming what the
-    official code cannot express, such as groups, patch and "hybrid".
+    path: a `.safetensors`; any other, such as a `.ckpt`, is a pickle. Names of classes, own
+    vocabularies and layouts become numbers; of a frozen CLIP the weights are saved, not the
+    tokenizer. Raises ValueError naming what the official code cannot express, such as groups,
+    patch and "hybrid".
     """
     path, parts = Path(path), _parts(model)
-    if path.suffix not in (".ckpt", ".safetensors"):
-        raise ValueError(f"path={path} must end in .ckpt or .safetensors")
     stage, whole = parts.get("autoencoder"), len(parts) > 1
     shift, scale = (float(stage.shift), float(stage.scale)) if stage else (0.0, 1.0)
     if shift or (scale != 1 and not whole):
         raise ValueError(f"the official code cannot express {shift=}, nor {scale=} of a part alone")
-    found = _places(parts, PREFIXES if whole else dict.fromkeys(parts, ""))
-    tensors = weights.exported(nn.ModuleDict(parts), found)
-    if not tensors:
-        raise ValueError("this part has no tensors: save the whole model")
+    prefixes = PREFIXES if whole else dict.fromkeys(parts, "")
+    tensors = weights.exported(_views(parts, prefixes))
+    if isinstance(reader := parts.get("conditioner"), tau.FrozenTextConditioner):
+        tensors |= weights.exported(weights.views(reader.network, NAMES["clip"]))
     with reading("the official code"):
         part = write_part(model.config, factor=1 / scale)
-        clip = getattr(_parts(model.config).get("conditioner"), "path", None)
-        configs.check_same(vars(model.config), read_part(part, clip))
+        configs.check_same(model.config, read_part(part))
     if whole:
         tensors["alphas_cumprod"] = model.schedule.alphas_cumprod
-        if isinstance(model.conditioner, tau.FrozenTextConditioner):
-            clip = model.conditioner.network
-            tensors |= weights.exported(clip, places(clip, NAMES["clip"]))
     weights.write_tensors(path, tensors)
     with atomic_write(path.with_suffix(".yaml")) as file:
         file.write(yaml.safe_dump({"model": part}, sort_keys=False).encode())
@@ -173,15 +165,16 @@ def read_part(part: Any, clip: PathLike | None = None) -> Any:
     kind = CONDITIONS[target]
     rows = [str(i) for i in range(min(fields.pop("rows", 0), 10_001))]  # tensors refuse more
     if kind == "class":  # a table of 1001 has "no class" last, as in cin256-v2
-        null = len(rows) == IMAGENET + 1
+        null = len(rows) == 1001
         fields |= {"classes": rows[: len(rows) - null], "null_class": null, "p_uncond": 0.1 * null}
     elif kind == "semantic":
         fields["labels"] = rows
     elif kind == "frozen_text":
-        path = Path(clip or params.get("version", ""))
-        if not (path / "config.json").is_file():
+        path = clip or fields.get("path", "")
+        card = text_folders("clip", path)[0] / "config.json"
+        if not card.is_file():
             raise ValueError(f"clip={clip} must be a folder with CLIP's config.json and tokenizer")
-        card = weights.read_mapping(path / "config.json")
+        card = weights.read_mapping(card)
         d_cond = card.get("text_config", card).get("hidden_size", 512)
         fields |= {"encoder": "clip", "path": str(path), "d_cond": d_cond}
     elif kind == "text" and not fields.pop("reads", True):
@@ -189,22 +182,22 @@ def read_part(part: Any, clip: PathLike | None = None) -> Any:
     return from_dict(tau.ConditionerConfig, {"kind": kind, **fields})
 
 
-def write_part(config: Any, size: int = 256, side: int = 64, factor: float = 1.0) -> Any:
+def write_part(config: Any, side: int = 64, factor: float = 1.0) -> Any:
     """A target and its params, or a word; names of classes and own vocabularies become numbers.
 
-    size: of the images. side: of the latents. factor: a whole model's scale_factor.
+    side: of the latents. factor: a whole model's scale_factor.
     """
     if isinstance(config, LatentDiffusionConfig):
-        size, unet = config.image_size, config.unet
+        unet, side = config.unet, config.image_size // config.autoencoder.f
         target, fields = DIFFUSION, vars(config.schedule) | vars(config.objective)
-        fields |= {"side": size // config.autoencoder.f, "channels": unet.out_channels}
+        fields |= {"side": side, "channels": unet.out_channels}
         concat = "concat" if unet.in_channels > unet.out_channels else None
         fields |= {"key": "crossattn" if unet.d_cond else concat, "scale_factor": factor}
-        fields |= {k: write_part(part, size, fields["side"]) for k, part in _parts(config).items()}
+        fields |= {name: write_part(part, side) for name, part in _parts(config).items()}
     elif isinstance(config, UNetConfig):
         target, fields = UNET, configs.fields_of(config, side)
     elif isinstance(config, AutoencoderConfig):
-        target, fields = TARGETS[config.regularizer], configs.fields_of(config, size)
+        target, fields = TARGETS[config.regularizer], configs.fields_of(config, side=256)
     else:
         kind, fields = config.kind, dict(vars(config))
         if kind == "class":
@@ -213,7 +206,8 @@ def write_part(config: Any, size: int = 256, side: int = 64, factor: float = 1.0
             fields["rows"] = len(config.labels)
         elif kind in ("layout", "text", "ids"):
             fields |= {"vocab_size": config.vocab_size, "length": config.length}
-            kind = "text" if (kind, config.vocab_size) == ("text", WORD_PIECES) else "ids"
+            berts = (kind, config.vocab_size) == ("text", 30522)  # its uncased vocabulary
+            kind = "text" if berts else "ids"
         target = TARGETS[kind]
     params = configs.write_fields(target, fields)
     if "double_z" in params:

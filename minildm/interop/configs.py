@@ -4,7 +4,6 @@ A template says which key holds which field: one of our config's, or one derived
 """
 
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from typing import Any
 
 from minildm.compression.autoencoder import AutoencoderConfig
@@ -13,7 +12,7 @@ from minildm.diffusion.objective import ObjectiveConfig
 from minildm.diffusion.schedule import ScheduleConfig
 from minildm.diffusion.unet import UNetConfig
 from minildm.interop.weights import TABLES
-from minildm.training.configs import from_dict
+from minildm.training.configs import flat, from_dict, to_dict
 
 Fields = dict[str, Any]
 EMPTY: dict[str, Any] = {"fields": {}, "defaults": {}, "words": {}, "fixed": {}}
@@ -60,13 +59,12 @@ def write_fields(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in params.items()}
 
 
-def check_same(ours: Mapping[str, Any], found: Any) -> None:
-    """Raise ValueError naming a field of ours that another config expresses otherwise."""
-    for name, value in ours.items():
-        other = getattr(found, name, value)
-        if is_dataclass(value):
-            check_same(vars(value), other)
-        elif value != other and name not in TABLES["free"]:
+def check_same(ours: Any, found: Any) -> None:
+    """Raise ValueError naming a field of our config that another one expresses otherwise."""
+    others = flat(to_dict(found))
+    for name, value in flat(to_dict(ours)).items():
+        other = others.get(name, value)
+        if value != other and name.rpartition(".")[2] not in TABLES["free"]:
             raise ValueError(f"cannot express {name}={value!r}, only {other!r}")
 
 

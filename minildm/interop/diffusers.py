@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from minildm import conditioning as tau
 from minildm.compression.autoencoder import Autoencoder
 from minildm.conditioning.text_encoders import END, PAD, START, UNKNOWN, text_folders
@@ -10,7 +12,7 @@ from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.diffusion.unet import UNet
 from minildm.files import new_folder, write_json
 from minildm.interop import configs, weights
-from minildm.interop.weights import NAMES, PathLike, Place, fill, places, read_mapping
+from minildm.interop.weights import NAMES, PathLike, fill, read_mapping
 from minildm.training.checkpoint import on_meta, reading
 from minildm.training.configs import from_dict
 
@@ -42,11 +44,13 @@ def load_diffusers(folder: PathLike) -> Autoencoder | UNet | LatentDiffusion:
     kind = read_mapping(folder / "model_index.json").get("_class_name")
     with reading(folder):
         tau.look_up(kind, list(PIPELINES), "_class_name")
-        unet, autoencoder = (_load_model(folder / part) for part in ("unet", PIPELINES[kind]))
+        parts = {
+            "autoencoder": _load_model(folder / PIPELINES[kind]),
+            "unet": _load_model(folder / "unet"),
+            "conditioner": _load_conditioner(folder, kind),
+        }
         if kind == SUPER:  # it does not read the scaling_factor
-            autoencoder.scale.fill_(1)
-        parts = {"autoencoder": autoencoder, "unet": unet}
-        parts["conditioner"] = _load_conditioner(folder, kind)
+            parts["autoencoder"].scale.fill_(1)
         times = dict(read_mapping(folder / "scheduler/scheduler_config.json"))
         # DDIM's and DDPM's clip by default; StableDiffusionPipeline turns it off
         clips = times.get("_class_name") in ("DDIMScheduler", "DDPMScheduler")
@@ -60,19 +64,19 @@ def load_diffusers(folder: PathLike) -> Autoencoder | UNet | LatentDiffusion:
 def _load_model(folder: Path) -> Any:
     params = read_mapping(folder / "config.json")
     kind = params.get("_class_name")
-    with reading(folder / "config.json"):
+    with reading(folder):
         tau.look_up(kind, list(MODELS), "_class_name")
         fields = configs.read_fields(kind, params)
         factor, shift = fields.get("scaling_factor", 1.0), fields.get("shift_factor", 0.0)
         model = on_meta(MODELS[kind], configs.config_of(fields))
-    with reading(folder):
-        fill(model, _places(model), _weights(folder), factor=factor, shift=shift)
+        fill(model, _views, _weights(folder), factor=factor, shift=shift)
     return model.eval()
 
 
-def _places(model: Autoencoder | UNet | tau.Conditioner) -> list[Place]:
-    kind = {Autoencoder: "autoencoder", UNet: "unet"}.get(type(model), "bert")
-    return places(model, weights.numbered(model) | NAMES[f"diffusers_{kind}"], flat=2)
+def _views(model: Autoencoder | UNet | tau.Conditioner) -> dict[str, Tensor]:
+    """diffusers' tensors of a model, as `weights.views`."""
+    names = weights.numbered(model) | NAMES[f"diffusers_{type(model).__name__}"]
+    return weights.views(model, names, flat=2)
 
 
 def _weights(folder: Path) -> dict[str, Any]:
@@ -95,7 +99,7 @@ def _load_conditioner(folder: Path, kind: str) -> tau.Conditioner:
     params = read_mapping(folder / "bert/config.json")
     fields = configs.read_fields("LDMBertModel", params, strict=False)
     model = on_meta(from_dict(tau.TextConfig, fields).build)
-    fill(model, _places(model), _weights(folder / "bert"), r"to_logits\..*")
+    fill(model, _views, _weights(folder / "bert"))
     words = folder / "tokenizer/tokenizer.json"
     words = words if words.is_file() else words.with_name("vocab.txt")
     model.set_tokenizer(tau.CaptionTokenizer.load(words))
@@ -144,9 +148,9 @@ def _save_model(model: Autoencoder | UNet, folder: Path, side: int = 64) -> str:
         fields["shift_factor"] = float(model.shift) or None
     with reading("diffusers"):
         params = configs.write_fields(kind, fields)
-        configs.check_same(vars(config), configs.config_of(configs.read_fields(kind, params)))
+        configs.check_same(config, configs.config_of(configs.read_fields(kind, params)))
     _write_card(folder / "config.json", kind, params)
-    weights.write_tensors(folder / WEIGHTS, weights.exported(model, _places(model)))
+    weights.write_tensors(folder / WEIGHTS, weights.exported(_views(model)))
     return kind
 
 
@@ -169,14 +173,10 @@ def _pipeline_for(model: LatentDiffusion) -> str:
 
 def _save_bert(model: Any, folder: Path) -> dict[str, list[str]]:
     config, words = model.config, model.tokenizer
-    if words is None:
-        raise ValueError("this text model has no tokenizer: call set_tokenizer first")
     card = {"architectures": ["LDMBertModel"], "pad_token_id": words.pad}
     card |= configs.write_fields("LDMBertModel", vars(config) | {"hidden": 4 * config.d_cond})
     write_json(folder / "bert/config.json", card)
-    weights.write_tensors(
-        folder / "bert/model.safetensors", weights.exported(model, _places(model))
-    )
+    weights.write_tensors(folder / "bert/model.safetensors", weights.exported(_views(model)))
     path = folder / "tokenizer/tokenizer.json"
     words.save(path)
     special = {"pad_token": PAD, "unk_token": UNKNOWN, "cls_token": START, "sep_token": END}

@@ -1,20 +1,19 @@
 """What all formats share: names of tensors, filling a model with them, files that run no code."""
 
 import json
-import math
 import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
-from einops import rearrange
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.serialization import safe_globals
 
 from minildm.files import atomic_write
 from minildm.layers import Downsample, ResBlock, SelfAttention2d, SpatialTransformer, Upsample
@@ -27,36 +26,30 @@ KINDS = {ResBlock: "resnets", SelfAttention2d: "attentions", SpatialTransformer:
 KINDS |= {Downsample: "samplers", Upsample: "samplers"}
 
 
-class Place(NamedTuple):
-    """One of our parameters, and the tensors of another project that hold its values.
-
-    theirs: one tensor, or three for q, k and v, whose rows ours interleaves by `heads`. flat: how
-    many trailing axes of size 1 theirs lack, as a linear layer does for a 1x1 convolution.
-    """
-
-    ours: str
-    theirs: tuple[str, ...]
-    heads: int
-    flat: int
-
-
-def places(
-    model: nn.Module, names: Mapping[str, str], flat: int = 0, prefix: str = ""
-) -> list[Place]:
-    """The place of every parameter; prefix: of ours, in a whole model.
+def views(model: nn.Module, names: Mapping[str, str], flat: int = 0) -> dict[str, Tensor]:
+    """A model's tensors by their names, as views of ours: (heads, rows of a head, ...).
 
     names: pattern -> replacement, applied to our name one after the other as `re.sub` does;
-    "a.{q,k,v}.weight" is three tensors. flat: of the 1x1 convolutions of self-attention.
+    "a.{q,k,v}.weight" is three tensors, whose rows ours interleaves by heads. flat: how many
+    trailing axes of size 1 theirs lack in self-attention, whose linear layers are 1x1
+    convolutions here.
     """
-    found = []
-    for ours, parameter in model.named_parameters():
-        theirs, heads = (renamed(ours, names),), 1
+    found = {}
+    for ours, tensor in model.named_parameters():
+        theirs, heads = [renamed(ours, names)], 1
         if several := re.fullmatch(r"(.*)\{(.*)\}(.*)", theirs[0]):
-            theirs = tuple(several[1] + part + several[3] for part in several[2].split(","))
+            theirs = [several[1] + part + several[3] for part in several[2].split(",")]
             heads = model.get_submodule(ours.rsplit(".", 2)[0]).heads
-        convolution = parameter.ndim == 4 and re.search(r"\.to_(qkv|out)\.weight$", ours)
-        found.append(Place(prefix + ours, theirs, heads, flat if convolution else 0))
+        if tensor.ndim == 4 and re.search(r"\.to_(qkv|out)\.weight$", ours):
+            tensor = tensor[(..., *(0,) * flat)]
+        parts = tensor.unflatten(0, (heads, len(theirs), -1)).unbind(1)
+        found |= dict(zip(theirs, parts, strict=True))
     return found
+
+
+def exported(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `views` in their shapes."""
+    return {name: view.flatten(0, 1) for name, view in found.items()}
 
 
 def numbered(model: nn.Module, reverse: str = "") -> dict[str, str]:
@@ -85,67 +78,51 @@ def renamed(name: str, names: Mapping[str, str]) -> str:
     return name
 
 
-def exported(model: nn.Module, found: Sequence[Place]) -> dict[str, Tensor]:
-    """A model's tensors by their names."""
-    state, tensors = model.state_dict(), {}
-    for ours, theirs, heads, flat in found:
-        tensor = state[ours][(..., *(0,) * flat)]
-        parts = rearrange(tensor, "(h n d) ... -> n (h d) ...", h=heads, n=len(theirs))
-        tensors |= dict(zip(theirs, parts, strict=True))
-    return tensors
-
-
+@torch.no_grad()
 def fill(
     model: nn.Module,
-    found: Sequence[Place],
+    views_of: Callable[[Any], Mapping[str, Tensor]],
     tensors: Mapping[str, Any],
-    unused: str = "$.",
     factor: float = 1.0,
     shift: float = 0.0,
 ) -> None:
     """Give a model on the meta device its tensors, as float32 and in memory of their own.
 
-    unused: pattern of their names that inference does not need. factor, shift: of an autoencoder,
-    whose latents are (z - shift) * factor. Trailing axes of size 1 may be missing. Raises
-    ValueError for a factor that is not positive, and with the first ten tensors that are missing,
-    unknown, of another shape, or not finite.
+    views_of: gives the model's `views`. factor, shift: of an autoencoder, whose latents are
+    (z - shift) * factor. Trailing axes of size 1 may be missing. Of tensors on the meta device
+    only names and shapes are checked. Raises ValueError for a factor that is not positive, and
+    with the first ten tensors that are missing, unknown, of another shape, or not finite.
     """
-    if not 0 < factor < math.inf:
+    if not factor > 0:
         raise ValueError(f"the factor of the latents must be positive, got {factor}")
-    meta = model.state_dict()
-    wanted = {name: tuple(part.shape) for name, part in exported(model, found).items()}
-    given = {k: _shape(v) for k, v in tensors.items() if k in wanted or not re.fullmatch(unused, k)}
+    wanted = {name: _shape(tensor) for name, tensor in exported(views_of(model)).items()}
+    used = {k: v for k, v in tensors.items() if not re.fullmatch(TABLES["unused"], k)}
+    given = {name: _shape(tensor) for name, tensor in used.items()}
     wrong = [
         f"{name}: file {given.get(name, 'nothing')}, model {wanted.get(name, 'nothing')}"
         for name in wanted | given
-        if _core(given.get(name)) != _core(wanted.get(name))
+        if given.get(name) != wanted.get(name)
     ]
     if wrong:
         listed = "\n  ".join(wrong[:10])
         raise ValueError(f"{len(wrong)} tensors do not fit:\n  {listed}")
-    state, values = {}, {"scale": 1 / factor, "shift": shift}
-    for name in dict(model.named_buffers()).keys() & meta.keys():  # counters begin at 0
-        value = values.get(name.rpartition(".")[2], 0)
-        state[name] = torch.full(meta[name].shape, value, dtype=meta[name].dtype)
-    for ours, theirs, heads, _ in found:
-        parts = [tensors[name].detach() for name in theirs]
-        joined = rearrange(parts, "n (h d) ... -> (h n d) ...", h=heads)  # always a copy
-        state[ours] = joined.float().reshape(meta[ours].shape)
-    model.load_state_dict(state, strict=True, assign=True)
+    on_meta = any(tensor.is_meta for tensor in used.values())
+    model.to_empty(device="meta" if on_meta else "cpu")
+    for name, view in views_of(model).items():
+        view.copy_(used[name].reshape(view.shape))
+    values = {"scale": 1 / factor, "shift": shift}
+    for name, buffer in model.named_buffers():  # counters begin at 0
+        buffer.fill_(values.get(name.rpartition(".")[2], 0))
 
 
 def _shape(value: Any) -> Any:
-    """The shape of a tensor of finite floats, or what it is instead."""
+    """The shape of a tensor of finite floats, short of axes of size 1 at its end; else a reason."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return f"{getattr(value, 'dtype', type(value).__name__)}, not floats"
     if not value.is_meta and not all(b.isfinite() for b in value.detach().float().aminmax()):
         return "values that are not finite"
-    return tuple(value.shape)
-
-
-def _core(shape: Any) -> Any:
-    """A shape without its trailing axes of size 1."""
-    while shape and shape[-1] == 1:
+    shape = tuple(value.shape)
+    while len(shape) > 1 and shape[-1] == 1:
         shape = shape[:-1]
     return shape
 
@@ -176,25 +153,23 @@ def read_tensors(checkpoint: PathLike | Mapping[str, Any]) -> dict[str, Any]:
     A pickle that names anything but tensors and a few inert stand-ins is refused, and nothing in
     it runs. Raises CheckpointError.
     """
-    content: Any = checkpoint
-    if not isinstance(content, Mapping) and not Path(checkpoint).is_file():
+    if not isinstance(checkpoint, Mapping) and not Path(checkpoint).is_file():
         raise CheckpointError(f"{checkpoint} is missing")
     try:
-        if not isinstance(content, Mapping):
-            path = Path(checkpoint)
-            content = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        if isinstance(checkpoint, Mapping):
+            content = checkpoint
+        elif Path(checkpoint).suffix == ".safetensors":
+            content = load_file(checkpoint)
+        else:
+            mapped = zipfile.is_zipfile(checkpoint)  # torch's older format cannot be memory-mapped
+            with safe_globals([(_Inert, name) for name in TABLES["stand_ins"]]):
+                content = torch.load(checkpoint, "cpu", weights_only=True, mmap=mapped)
         return {str(name): value for name, value in content.get("state_dict", content).items()}
     except Exception as error:  # a broken pickle raises nearly anything
         # torch advises to run the pickle, before and after the reason
         reason = re.sub(r"(?s).*\n\t|\n.*| Please use.*", "", str(error))
         what = "is cut short, not a checkpoint, or would run code; nothing was run"
         raise CheckpointError(f"{checkpoint!s:.200} {what}: {reason}") from error
-
-
-def _read_pickle(path: Path) -> Any:
-    mapped = zipfile.is_zipfile(path)  # torch's older format cannot be memory-mapped
-    with torch.serialization.safe_globals([(_Inert, name) for name in TABLES["stand_ins"]]):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -97,7 +97,7 @@ def whole_model(model: Mapping[str, Any]) -> Part:
         **model["diffusion"],
     }
     tensors = {prefix + n: t for prefix, (_, found) in parts.items() for n, t in found.items()}
-    tensors |= {name: torch.empty(1000, device="meta") for name in ("betas", "alphas_cumprod")}
+    tensors["betas"] = torch.empty(1000, device="meta")
     tensors |= {"scale_factor": torch.tensor(0.7)} if params["scale_by_std"] else {}
     tensors |= averages(tensors) if params["use_ema"] else {}
     config = {"base_learning_rate": 1e-6, "target": model["target"], "params": params}

@@ -62,7 +62,7 @@ OFFICIAL: list[tuple[str, Any, str]] = [
     ("unet_config.params.in_channels", 5, "in_channels=5"),
     (f"{DDCONFIG}.double_z", False, "double_z=False cannot be expressed, only True"),
     (f"{DDCONFIG}.attn_type", "linear", "attn_type='linear' cannot be expressed"),
-    ("cond_stage_config.params.in_channels", 10**9, r"mapper.weight: file .*, model \(3, 10001,"),
+    ("cond_stage_config.params.in_channels", 10**9, r"mapper.weight: file .*, model \(3, 10001\)"),
     ("cond_stage_config", CLIP, "clip=None must be a folder"),
 ]
 
@@ -92,7 +92,7 @@ PIPELINES: list[tuple[str, Callable[[Path], object], str]] = [
     (LDM, lambda f: change_json(f / SCHEDULER, clip_sample=...), "clip_sample=True cannot"),
     (LDM, lambda f: change_json(f / "model_index.json", _class_name="Flux"), "'Flux' is not"),
     (LDM, lambda f: tiny.unet(in_channels=4).save_pretrained(f / "unet"), "unet.in_channels=4"),
-    (LDM, lambda f: change_json(f / SHAPE, act_fn="gelu"), r"unet/config\.json: act_fn='gelu' can"),
+    (LDM, lambda f: change_json(f / SHAPE, act_fn="gelu"), r"/unet: act_fn='gelu' cannot"),
     (LDM, lambda f: change_json(f / SHAPE, num_class_embeds=9), "num_class_embeds=9 is not known"),
     (LDM, lambda f: change_json(f / SHAPE, _class_name="Tiny"), "'Tiny' is not known"),
     (TEXT, lambda f: change_json(f / SHAPE, attention_head_dim=[4, 3]), r"heads=\[4, 3\] must"),
@@ -117,7 +117,6 @@ def scaled(model: Any) -> Any:
     return model
 
 
-F8 = replace(KL, channel_mult=(1, 1, 1, 1))
 CLASSES = tau.ClassConfig(classes=("a",), d_cond=8)
 TEXTS = tau.TextConfig(d_cond=8, vocab_size=9, length=77)
 HYBRID = tau.HybridConfig(tokens=CLASSES, concat=tau.LowResConfig())
@@ -138,11 +137,6 @@ OURS: list[tuple[str, Callable[[], Any], str]] = [
     ("diffusers", lambda: UNet(replace(UNET, heads=2, d_head=None)), "express heads=2, only None"),
     ("diffusers", lambda: UNet(replace(UNET, d_cond=5, resblock_updown=True)), "resblock_updown"),
     ("diffusers", lambda: whole(CLASSES), "has no pipeline for kind='class'"),
-    (
-        "diffusers",
-        lambda: whole(TEXTS, autoencoder=F8),
-        "has no tokenizer",
-    ),
 ]
 
 
@@ -156,8 +150,6 @@ def test_what_another_project_cannot_express_is_refused(case: int, tmp_path: Pat
 
 
 def test_other_wrong_arguments_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x\.pt must end in \.ckpt or \.safetensors"):
-        interop.save_compvis(UNet(UNET), tmp_path / "x.pt")
     with pytest.raises(ValueError, match="to='minildm' must be one of diffusers, compvis"):
         interop.convert("emoji-kl-f4", tmp_path / "out")
     with pytest.raises(ValueError, match="patch=2, only 1"):

@@ -16,7 +16,7 @@ from minildm import interop
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.diffusion.objective import ObjectiveConfig
 from minildm.diffusion.schedule import ScheduleConfig
-from minildm.interop.compvis import _parts, _places, read_part, write_part
+from minildm.interop.compvis import _parts, _views, read_part, write_part
 from minildm.interop.weights import exported
 from minildm.training.presets import PUBLISHED, RELEASED
 
@@ -28,7 +28,7 @@ def parameters(module: nn.Module) -> int:
 def official_state(part: Any) -> dict[str, Tensor]:
     """A part's tensors by their official names, without writing a file."""
     parts = _parts(part)
-    return exported(nn.ModuleDict(parts), _places(parts, dict.fromkeys(parts, "")))
+    return exported(_views(parts, dict.fromkeys(parts, "")))
 
 
 # --- every published model, on the meta device ---
@@ -51,8 +51,7 @@ def test_a_published_model_loads_whole(name: str) -> None:
     model = interop.load_compvis(*official.whole_model(BY_NAME[name]))
     presets = [PUBLISHED[name]] if name in PUBLISHED else PUBLISHED.values()  # of other names
     assert model.config in presets
-    written = write_part(model.config, factor=1 / model.autoencoder.scale.item())
-    assert read_part(written) == model.config
+    assert read_part(write_part(model.config)) == model.config
     assert parameters(model.unet) == BY_NAME[name]["unet_params"]
     encoder = BY_NAME[name]["cond_stage"]
     scores = encoder.get("params_breakdown", {}).get("to_logits_unused", 0)  # of next words
@@ -128,6 +127,10 @@ def test_stable_diffusion_keeps_its_clip(tmp_path: Path) -> None:
     clip = tau.FrozenTextConfig(encoder="clip", path=str(tiny_clip(tmp_path)), d_cond=16, length=10)
     model = own(clip)
     shaken(model.conditioner.network, seed=9)  # not the folder's
+    interop.save_diffusers(model, tmp_path / "pipeline")
+    interop.convert(tmp_path / "pipeline", tmp_path / "own.ckpt", to="compvis")
+    again = interop.load_compvis(tmp_path / "own.yaml", tmp_path / "own.ckpt")  # its own CLIP
+    assert same(again.conditioner.network.state_dict(), model.conditioner.network.state_dict())
     (tmp_path / "model.safetensors").unlink()  # its words and config are enough
     again = through_files(model, tmp_path, clip=tmp_path)
     captions = {"caption": ["a red dog", ""]}
