@@ -111,12 +111,12 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def decode_all(read: Callable[[Any], Image.Image], sources: Sequence[Any], size: int) -> Tensor:
-    """Read an RGB image (size, size) from each source, in threads: (N, 3, size, size) uint8."""
+    """Read an image from each source, made `square`, in threads: (N, 3, size, size) uint8."""
     images = torch.empty(len(sources), 3, size, size, dtype=torch.uint8)
     with ThreadPoolExecutor() as threads:
-        decoded = tqdm(threads.map(read, sources), "decoding", len(sources), delay=2)
-        for i, image in enumerate(decoded):
-            images[i] = to_tensor(image)
+        decoded = threads.map(lambda source: to_tensor(square(read(source), size)), sources)
+        for i, image in enumerate(tqdm(decoded, "decoding", len(sources), delay=2)):
+            images[i] = image
     return images
 
 

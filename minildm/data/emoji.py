@@ -5,7 +5,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from minildm.conditioning import look_up
-from minildm.data.dataset import ImageDataset, cached, decode_all, square
+from minildm.data.dataset import ImageDataset, cached, decode_all
 from minildm.files import data_dir
 from minildm.layers import check_fields
 
@@ -118,9 +118,6 @@ class EmojiDataset(ImageDataset):
     @cached_property
     def images(self) -> Tensor:
         """(N, 3, S, S) uint8; decoded once, then read from the cache."""
-
-        def decode() -> Tensor:
-            return decode_all(lambda d: square(d.rgba(), self.size), self.drawings, self.size)
-
         key = hashlib.sha256(b"".join(d.webp for d in self.drawings)).hexdigest()
+        decode = partial(decode_all, Drawing.rgba, self.drawings, self.size)
         return cached(f"emoji-{self.size}-{key[:24]}", decode)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from minildm.conditioning import look_up
-from minildm.data.dataset import ImageDataset, decode_all, square
+from minildm.data.dataset import ImageDataset, decode_all
 from minildm.layers import check_fields
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -36,7 +36,7 @@ class ImageFolder(ImageDataset):
         if not kept:
             raise ValueError(f"split={split!r} of {root} is empty: it requires more images")
         super().__init__(
-            decode_all(lambda name: read_square(root / name, size), kept, size),
+            decode_all(lambda name: read_image(root / name, size), kept, size),
             name=f"{root.name}-{split}",
             labels=torch.tensor([classes.index(class_of[name]) for name in kept]),
             classes=classes,
@@ -64,12 +64,13 @@ def split_of(name: str) -> str:
     return "val" if draw < VAL_SHARE else "train"
 
 
-def read_square(file: Path, size: int) -> Image.Image:
-    """Decode a file to RGB (size, size); ValueError names one that is damaged."""
+def read_image(file: Path, size: int) -> Image.Image:
+    """Decode a file for images of `size` pixels; ValueError names one that is damaged."""
     try:
         with Image.open(file) as image:
             image.draft("RGB", (2 * size, 2 * size))  # large JPEGs: decode less
-            return square(image, size)
+            image.load()
+            return image
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} is damaged, or not an image: {error}") from error
 
@@ -93,7 +94,7 @@ def torchvision_set(
     labels = source._labels if name == "Flowers102" else getattr(source, "targets", None)
     classes = ["face"] if name == "CelebA" else source.classes
     return ImageDataset(
-        decode_all(lambda i: square(source[i][0], size), range(len(source)), size),
+        decode_all(lambda i: source[i][0], range(len(source)), size),
         name=f"{name}-{split}",
         labels=None if labels is None else torch.tensor(labels),
         classes=[names[0] for names in classes] if name == "ImageNet" else classes,

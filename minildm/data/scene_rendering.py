@@ -13,27 +13,21 @@ from torch import Tensor
 from minildm.data.emoji import STYLES, read_emoji
 from minildm.files import data_dir
 
-SKIES = ("day", "night", "dusk")
-GROUNDS = ("grass", "sand", "snow", "road", "water")
+SKY_LOOKS = {  # RGB at the top and at the horizon; how it tints what is below
+    "day": ((92, 166, 242), (204, 235, 255), (1.0, 1.0, 1.0)),
+    "night": ((10, 13, 43), (41, 51, 102), (0.54, 0.56, 0.70)),
+    "dusk": ((77, 56, 128), (255, 163, 107), (0.95, 0.80, 0.78)),
+}
+GROUND_LOOKS = {  # RGB at the horizon and nearest; noise: strength, its rows and columns in use
+    "grass": ((133, 184, 102), (71, 143, 56), (0.20, 64, 48)),
+    "sand": ((242, 222, 173), (219, 186, 122), (0.07, 64, 8)),
+    "snow": ((188, 208, 232), (247, 250, 255), (0.04, 32, 6)),
+    "road": ((140, 140, 148), (97, 97, 105), (0.05, 64, 64)),
+    "water": ((128, 184, 219), (36, 107, 173), (0.22, 64, 6)),
+}
+SKIES, GROUNDS = tuple(SKY_LOOKS), tuple(GROUND_LOOKS)
 BACKGROUNDS = (*(f"{sky} sky" for sky in SKIES), *GROUNDS)  # semantic 0..7; objects follow
 GREY = 192  # of 255, around the objects on a plain background
-
-# RGB: of a sky at the top and at the horizon, of a ground at the horizon and nearest
-SKY_COLORS = (
-    ((92, 166, 242), (204, 235, 255)),
-    ((10, 13, 43), (41, 51, 102)),
-    ((77, 56, 128), (255, 163, 107)),
-)
-GROUND_COLORS = (
-    ((133, 184, 102), (71, 143, 56)),
-    ((242, 222, 173), (219, 186, 122)),
-    ((188, 208, 232), (247, 250, 255)),
-    ((140, 140, 148), (97, 97, 105)),
-    ((128, 184, 219), (36, 107, 173)),
-)
-TINTS = np.array([[1, 1, 1], [0.54, 0.56, 0.70], [0.95, 0.80, 0.78]])  # of what is below a sky
-# Of a ground: strength, and rows and columns of the noise that are used
-TEXTURES = ((0.20, 64, 48), (0.07, 64, 8), (0.04, 32, 6), (0.05, 64, 64), (0.22, 64, 6))
 
 
 class Kind(NamedTuple):
@@ -104,12 +98,12 @@ def render(layout: Layout, rng: np.random.Generator, size: int) -> tuple[Tensor,
     in_ground = (np.arange(size) + 0.5) / size >= layout.horizon  # (S,) rows
     rows = np.where(in_ground, len(SKIES) + layout.ground, layout.sky).astype(np.uint8)
     semantic = np.repeat(rows[:, None], size, axis=1)
+    in_light = 0.6 + 0.4 * np.array(SKY_LOOKS[SKIES[layout.sky]][2])
     for placed in layout.objects:
         kind, sprite = KINDS[placed.kind], sprites(STYLES[layout.style])[placed.kind]
         if not kind.in_sky:
             paint_shadow(canvas, placed)
-        tint = 0.6 + 0.4 * TINTS[layout.sky] if kind.many else np.ones(3)
-        paint_object(canvas, semantic, placed, sprite, tint)
+        paint_object(canvas, semantic, placed, sprite, in_light if kind.many else np.ones(3))
     image = np.rint(255 * canvas.clip(0, 1)).astype(np.uint8).transpose(2, 0, 1).copy()
     return torch.from_numpy(image), torch.from_numpy(semantic)
 
@@ -146,7 +140,8 @@ def paint_background(layout: Layout, rng: np.random.Generator, size: int) -> np.
     stars, shift = rng.random((14, 2)), rng.uniform(-0.03, 0.03, (4, 3))
     middle = rng.uniform(0.35, 0.65)
     rows = (np.arange(size) + 0.5) / size  # (S,) the pixels' centres
-    top, bottom = np.array(SKY_COLORS[layout.sky]) / 255 + shift[:2]
+    *colors, tint = SKY_LOOKS[SKIES[layout.sky]]
+    top, bottom = np.array(colors) / 255 + shift[:2]
     canvas = np.empty((size, size, 3), np.float32)
     canvas[:] = top + (bottom - top) * np.minimum(rows / layout.horizon, 1)[:, None, None]
     if SKIES[layout.sky] == "night":
@@ -155,21 +150,21 @@ def paint_background(layout: Layout, rng: np.random.Generator, size: int) -> np.
             canvas[int(v) : int(v) + dot, int(u) : int(u) + dot] += 0.5
     first = int(np.searchsorted(rows, layout.horizon))
     depth = (rows[first:, None] - layout.horizon) / (1 - layout.horizon)  # (rows, 1), 1 nearest
-    far, near = np.array(GROUND_COLORS[layout.ground]) / 255 + shift[2:]
-    grain = texture(layout.ground, noise, depth, rows - middle)  # (rows, S)
+    far, near = np.array(GROUND_LOOKS[GROUNDS[layout.ground]][:2]) / 255 + shift[2:]
+    grain = texture(GROUNDS[layout.ground], noise, depth, rows - middle)  # (rows, S)
     ground = far + (near - far) * depth[..., None] + grain[..., None]
-    canvas[first:] = ground * TINTS[layout.sky]
+    canvas[first:] = ground * tint
     return canvas
 
 
-def texture(ground: int, noise: np.ndarray, depth: np.ndarray, across: np.ndarray) -> np.ndarray:
+def texture(ground: str, noise: np.ndarray, depth: np.ndarray, across: np.ndarray) -> np.ndarray:
     """(rows, 1), (S,) -> (rows, S) to be added: noise in perspective, and a road's lines."""
-    strength, rows, columns = TEXTURES[ground]
+    strength, rows, columns = GROUND_LOOKS[ground][2]
     away = 1 / (depth + 0.15)  # 0.87 nearest, 6.7 at the horizon
     plane = Image.fromarray(noise[:rows, :columns])
     plane = plane.resize((len(across), 256), Image.Resampling.BICUBIC)
     added = strength * np.minimum(3 * depth, 1) * np.asarray(plane)[(38 * away[:, 0]).astype(int)]
-    if GROUNDS[ground] == "road":
+    if ground == "road":
         middle = stripe(across, 0.025 * depth) * (3 * away % 1 < 0.55)
         edges = stripe(np.abs(across) - 0.75 * depth, 0.02 * depth)
         added += 0.4 * np.maximum(middle, edges)
