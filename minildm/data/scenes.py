@@ -109,8 +109,8 @@ class ScenesDataset(ImageDataset):
         content = b"".join(part.tobytes() for part in (*drawings, *images))
         return hashlib.sha256(repr(arguments).encode() + content).hexdigest()
 
-    def _rng(self, i: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, SPLITS.index(self.split), i])
+    def _rng(self, *parts: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), *parts])
 
     def _paint(self, i: int) -> tuple[Tensor, Tensor]:
         rng = self._rng(range(self.n)[i])
@@ -249,8 +249,7 @@ class CropsDataset(ImageDataset):
         boxes, labels = scenes.columns["boxes"].double(), scenes.columns["classes"]  # (N, 4, ...)
         empty, nothing = torch.zeros_like(boxes[:, :1]), torch.full_like(labels[:, :1], -1)
         for i in range(len(scenes)):
-            seed = [scenes.seed, SPLITS.index(scenes.split), i, 1]  # not the scene's own
-            if box := empty_box(np.random.default_rng(seed), boxes[i]):
+            if box := empty_box(scenes._rng(i, 1), boxes[i]):  # not the scene's own numbers
                 empty[i], nothing[i] = boxes.new_tensor(box), len(OBJECTS)
         boxes, labels = torch.cat([boxes, empty], dim=1), torch.cat([labels, nothing], dim=1)
         self.scene_ids, slot = (labels >= 0).nonzero().unbind(1)
