@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,12 +29,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException as error:
+    except OSError as error:
+        reason = f"cannot be written, left as before: {error.strerror or error}"
+        raise OSError(error.errno, reason, str(path)) from error
+    finally:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            reason = f"cannot be written, left as before: {error.strerror or error}"
-            raise OSError(error.errno, reason, str(path)) from error
-        raise
 
 
 @contextmanager
@@ -46,25 +45,18 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path).absolute()
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise FileExistsError(f"{path} already exists: choose a new or an empty folder")
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+        folder = Path(temporary, path.name)
+        folder.mkdir()
+        yield folder
+        folder.replace(path)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
     with atomic_write(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
-
-
-def relative_path(start: str | Path, target: str | Path) -> str:
-    """Return the path from folder `start` to `target`, so that both can move together."""
-    return Path(os.path.relpath(Path(target).resolve(), Path(start).resolve())).as_posix()
 
 
 def data_dir() -> Path:

@@ -39,17 +39,23 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentDiffusionConfig:
-    """A whole model: both stages, tau_theta, the schedule, and the image side it was made for."""
+class DiffusionConfig:
+    """Stage 2 without its first stage: what a model and the experiment that trains it share."""
 
-    autoencoder: AutoencoderConfig
     unet: UNetConfig
     conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    image_size: int = 64
     t_bias: float = 1.0  # of training's times: 1 as in the paper, above it more of the noisy end
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)  # how to sample by default
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentDiffusionConfig(DiffusionConfig):
+    """A whole model: both stages, and the image side it was made for."""
+
+    autoencoder: AutoencoderConfig
+    image_size: int = 64
 
     def __post_init__(self) -> None:
         check_fields(self, 1e-12, 1e12, "t_bias")

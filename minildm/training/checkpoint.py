@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
 from minildm.conditioning import CaptionTokenizer, FrozenTextConfig, TextConditioner, look_up
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
-from minildm.diffusion.unet import UNet
 from minildm.files import atomic_write, data_dir, fingerprint, write_json
 from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter, SegmenterConfig
 from minildm.training.configs import from_dict, to_dict
@@ -55,14 +54,13 @@ def save_model(
     *,
     ema: Mapping[str, Tensor] | None = None,
     first_stage: str | None = None,
-    half: bool = False,
     info: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model's folder; each file atomically.
 
     ema: averaged parameters by name, which `load_model` prefers. first_stage: required for a
-    diffusion model: the folder of its autoencoder, relative to `folder`. half: store float16.
-    info: what else the card should hold, such as data and steps.
+    diffusion model: the folder of its autoencoder, relative to `folder`. info: what else the
+    card should hold, such as data and steps.
     """
     folder, kind = Path(folder), {cls: kind for kind, (_, cls) in KINDS.items()}[type(model)]
     card = {"format": FORMAT, "kind": kind, "config": to_dict(model.config), "info": info or {}}
@@ -79,8 +77,6 @@ def save_model(
         files["ema"] = {name: v for name, v in ema.items() if name in tensors}
     for name, content in files.items():
         kept = {k: v.detach().cpu().contiguous() for k, v in content.items()}
-        if half:
-            kept = {k: v.half() if v.is_floating_point() else v for k, v in kept.items()}
         with atomic_write(folder / f"{name}.safetensors") as file:
             file.write(save(kept))
     if ema is None:
@@ -133,21 +129,11 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-class _NoInit(TorchFunctionMode):
-    """Leaves out torch.nn.init: on the meta device it imports the compiler, for two seconds."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if getattr(function, "__module__", None) == "torch.nn.init":
-            return (kwargs or {}).get("tensor")
-        return function(*args, **(kwargs or {}))
-
-
-def on_meta(build: Callable[..., Any], *config: Any) -> Any:
-    """A module whose tensors take no memory."""
-    with torch.device("meta"), _NoInit():
-        return build(*config)
+def on_meta(build: Callable[..., Any], *args: Any, **parts: Any) -> Any:
+    """A module whose tensors take no memory, but for those of the given parts."""
+    # normal_ on the meta device would import the compiler, for two seconds.
+    with torch.device("meta"), mock.patch("torch.nn.init.normal_", lambda x, *_, **__: x):
+        return build(*args, **parts)
 
 
 def _built(folder: Path, card: Mapping[str, Any]) -> Model:
@@ -162,9 +148,8 @@ def _built(folder: Path, card: Mapping[str, Any]) -> Model:
         raise ValueError(f"first_stage={reference['path']!r} is not the one that it was trained on")
     text = getattr(config.conditioner, "tokens", config.conditioner)
     frozen = isinstance(text, FrozenTextConfig)  # its weights are not in the folder
-    conditioner = config.conditioner.build() if frozen else on_meta(config.conditioner.build)
-    unet = on_meta(UNet, config.unet)
-    return LatentDiffusion(config, autoencoder=stage, unet=unet, conditioner=conditioner)
+    conditioner = config.conditioner.build() if frozen else None
+    return on_meta(LatentDiffusion, config, autoencoder=stage, conditioner=conditioner)
 
 
 def reader_of(model: Model) -> TextConditioner | None:

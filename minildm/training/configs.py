@@ -17,10 +17,7 @@ from minildm.data.folder import ImageFolder
 from minildm.data.photos import PhotoDataset
 from minildm.data.scenes import CropsDataset, ScenesDataset
 from minildm.data.transforms import MASKS
-from minildm.diffusion.latent_diffusion import LatentDiffusionConfig, SamplingConfig
-from minildm.diffusion.objective import ObjectiveConfig
-from minildm.diffusion.schedule import ScheduleConfig
-from minildm.diffusion.unet import UNetConfig
+from minildm.diffusion.latent_diffusion import DiffusionConfig, LatentDiffusionConfig
 from minildm.layers import check_fields, check_words
 
 T = TypeVar("T")
@@ -124,15 +121,8 @@ class AutoencoderExperiment(Experiment):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentDiffusionExperiment(Experiment):
+class LatentDiffusionExperiment(Experiment, DiffusionConfig):
     """Stage 2, on a trained first stage. Names of classes and the vocabulary come from the data."""
-
-    unet: UNetConfig
-    conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    t_bias: float = 1.0  # see draw_t
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)  # how to sample by default
 
     def model_config(
         self, autoencoder: AutoencoderConfig, conditioner: ConditionerConfig | None = None
@@ -141,10 +131,9 @@ class LatentDiffusionExperiment(Experiment):
 
         Raises ValueError if the parts do not fit together.
         """
-        shared = ("unet", "schedule", "objective", "t_bias", "sampling")
-        parts = {name: getattr(self, name) for name in shared} | {"autoencoder": autoencoder}
-        conditioner = conditioner or self.conditioner
-        return LatentDiffusionConfig(conditioner=conditioner, image_size=self.data.size, **parts)
+        parts = {f.name: getattr(self, f.name) for f in fields(DiffusionConfig)}
+        parts |= {"autoencoder": autoencoder, "conditioner": conditioner or self.conditioner}
+        return LatentDiffusionConfig(image_size=self.data.size, **parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,10 +204,9 @@ def _revive(hint: Any, value: Any, name: str) -> Any:
         return tuple(_revive(args[0], item, name) for item in value)
     if hint is float and type(value) is int:
         return float(value)
-    if (origin is Literal and value in args) or hint is type(value):
+    if origin is Literal or hint is type(value):  # check_words reads the words
         return value
-    allowed = f"one of {', '.join(map(repr, args))}" if origin is Literal else hint
-    raise ValueError(f"{name}={value!r:.60} must be {getattr(allowed, '__name__', allowed)}")
+    raise ValueError(f"{name}={value!r:.60} must be {getattr(hint, '__name__', hint)}")
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

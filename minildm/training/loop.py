@@ -223,19 +223,19 @@ class Training:
 
     def _start(self, modules: dict[str, nn.Module], adversary_lr: float) -> None:
         """Take up what the training saved last; modules: by the term that each minimises."""
-        self.modules, self.lr_factors = modules, {"loss": 1.0, "disc_loss": adversary_lr}
-        self.optimizers, self.parts = {}, {}  # parts: all that has a state_dict
+        self.modules, groups = modules, []
         for term, module in modules.items():
             module.to(self.device).train()
             if self.device.type != "mps":  # the memory layout in which convolutions are fastest
                 module.to(memory_format=torch.channels_last)
-            self.optimizers[term] = torch.optim.AdamW(
-                [p for p in module.parameters() if p.requires_grad],
-                betas=self.config.betas,
-                weight_decay=self.config.weight_decay,
-                fused=True,  # one kernel: three times faster on a CPU
-            )
-            self.parts |= {f"{term} model": module, f"{term} optimizer": self.optimizers[term]}
+            trained = [p for p in module.parameters() if p.requires_grad]
+            factor = adversary_lr if term == "disc_loss" else 1.0
+            groups.append({"params": trained, "lr_factor": factor})
+        options = {"betas": self.config.betas, "weight_decay": self.config.weight_decay}
+        # One kernel: three times faster on a CPU.
+        self.optimizer = torch.optim.AdamW(groups, fused=True, **options)
+        self.parts = {f"{term} model": module for term, module in modules.items()}
+        self.parts["optimizer"] = self.optimizer  # all that has a state_dict
         self.ema = EMA(modules["loss"], self.config.ema_decay)
         self.step, self.sums = 0, {}  # the last step; sums of terms since the last Record
         if (path := self.folder / STATE).is_file():
@@ -278,19 +278,16 @@ class Training:
             terms = loss(batch, self.step, rng)
         # The modules share no weight: one backward pass of the sum serves all.
         self.accelerator.backward(sum(terms[t] for t in self.modules if terms[t].requires_grad))
-        for term, module in self.modules.items():
-            graded = [p for p in module.parameters() if p.grad is not None]
-            if not graded:  # the adversary, before it starts
-                continue
+        for group in self.optimizer.param_groups:  # the model's, the adversary's
+            graded = [p for p in group["params"] if p.grad is not None]  # none before it starts
             if self.processes > 1:
                 for p in graded:
                     p.grad = self.accelerator.reduce(p.grad, "mean")
             norm = self.accelerator.clip_grad_norm_(graded, self.config.grad_clip)
             terms["gradient"] = terms.get("gradient", 0.0) + norm
-            for group in self.optimizers[term].param_groups:
-                group["lr"] = lr_at(self.config, self.step) * self.lr_factors[term]
-            self.optimizers[term].step()
-            self.optimizers[term].zero_grad()
+            group["lr"] = lr_at(self.config, self.step) * group["lr_factor"]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         self.ema.update(self.modules["loss"])
         for name, term in terms.items():
             if term.ndim == 0:
@@ -316,8 +313,7 @@ class Training:
         state |= {"step": self.step, "ema": self.ema.shadow}
         write_json(self.folder / RUN, self.content)
         write_json(self.folder / LOG, [record._asdict() for record in self.records])
-        torch.save(
-            state, buffer := io.BytesIO()
-        )  # into a file, it would hide that the disk is full
+        buffer = io.BytesIO()
+        torch.save(state, buffer)  # into a file, it would hide that the disk is full
         with atomic_write(self.folder / STATE) as file:  # last: it ends the save
             file.write(buffer.getbuffer())

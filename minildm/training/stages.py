@@ -25,7 +25,7 @@ from minildm.data import transforms
 from minildm.data.dataset import ImageDataset
 from minildm.data.latents import encode_dataset, measure_scale
 from minildm.diffusion.latent_diffusion import LatentDiffusion
-from minildm.files import fingerprint, relative_path
+from minildm.files import fingerprint
 from minildm.layers import Batch, BatchRandom, seed_of
 from minildm.training.checkpoint import load_model, read_card, reader_of, save_model
 from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter, SegmenterConfig
@@ -49,14 +49,13 @@ def new_model(build: type, config: Any, seed: int, init: str | Path | None = Non
     if init is None:
         return model
     trained = load_model(init)
-    state = trained.state_dict()
-    if trained.config != config:
-        parts = ("unet", "autoencoder")
-        ours, theirs = ([getattr(c, p, None) for p in parts] for c in (config, trained.config))
-        if ours != theirs or None in ours:
+    if trained.config == config:
+        model.load_state_dict(trained.state_dict())
+        return model
+    for part in ("unet", "autoencoder"):
+        if getattr(trained.config, part, None) != getattr(config, part, "another kind"):
             raise ValueError(f"init={str(init)!r} holds a model of another kind or config")
-        state = {k: v for k, v in state.items() if k.partition(".")[0] in parts}
-    model.load_state_dict(state, strict=trained.config == config)
+        getattr(model, part).load_state_dict(getattr(trained, part).state_dict())
     return model
 
 
@@ -173,7 +172,8 @@ def train_ldm(
         z = model.autoencoder.latent(own, noise=rng.randn_like)
         return model.loss({**batch, "z": z}, rng.generator, rng.rank, rng.world)
 
-    latents, place = latent_items(data, moments, task), relative_path(run_dir, first_stage)
+    latents = latent_items(data, moments, task)
+    place = os.path.relpath(Path(first_stage).resolve(), Path(run_dir).resolve())  # move together
     yield from run.optimise(model, loss, latents, first_stage=place, save_at=save_at)
 
 

@@ -106,13 +106,14 @@ def test_the_rate_warms_up_and_decays() -> None:
     assert lr_at(replace(config, decay="constant"), 99) == 2.0
 
 
-def test_gradients_are_clipped_by_the_norm_of_each_optimiser(
+def test_the_gradients_of_each_network_are_clipped_by_their_norm(
     line: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norms, step = [], torch.optim.AdamW.step
 
     def spy(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
-        norms.append(torch.cat([p.grad.flatten() for p in self.param_groups[0]["params"]]).norm())
+        for group in self.param_groups:
+            norms.append(torch.cat([p.grad.flatten() for p in group["params"]]).norm())
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
