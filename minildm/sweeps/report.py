@@ -98,9 +98,8 @@ def figures(sweep: Sweep, folder: Path, table: pd.DataFrame) -> dict[str, Any]:
         panels = {label: lines(table, metric, x) for x, label in AXES.items()}
         panels = {k: v for k, v in panels.items() if any(len(line[0]) > 1 for line in v.values())}
         if panels:
-            found[f"{metric}_curves"] = plots.curves(
-                panels, xlabel=list(panels), ylabel=axis, log="x"
-            )
+            options = {"xlabel": list(panels), "ylabel": axis, "log": "x"}
+            found[f"{metric}_curves"] = plots.curves(panels, **options)
         if ends := at_the_end(table, metric):
             found[f"{metric}_at_the_end"] = plots.bars(ends, xlabel=f"{axis} at the end")
     rows: dict[str, torch.Tensor] = {}  # the last samples of each level's first seed

@@ -84,9 +84,8 @@ def measure(run: Run, folder: Path, model: LatentDiffusion, step: int, name: str
     else:  # from the same noise at every step
         options = asdict(override(run.sampling, run.samplings.get(name, {})))
         n = run.samples if y is None else None
-        x = model.sample(y, n=n, seed=run.seed, **options).cpu()
+        x = pasted(model.sample(y, n=n, seed=run.seed, **options).cpu(), requested)
         fixed["images_per_second"] = len(x) / (time.perf_counter() - began)
-        x = pasted(x, y) if isinstance(y, dict) else x
     found = scores(x, data, model.device) | follows(x, requested, real, data, model.device)
     for metric, value in found.items():
         content["rows"].append({**fixed, "metric": metric, "value": value.value, "n": value.n})
