@@ -15,7 +15,7 @@ from minildm.interop.weights import TABLES
 from minildm.training.configs import flat, from_dict, to_dict
 
 Fields = dict[str, Any]
-EMPTY: dict[str, Any] = {"fields": {}, "defaults": {}, "words": {}, "fixed": {}}
+EMPTY: Fields = {"sets": {}, "fields": {}, "defaults": {}, "words": {}, "fixed": {}}
 TEMPLATES = {name: EMPTY | template for name, template in TABLES["configs"].items()}
 
 
@@ -33,7 +33,7 @@ def read_fields(name: str, given: Mapping[str, Any], *, strict: bool = True) -> 
         if key not in ignored and value != template["fixed"].get(key, value):
             only = template["fixed"][key]
             raise ValueError(f"{key}={value!r:.80} cannot be expressed, only {only!r}")
-    fields: Fields = {}
+    fields: Fields = dict(template["sets"])
     for key, field in template["fields"].items():
         value = given.get(key, template["defaults"].get(key))
         if value is None or key in ignored:
@@ -86,11 +86,9 @@ def config_of(fields: Fields) -> AutoencoderConfig | UNetConfig:
         attends = [fields["side"] // 2**i in sides for i in range(len(fields["channel_mult"]))]
     fields = fields | {"attn_levels": [i for i, attend in enumerate(attends) if attend]}
     if "hid_z" in fields:
-        vq, hid = "codebook_size" in fields, fields["hid_z"]
-        z = fields.get("z_channels", hid)
-        fields |= {"z_channels": z, "hid_z_channels": None if hid == z else hid}
-        fields |= {"regularizer": "vq" if vq else "kl", "vq_legacy": vq}
-        return chosen(AutoencoderConfig, fields)
+        z = fields.get("z_channels", fields["hid_z"])
+        hid = None if fields["hid_z"] == z else fields["hid_z"]
+        return chosen(AutoencoderConfig, fields | {"z_channels": z, "hid_z_channels": hid})
     heads, d_head = fields.get("heads", 1), fields.get("d_head", -1)  # -1: none
     if isinstance(heads, list):  # of diffusers, at each level
         found = {c / n for c, n in zip(fields["widths"], heads, strict=True)}

@@ -54,7 +54,7 @@ def exported(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def numbered(model: nn.Module, reverse: str = "") -> dict[str, str]:
     """Names of blocks as other projects count them, by level and by type: "up.3.1." (stage 3 of
-    all, block 1) -> "up.1.attentions.0.", for `places`; reverse: a list that they count backwards.
+    all, block 1) -> "up.1.attentions.0.", for `views`; reverse: a list that they count backwards.
     """
     names, levels, blocks = {}, Counter(), Counter()
     for name, block in model.named_modules():
