@@ -82,7 +82,13 @@ def degraded(x: Tensor, factor: int, rng: BatchRandom) -> Tensor:
     sigma, strength, quality = rng.rand(len(x), 3, device=x.device).unbind(1)
     small = shrink(blur(x, sigma * factor / 2, widest=factor / 2), factor)
     small = small + 0.12 * strength[:, None, None, None] * rng.randn_like(small)
-    return jpeg(small.clamp(-1, 1), (30 + 65 * quality).round().int().tolist())
+    pixels = ((small.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    read = []
+    for image, q in zip(pixels, (30 + 65 * quality).round().int().tolist(), strict=True):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=q)
+        read.append(to_tensor(Image.open(file)))
+    return torch.stack(read).to(x) / 127.5 - 1
 
 
 def blur(x: Tensor, sigma: Tensor, widest: float) -> Tensor:
@@ -94,17 +100,6 @@ def blur(x: Tensor, sigma: Tensor, widest: float) -> Tensor:
     flat = F.pad(x.flatten(0, 1)[None], (reach,) * 4, mode="reflect")  # (1, 3B, ...)
     across = F.conv2d(flat, weights[:, :, None], groups=len(weights))
     return F.conv2d(across, weights[..., None], groups=len(weights))[0].unflatten(0, (-1, 3))
-
-
-def jpeg(x: Tensor, quality: Sequence[int]) -> Tensor:
-    """Write and read each image (B, 3, H, W) as a JPEG of its own quality."""
-    pixels = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    read = []
-    for image, q in zip(pixels, quality, strict=True):
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=q)
-        read.append(to_tensor(Image.open(file)))
-    return torch.stack(read).to(x) / 127.5 - 1
 
 
 def pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:
