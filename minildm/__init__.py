@@ -18,7 +18,7 @@ _NAMES = {  # by the module that defines them, or that they are
     "data.folder": "ImageFolder torchvision_set",
     "data.photos": "PhotoDataset load_photo",
     "data.scenes": "ScenesDataset",
-    "diffusion.guidance": "guided keep_known",
+    "diffusion.guidance": "guided image_guided keep_known",
     "diffusion.latent_diffusion": (
         "LatentDiffusion LatentDiffusionConfig SamplingConfig seeded_noise "
     ),

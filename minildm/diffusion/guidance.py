@@ -1,12 +1,14 @@
 """Steering a sampler by changing what its denoiser returns, or z between its steps."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from minildm.conditioning import Conditioning
 from minildm.diffusion.objective import EpsTheta
 from minildm.diffusion.samplers import Denoise, EditFn
-from minildm.diffusion.schedule import NoiseSchedule
+from minildm.diffusion.schedule import NoiseSchedule, Prediction
 from minildm.layers import Noise
 
 
@@ -44,6 +46,28 @@ def guided(
         return eps_hat
 
     return denoise
+
+
+def image_guided(
+    denoise: Denoise, schedule: NoiseSchedule, distance: Callable[[Tensor], Tensor], scale: float
+) -> Denoise:
+    """Post-hoc image guiding, LDM appendix C, Eqs. 14-17: an image y steers any trained model.
+
+    eps_hat = eps + scale sqrt(1 - abar) grad_z distance(z0_hat(z)). denoise: (z, t) -> Prediction,
+    as `guide` of `LatentDiffusion.sample` is given it. distance: (B, c, h, w) -> (B,), how far a
+    clean latent is from the target, such as 1/2 |y - T(D(z0))|^2 with a differentiable T. Not for
+    zero terminal SNR, where eps says nothing of z0.
+    """
+
+    def steered(z: Tensor, t: Tensor) -> Prediction:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_(True)
+            eps, z0 = denoise(z, t)
+            slope = torch.autograd.grad(distance(z0).sum(), z)[0]
+        eps_hat = eps.detach() + scale * schedule.scales(t)[1] * slope
+        return schedule.prediction("eps", eps_hat, z.detach(), t)
+
+    return steered
 
 
 def keep_known(

@@ -183,7 +183,7 @@ class LatentDiffusion(nn.Module):
         once; with noise, edit or guide, all. Options: the fields of SamplingConfig, where not
         given those of `config.sampling`; and seed, first (0): image i depends on (seed, first + i)
         alone; size: the image's side or (H, W), if not the trained one, unless a concatenated
-        condition decides it; guide: wraps the denoiser (z, t) -> Prediction; edit: changes z
+        condition decides it; guide: wraps the denoiser, as `image_guided`; edit: changes z
         between steps, as `keep_known` does; noise: like torch.randn_like, in place of seed.
         Raises ValueError for values outside their range.
         """

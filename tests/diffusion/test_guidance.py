@@ -1,4 +1,4 @@
-"""Guidance by a condition or a mask: closed forms, diffusers, the official order."""
+"""Guidance by a condition, an image or a mask: closed forms, diffusers, the official order."""
 
 from typing import Any
 
@@ -10,7 +10,9 @@ from helpers import randn
 from torch import Tensor
 
 from minildm.conditioning import Conditioning
-from minildm.diffusion.guidance import guided, keep_known
+from minildm.diffusion.guidance import guided, image_guided, keep_known
+from minildm.diffusion.schedule import Prediction
+from minildm.teaching.toy import gaussian_eps
 
 
 class EpsTheta:
@@ -53,6 +55,27 @@ def test_without_guidance_there_is_one_single_call(interval: Any) -> None:
         eps_hat, inside = denoise(z, t), interval is not None and 10 <= time <= 20
         assert len(network.calls[0][0]) == (6 if inside else 3)
         assert torch.equal(eps_hat, network(z, t, c)) != inside
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.5])
+def test_image_guiding_adds_the_gradient_of_the_distance(scale: float) -> None:
+    """For a Gaussian z0_hat is linear in z_t, and its slope is known: appendix C, Eq. 16."""
+    z, y = (randn(4, 2, 1, 3, seed=s, dtype=F64) for s in (0, 1))
+    t, eps = torch.tensor([3, 200, 600, 990]), gaussian_eps(SCHEDULE, 1.0, 0.7)
+
+    def denoise(z: Tensor, t: Tensor) -> Prediction:
+        return SCHEDULE.prediction("eps", eps(z, t), z, t)
+
+    def distance(z0: Tensor) -> Tensor:
+        return 0.5 * (z0 - y).square().sum(dim=(1, 2, 3))
+
+    steered = image_guided(denoise, SCHEDULE, distance, scale)(z, t)
+    abar = SCHEDULE.alphas_cumprod[t].view(4, 1, 1, 1)
+    slope = abar.sqrt() * 0.7**2 / (abar * 0.7**2 + 1 - abar)  # of z0_hat in z_t
+    expected = eps(z, t) + scale * (1 - abar).sqrt() * slope * (denoise(z, t).z0 - y)
+    assert torch.allclose(steered.eps, expected, rtol=1e-9)
+    assert torch.allclose(SCHEDULE.q_sample(steered.z0, t, expected), z)
+    assert not steered.eps.requires_grad
 
 
 def test_the_blend_is_the_official_one() -> None:
