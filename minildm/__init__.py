@@ -19,11 +19,9 @@ _NAMES = {  # by the module that defines them, or that they are
     "data.photos": "PhotoDataset load_photo",
     "data.scenes": "ScenesDataset",
     "diffusion.guidance": "guided image_guided keep_known",
-    "diffusion.latent_diffusion": (
-        "LatentDiffusion LatentDiffusionConfig SamplingConfig seeded_noise "
-    ),
+    "diffusion.latent_diffusion": "LatentDiffusion SamplingConfig seeded_noise",
     "diffusion.objective": "ObjectiveConfig draw_t ldm_loss time_weights",
-    "diffusion.samplers": ("SAMPLERS ddim ddpm dpm_solver_pp euler heun plms"),
+    "diffusion.samplers": "SAMPLERS ddim ddpm dpm_solver_pp euler heun plms",
     "diffusion.schedule": "NoiseSchedule Prediction ScheduleConfig",
     "diffusion.unet": "UNet UNetConfig",
     "evaluation.metrics": (

@@ -73,7 +73,8 @@ def train(
     fields = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     changes = {f"train.{name}": value for name, value in fields.items() if value is not None}
     if folder is not None:
-        changes["data"] = _folder(folder) | {"size": experiment.data.size}
+        own = {"kind": "folder", "path": str(folder.resolve())}
+        changes["data"] = own | {"size": experiment.data.size}
     experiment = override(experiment, changes | _settings(change))
     options: dict[str, Any] = {"run_dir": run_dir, "device": device, "init": init}
     if isinstance(experiment, AutoencoderExperiment):
@@ -86,10 +87,6 @@ def train(
         records = stages.train_classifier(experiment, **options)
     stages.finish(records, experiment.train.steps, preset)
     typer.echo(f"trained on {describe(place)}: {run_dir}")
-
-
-def _folder(path: Path) -> dict[str, str]:
-    return {"kind": "folder", "path": str(path.resolve())}
 
 
 def _settings(texts: list[str] | None) -> dict[str, Any]:
@@ -168,17 +165,14 @@ def evaluate(
     """Measure a model on held-out images: reconstructions, or what a classifier recognises."""
     from minildm.evaluation.following import evaluate_model
 
-    place = pick_device(device)
-    found = evaluate_model(
-        load_model(find_model(model)).to(place),
-        data=DataConfig(size=size, **(_folder(folder) if folder else {"kind": data})),
-        classifier=load_model(find_model(classifier)).to(place) if classifier else None,
-        per_class=per_class,
-        n=n,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        seed=seed,
-    )
+    place, images = pick_device(device), DataConfig(kind=data, size=size)
+    if folder is not None:
+        images = DataConfig(kind="folder", path=str(folder), size=size)
+    options = {"per_class": per_class, "n": n, "guidance_scale": guidance_scale, "steps": steps}
+    if classifier is not None:
+        options["classifier"] = load_model(find_model(classifier)).to(place)
+    trained = load_model(find_model(model)).to(place)
+    found = evaluate_model(trained, data=images, seed=seed, **options)
     for name, evaluation in found.items():
         typer.echo(f"{name}\n{evaluation}\n")
     if out is not None:

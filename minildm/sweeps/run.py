@@ -154,7 +154,7 @@ def is_trained(stage: Path | None) -> bool:
     """Whether a first stage is there, trained to its end; None: pixels need none."""
     if stage is None or not (stage / "config.json").is_file():
         return stage is None
-    return "unfinished" not in checkpoint.read_card(stage)["info"]
+    return not (stage / checkpoint.AVERAGES).exists()
 
 
 def train_first_stage(run: Run, shared: Path, device: str | None = None) -> Path | None:

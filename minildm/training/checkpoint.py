@@ -22,7 +22,7 @@ from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter,
 from minildm.training.configs import from_dict, to_dict
 
 Model = Autoencoder | LatentDiffusion | Classifier | Segmenter
-FORMAT = 2
+FORMAT, AVERAGES = 2, "ema.safetensors"
 KINDS: dict[str, tuple[type, type]] = {
     "autoencoder": (AutoencoderConfig, Autoencoder),
     "latent-diffusion": (LatentDiffusionConfig, LatentDiffusion),
@@ -80,7 +80,7 @@ def save_model(
         with atomic_write(folder / f"{name}.safetensors") as file:
             file.write(save(kept))
     if ema is None:
-        (folder / "ema.safetensors").unlink(missing_ok=True)  # averages of earlier weights
+        (folder / AVERAGES).unlink(missing_ok=True)  # averages of earlier weights
     write_json(folder / "config.json", card)
 
 
@@ -96,8 +96,8 @@ def load_model(folder: str | Path, *, ema: bool = True, kind: str | None = None)
         raise CheckpointError(f"{folder} holds a model of kind {card['kind']!r}, not {kind!r}")
     with reading(f"{folder} cannot be loaded"):
         tensors = _read_tensors(folder / "model.safetensors")
-        if ema and (folder / "ema.safetensors").exists():
-            tensors |= _read_tensors(folder / "ema.safetensors")
+        if ema and (folder / AVERAGES).exists():
+            tensors |= _read_tensors(folder / AVERAGES)
         model = _built(folder, card)
         if isinstance(model, LatentDiffusion):
             stage = model.autoencoder.state_dict()
@@ -159,20 +159,17 @@ def reader_of(model: Model) -> TextConditioner | None:
     return reader if isinstance(reader, TextConditioner) else None
 
 
-def shipped_names() -> list[str]:
-    """The names that `pretrained` knows."""
-    return sorted(p.parent.name for p in (data_dir() / "weights").glob("*/config.json"))
-
-
 def find_model(name: str | Path) -> Path:
     """The folder of a shipped model, or `name` itself where it is a folder.
 
     Raises ValueError with the nearest names.
     """
-    if Path(name).is_dir() and str(name) not in shipped_names():
+    weights = data_dir() / "weights"
+    shipped = sorted(path.parent.name for path in weights.glob("*/config.json"))
+    if Path(name).is_dir() and str(name) not in shipped:
         return Path(name)
-    look_up(str(name), shipped_names(), "model")
-    return data_dir() / "weights" / name
+    look_up(str(name), shipped, "model")
+    return weights / name
 
 
 def pretrained(name: str) -> Model:

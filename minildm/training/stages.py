@@ -27,7 +27,7 @@ from minildm.data.latents import encode_dataset, measure_scale
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.files import fingerprint
 from minildm.layers import Batch, BatchRandom, seed_of
-from minildm.training.checkpoint import load_model, read_card, reader_of, save_model
+from minildm.training.checkpoint import AVERAGES, load_model, reader_of, save_model
 from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter, SegmenterConfig
 from minildm.training.configs import (
     AutoencoderExperiment,
@@ -108,10 +108,8 @@ def train_autoencoder(
         return autoencoder_loss(model, x, step=step, noise=rng.randn_like, **options)
 
     run.info |= {"perceptual": distance.name} if distance else {}
-    run.info["unfinished"] = "scale not measured yet"
     lr_factor = game.lr_factor if game else 1.0
     yield from run.optimise(model, loss, data, adversary=critic, adversary_lr=lr_factor)
-    del run.info["unfinished"]
     with run.accelerator.main_process_first():
         model.scale.fill_(measure_scale(model, data, run.config.precision))
     if run.accelerator.is_main_process:
@@ -137,7 +135,7 @@ def train_ldm(
     """
     data = experiment.data.dataset("train") if data is None else data
     autoencoder = load_model(first_stage, kind="autoencoder")
-    if "unfinished" in read_card(first_stage)["info"]:
+    if (Path(first_stage) / AVERAGES).exists():  # stage 1 ends by putting them in place
         raise ValueError(f"first_stage={str(first_stage)!r} is not trained to its end: resume it")
     if (side := data[0]["image"].shape[-1]) != experiment.data.size:
         raise ValueError(f"data has images of {side} px, data.size is {experiment.data.size}")

@@ -45,13 +45,12 @@ def test_the_autoencoder_ends_with_averaged_weights_and_their_scale(tmp_path: Pa
         assert model.encode(x).std().item() == pytest.approx(1.0, abs=0.01)
     info = read_card(tmp_path)["info"]
     assert (info["data"], info["images"], info["train"]["steps"]) == ("tiny", 12, 6)
-    assert "unfinished" not in info
 
 
 def test_the_discriminator_learns_once_it_has_entered(tmp_path: Path) -> None:
     weights, terms = [], []
     for record in GAN(tmp_path, GAN.changed(save_every=1)):
-        weights.append(state_of(tmp_path)["disc_loss model"]["net.0.weight"])
+        weights.append(state_of(tmp_path)["modules"]["disc_loss.net.0.weight"])
         terms.append(record.terms)
     moves = [not torch.equal(one, other) for one, other in pairwise(weights)]
     assert moves == [False, True, True, True, True]  # it enters at step 3
@@ -66,9 +65,9 @@ def test_the_diffusion_model_has_its_own_and_averaged_weights(tmp_path: Path) ->
     run, before = tmp_path / "deep/run", {p.name: p.read_bytes() for p in stage().iterdir()}
     list(LDM(run))
     state, averaged, own = state_of(run), load_model(run), load_model(run, ema=False)
-    for model, kept in ((averaged, state["ema"]), (own, state["loss model"])):
-        for name, weight in model.unet.named_parameters(prefix="unet"):
-            assert torch.equal(weight, kept[name])
+    for name, weight in averaged.unet.named_parameters(prefix="unet"):
+        assert torch.equal(weight, state["ema"][name])
+        assert torch.equal(own.get_parameter(name), state["modules"][f"loss.{name}"])
     assert averaged.config.conditioner.classes == ("red", "green", "blue")
     assert read_card(run)["first_stage"]["sha256"] == fingerprint(load_model(stage()))
     assert {p.name: p.read_bytes() for p in stage().iterdir()} == before
