@@ -69,9 +69,9 @@ def demo(
     write_json(run_dir / "results.json", results)
     figures["loss_curves"] = plots.loss_curves(histories)
     shown = {name: results[name] for name in ("device", "train_seconds")} | results["intervals"]
-    table = pd.Series(shown).to_frame().to_html(header=False)
-    end = '<p>All numbers: <a href="results.json">results.json</a>.</p>'
-    plots.save_page(run_dir, "minildm: a latent diffusion model, trained here", figures, table, end)
+    top = pd.Series(shown).to_frame().to_html(header=False)
+    top += '<p>All numbers: <a href="results.json">results.json</a>.</p>'
+    plots.save_page(run_dir, "minildm: a latent diffusion model, trained here", top, figures)
     print(f"done: open {run_dir / 'index.html'}", flush=True)
     return results
 
@@ -100,7 +100,7 @@ def _evaluate(
         measured |= {f"accuracy_{name}": found["accuracy"], "accuracy_real": found["accuracy_real"]}
     name, decode = fresh.config.conditioner.classes[0], fresh.autoencoder.decode
     steps = list(fresh.steps(name, seed=seed, **SAMPLING))[::4]
-    z = decode(torch.cat([step.z for step in steps]))
-    z0_hat = decode(torch.cat([step.z0_hat for step in steps]))
-    figures["trajectory"] = plots.trajectory(z, [step.t for step in steps], z0_images=z0_hat)
+    states = {"zₜ decoded": [s.z for s in steps], "ẑ₀ decoded": [s.z0_hat for s in steps]}
+    rows = {name: decode(torch.cat(z)) for name, z in states.items()}
+    figures["trajectory"] = plots.trajectory(rows, [step.t for step in steps])
     return measured, figures

@@ -125,15 +125,14 @@ def write_report(sweep: Sweep, folder: Path, failed: Mapping[str, str]) -> None:
     ends = {axis: at_the_end(table, metric) for metric, axis in METRICS.items()}
     states = {run.name: failed.get(run.name, "not finished") for run in sweep.runs()}
     states |= {run.name: "finished" for run, _ in finished(sweep, folder)}
-    top = f"""<p>{html.escape(sweep.paper)}</p>
-<p>{sweep.samples} samples each. N is the number of seeds, with Student's t interval of 95 %; of a
-single seed, its number of samples.</p>
-{pd.DataFrame(ends).dropna(axis=1).map(str).to_html()}"""
     items = ""
     for name, state in states.items():
         items += f'<li><a href="runs/{name}/{NOTEBOOK}">{name}</a>: {html.escape(state)}</li>\n'
-    end = f"""<h2>Runs</h2>
-<ul>{items}</ul>
-<p>All numbers: <a href="table.csv">table.csv</a>.</p>"""
+    top = f"""<p>{html.escape(sweep.paper)}</p>
+<p>{sweep.samples} samples each. N is the number of seeds, with Student's t interval of 95 %; of a
+single seed, its number of samples.</p>
+{pd.DataFrame(ends).dropna(axis=1).map(str).to_html()}
+<p>All numbers: <a href="table.csv">table.csv</a>. Runs:</p>
+<ul>{items}</ul>"""
     title = sweep.question or f"What does {sweep.name} do?"
-    plots.save_page(folder, title, figures(sweep, folder, table), top, end)
+    plots.save_page(folder, title, top, figures(sweep, folder, table))

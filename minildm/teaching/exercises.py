@@ -16,7 +16,6 @@ from torch.distributions import Normal, kl_divergence
 
 from minildm.compression.loss import discriminator_loss
 from minildm.compression.quantizer import DiagonalGaussian, code_usage
-from minildm.diffusion.schedule import NoiseSchedule
 from minildm.evaluation.following import overlaps
 from minildm.evaluation.metrics import psnr
 from minildm.layers import attention, timestep_embedding
@@ -122,7 +121,6 @@ ABAR = torch.linspace(0.1, 0.8, 4)  # one for each image
 MASK = (draw((4, 1, 16, 16), seed=1)[0] < 0.3).float()
 SIDES = torch.tensor([0, -1, 1])  # the mean, the lower and the upper end of an interval
 VALUES = draw((24,))[0].double()
-ABARS = NoiseSchedule.scaled_linear(50, 0.01, 0.2).alphas_cumprod
 BOXES = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.12, 0.31, 0.58, 0.77], [0.0, 0.0, 0.2, 0.2]])
 SECONDS = torch.tensor([0.4, 0.2, 0.05])[:, None] * torch.tensor([50.0, 100, 200, 1000])
 STAGES = torch.tensor([[2.0, 16, 4, 32, 8], [8192, 400, 3072, 64, 1024], [31, 20, 27, 15, 24]])
@@ -196,7 +194,7 @@ EXERCISES = {
     # --- notebooks 06 to 09: diffusion, the UNet, two stages, samplers ---
     "q_sample": Exercise(
         lambda z0, t, eps, alphas_cumprod: noised(z0, eps, rows(alphas_cumprod[t])),
-        [(LATENTS[0], torch.tensor([5, 14, 23, 32]), LATENTS[1], ABARS)],
+        [(LATENTS[0], torch.tensor([5, 14, 23, 32]), LATENTS[1], torch.linspace(0.99, 0.01, 50))],
         {"It is ᾱ: no second cumprod.": lambda z, t, e, a: noised(z, e, rows(a.cumprod(0)[t]))},
     ),
     "ddim_step": Exercise(

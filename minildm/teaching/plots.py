@@ -27,7 +27,7 @@ from minildm.training.loop import Record
 DPI, GAP, LINE = 120, 6, 16  # pixels: an inch, between images, a line of text
 BLUE, RED = "#0072B2", "#D55E00"
 PALETTE = (BLUE, "#E69F00", "#009E73", "#CC79A7", "#56B4E9", RED, "#000000", "#F0E442")
-Names, Numbers = Sequence[str], Sequence[float] | Tensor
+Names = Sequence[str]
 styled = plt.style.context(Path(__file__).with_name("minildm.mplstyle"))  # as a decorator
 
 
@@ -54,13 +54,8 @@ def save(fig: NotebookFigure, path: str | Path) -> None:
         file.write(fig.png(Description=fig.alt, Software=None))
 
 
-def save_page(
-    folder: Path, title: str, figures: Mapping[str, NotebookFigure], top: str = "", end: str = ""
-) -> None:
-    """Save figures under their names, and an index.html that shows them; it needs no network.
-
-    top, end: HTML before and after the figures.
-    """
+def save_page(folder: Path, title: str, top: str, figures: Mapping[str, NotebookFigure]) -> None:
+    """Save figures under their names, and an index.html: the HTML `top`, then the figures."""
     images = ""
     for name, figure in figures.items():
         save(figure, folder / name)
@@ -72,7 +67,7 @@ def save_page(
 img {{ max-width: 100% }} td, th {{ padding: .2rem .8rem; text-align: left }}</style>
 <h1>{html.escape(title)}</h1>
 {top}
-{images}{end}
+{images}
 </html>
 """
     with atomic_write(folder / "index.html") as file:
@@ -133,17 +128,15 @@ def class_grid(x: Tensor, rows: Names, *, scale: float = 1.0, **options: Any) ->
     return image_grid(x, rows=rows, scale=scale, **options)
 
 
-def trajectory(
-    images: Tensor, times: Numbers, *, z0_images: Tensor | None = None, title: str = ""
-) -> NotebookFigure:
-    """The decoded states (S, 3, H, W) of one sample at the S `times`, and the predicted z0_images.
+def trajectory(rows: Mapping[str, Tensor], times: list[int], *, title: str = "") -> NotebookFigure:
+    """One sample at the S `times`, by rows such as "zₜ decoded": images (S, 3, H, W).
 
     At most seven are shown, evenly spread, the first and the last among them.
     """
     kept = torch.linspace(0, len(times) - 1, min(7, len(times))).round().long()
-    kinds = {"zₜ decoded": images} | ({} if z0_images is None else {"ẑ₀ decoded": z0_images})
-    rows = torch.cat([states[kept] for states in kinds.values()])
-    return class_grid(rows, list(kinds), heads=[f"t = {int(times[i])}" for i in kept], title=title)
+    heads = [f"t = {int(times[i])}" for i in kept]
+    shown = torch.cat([images[kept] for images in rows.values()])
+    return class_grid(shown, list(rows), heads=heads, title=title)
 
 
 def latent_maps(z: Tensor, *, rows: Names = ()) -> NotebookFigure:
@@ -178,18 +171,16 @@ def curves(
     xlabel: str | Sequence[str],
     ylabel: str | Sequence[str],
     log: str = "",
-    spans: Mapping[str, tuple[float, float]] | None = None,
-    ticks: Numbers | Sequence[Numbers] | None = None,
+    ticks: Sequence[float] = (),
 ) -> NotebookFigure:
     """A panel for each title, with named lines: {"emoji": {"WebP": (x, y)}}.
 
     A line is (x, y), each (N,), or (x, y, low, high) with intervals. A name has one colour and
-    mark in all panels; a name that ends in "*" is drawn as points only. xlabel, ylabel, ticks (of
-    x): one for all panels, or one a panel. log: "x", "y" or "xy". spans: named, shaded ranges of x.
+    mark in all panels; a name that ends in "*" is drawn as points only. xlabel, ylabel: one for
+    all panels, or one a panel. log: "x", "y" or "xy". ticks: the numbers on x.
     """
     fig = _panels(panels, 2, (6.4, 3.2) if len(panels) == 1 else (4.6, 3.2))
     xlabels, ylabels = (np.broadcast_to(label, len(panels)) for label in (xlabel, ylabel))
-    marked = ticks if ticks is not None and np.ndim(ticks[0]) else [ticks] * len(panels)
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     for i, (ax, lines) in enumerate(zip(fig.axes, panels.values(), strict=True)):
         ax.set(xlabel=xlabels[i], ylabel=ylabels[i])
@@ -211,28 +202,24 @@ def curves(
             axis.set_major_locator(few if high < 10 * low else steps)
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(ticker.NullFormatter())
-        if marked[i] is not None:
-            ax.set_xticks(marked[i], [f"{tick:g}" for tick in marked[i]])
+        if len(ticks):
+            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             ax.xaxis.set_minor_locator(ticker.NullLocator())
-        for color, (name, span) in zip(PALETTE[2:], (spans or {}).items(), strict=False):
-            ax.axvspan(*span, color=color, alpha=0.14, lw=0, label=name)
-    if len(names) > 1 or spans:
+    if len(names) > 1:
         _legend_below(fig)
     return fig
 
 
-def loss_curves(
-    histories: Mapping[str, Sequence[Record]], *, smooth: float = 0.05, terms: Names = ()
-) -> NotebookFigure:
-    """A panel for each training: its records' terms against the step, as running means.
+def loss_curves(histories: Mapping[str, Sequence[Record]], *, terms: Names = ()) -> NotebookFigure:
+    """A panel for each training: its records' terms against the step, means of a twentieth each.
 
-    smooth: share of the records in a mean. terms: by default `loss`, or all where there is none.
+    terms: by default `loss`, or all where there is none.
     """
     panels = {}
     for name, records in histories.items():
         shown = terms or (["loss"] if "loss" in records[0].terms else records[0].terms)
         title = f"{name} ({records[-1].images:,} images, {records[-1].seconds:.0f} s)"
-        k, steps = max(1, round(smooth * len(records))), [r.step for r in records]
+        k, steps = max(1, round(0.05 * len(records))), [r.step for r in records]
         for key in shown:
             means = np.convolve([r.terms[key] for r in records], [1 / k] * k, "valid")
             panels.setdefault(title, {})[key] = (steps[k - 1 :], means)
@@ -248,8 +235,7 @@ def bars(
     A value is a number, or a Measured with its interval, and N unless that is 0. chance: a dotted
     line for comparison.
     """
-    grouped = isinstance(next(iter(values.values())), Mapping)
-    series = values if grouped else {"": values}
+    series = values if isinstance(next(iter(values.values())), Mapping) else {"": values}
     names = list(dict.fromkeys(name for content in series.values() for name in content))
     fig = _panels([""], 1, (6.8, 1.0 + len(names) * (0.16 + 0.17 * len(series))))
     ax, thick = fig.axes[0], 0.8 / len(series)
@@ -295,28 +281,20 @@ def _legend_below(fig: NotebookFigure) -> None:
         fig.legend(keys.values(), keys, loc="outside lower center", ncols=columns, frameon=False)
 
 
-def clouds(
-    panels: Mapping[str, Any],
-    *,
-    groups: Tensor | None = None,
-    columns: int = 4,
-    reach: float = 3.0,
-    backdrop: Any = (),
-) -> NotebookFigure:
+def clouds(panels: Mapping[str, Any], *, backdrop: Any = ()) -> NotebookFigure:
     """A panel for each cloud of points (N, 2[, 1, 1]), or of arrows, a tuple (starts, ends).
 
-    groups: (N,) int, a colour each. reach: half the plane's side. backdrop: points in grey.
+    backdrop: points in grey. The plane is shown from -3 to 3.
     """
-    side = 9.2 / max(3, min(columns, len(panels)))
-    fig = _panels(list(panels), columns, (side, side + 0.1))
+    side = 9.2 / min(4, max(3, len(panels)))
+    fig = _panels(list(panels), 4, (side, side + 0.1))
     fig.alt = f"Points in the plane: {', '.join(panels)}."
-    color = BLUE if groups is None else [PALETTE[int(g) % len(PALETTE)] for g in groups]
     for ax, cloud in zip(fig.axes, panels.values(), strict=True):
-        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        ax.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
         ax.scatter(*torch.as_tensor(backdrop).reshape(-1, 2).T, s=3, c="#9a9a9a", linewidths=0)
         if isinstance(cloud, tuple):
             start, end = (points.reshape(-1, 2).T for points in cloud)
             ax.quiver(*start, *(end - start), color=RED, angles="xy", scale_units="xy", scale=1)
         else:
-            ax.scatter(*cloud.reshape(-1, 2).T, s=3, c=color, linewidths=0)
+            ax.scatter(*cloud.reshape(-1, 2).T, s=3, c=BLUE, linewidths=0)
     return fig

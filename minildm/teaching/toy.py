@@ -7,17 +7,13 @@ from minildm.diffusion.samplers import Denoise
 from minildm.diffusion.schedule import NoiseSchedule
 
 
-def gaussian_eps(schedule: NoiseSchedule, mu: float, s: float) -> Denoise:
-    """E[eps | z_t] for z_0 ~ N(mu, s^2 I); s = 0 is a single point."""
-    return mixture_eps(schedule, torch.full((1, 1, 1, 1), float(mu)), s)
-
-
 def mixture_eps(schedule: NoiseSchedule, points: Tensor, s: float = 0.0) -> Denoise:
     """E[eps | z_t] for z_0 = one of `points` (K, c, h, w), each equally likely, plus s N(0, I).
 
     The posterior over the points is a softmax of their squared distances to z_t; given a point,
     z_0 is Gaussian; the mean of both is the z_0 that leaves eps. With s = 0 this is what a
-    network of unlimited capacity learns from a finite set: it returns only what it has seen.
+    network of unlimited capacity learns from a finite set: it returns only what it has seen. With
+    one point mu, of any shape that broadcasts, z_0 is N(mu, s^2 I).
     """
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from minildm.conditioning import Conditioning
 from minildm.diffusion.guidance import guided, image_guided, keep_known
 from minildm.diffusion.schedule import Prediction
-from minildm.teaching.toy import gaussian_eps
+from minildm.teaching.toy import mixture_eps
 
 
 class EpsTheta:
@@ -61,7 +61,8 @@ def test_without_guidance_there_is_one_single_call(interval: Any) -> None:
 def test_image_guiding_adds_the_gradient_of_the_distance(scale: float) -> None:
     """For a Gaussian z0_hat is linear in z_t, and its slope is known: appendix C, Eq. 16."""
     z, y = (randn(4, 2, 1, 3, seed=s, dtype=F64) for s in (0, 1))
-    t, eps = torch.tensor([3, 200, 600, 990]), gaussian_eps(SCHEDULE, 1.0, 0.7)
+    eps = mixture_eps(SCHEDULE, torch.full((1, 1, 1, 1), 1.0), 0.7)
+    t = torch.tensor([3, 200, 600, 990])
 
     def denoise(z: Tensor, t: Tensor) -> Prediction:
         return SCHEDULE.prediction("eps", eps(z, t), z, t)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from minildm.diffusion.samplers import SAMPLERS, Spacing, timesteps
 from minildm.diffusion.schedule import Prediction
-from minildm.teaching.toy import gaussian_eps
+from minildm.teaching.toy import mixture_eps
 
 EACH_SAMPLER = pytest.mark.parametrize("name", SAMPLERS)
 MU, SPREAD = 2.0, 0.6
-BEST = gaussian_eps(SCHEDULE, MU, SPREAD)
+BEST = mixture_eps(SCHEDULE, torch.full((1, 1, 1, 1), MU), SPREAD)
 Z_T = randn(3, 2, 1, 4, dtype=F64)
 
 

@@ -34,7 +34,7 @@ EVERY = {
     "image_grid": lambda: plots.image_grid(X, [LONG, "a" * 40, *"abcd"], columns=4, title=LONG),
     "class_grid": lambda: plots.class_grid(X, ["food-fruit", LONG], heads="abc", title=3 * LONG),
     "rows": lambda: plots.image_grid(X, [""] * 3 + ["20.0 dB"] * 3, rows=["original", LONG]),
-    "trajectory": lambda: plots.trajectory(X, [9, 7, 5, 3, 1, 0], z0_images=X),
+    "trajectory": lambda: plots.trajectory({"zₜ": X, "ẑ₀": X}, [9, 7, 5, 3, 1, 0]),
     "latent_maps": lambda: plots.latent_maps(randn(2, 3, 4, 5), rows=["a", "b"]),
     "word_maps": lambda: plots.word_maps(X[0], ["a", "red", "apple"], X.abs()[:3, 0]),
     "loss_curves": lambda: plots.loss_curves({"ae": records(50, loss=1.0, rec_loss=0.5)}),
@@ -43,9 +43,8 @@ EVERY = {
         {"a": {f"{LONG} {i}": ([1, 2], [3, 4]) for i in range(6)}, "b": {"c": ([1], [2])}},
         xlabel="f",
         ylabel=["dB", "nats"],
-        spans={"semantic": (0, 1)},
     ),
-    "clouds": lambda: plots.clouds({"data": POINTS}, groups=torch.arange(6), backdrop=POINTS / 2),
+    "clouds": lambda: plots.clouds({"data": POINTS}, backdrop=POINTS / 2),
 }
 
 
@@ -128,10 +127,10 @@ def test_a_word_lights_the_place_of_its_attention() -> None:
 
 
 def test_loss_curves_are_running_means_over_records_at_their_steps() -> None:
-    fig = plots.loss_curves({"a": records(40, 10, loss=1.0, reg_loss=9e3)}, smooth=0.1)
+    fig = plots.loss_curves({"a": records(40, 10, loss=1.0, reg_loss=9e3)})
     (line,) = (bar[0] for bar in fig.axes[0].containers)
-    assert line.get_xdata().tolist() == list(range(40, 401, 10))  # log_every = 10, means of 4
-    assert line.get_ydata()[-1] == pytest.approx((1 / 37 + 1 / 38 + 1 / 39 + 1 / 40) / 4)
+    assert line.get_xdata().tolist() == list(range(20, 401, 10))  # log_every = 10, means of 2
+    assert line.get_ydata()[-1] == pytest.approx((1 / 39 + 1 / 40) / 2)
     assert fig.axes[0].get_yscale() == "log" and "3,200 images, 20 s" in fig.axes[0].get_title()
     fig = plots.loss_curves({"a": records(9, kl=-1.0, mse=2.0), "b": records(9, mse=2.0)})
     assert [len(ax.containers) for ax in fig.axes] == [2, 1]
@@ -159,7 +158,7 @@ def test_points_and_arrows_are_where_they_belong() -> None:
     xy, end = POINTS.flatten(1), POINTS.flip(0)
     grey, blue = plots.clouds({"a": POINTS}, backdrop=xy / 2).axes[0].collections
     assert np.allclose(blue.get_offsets(), xy) and np.allclose(grey.get_offsets(), xy / 2)
-    (ax,) = plots.clouds({"a": (POINTS, end)}, reach=2.0).axes
+    (ax,) = plots.clouds({"a": (POINTS, end)}).axes
     field = ax.collections[-1]
     assert np.allclose(np.stack([field.U, field.V], 1), xy.flip(0) - xy)
-    assert np.allclose(field.XY, xy) and ax.get_xlim() == (-2.0, 2.0)
+    assert np.allclose(field.XY, xy) and ax.get_xlim() == (-3.0, 3.0)
