@@ -29,6 +29,12 @@ SCALES = {  # the presets of both stages, their steps (None: the preset's), samp
     "cpu": ("emoji-kl-f4", "emoji-class", None, 24),
     "gpu": ("emoji-kl-f4-gpu", "emoji-class-gpu", None, 48),
 }
+TITLES = {
+    "samples": "Samples of the model just trained, one row a class",
+    "samples_shipped": "The same of the shipped model, trained longer",
+    "reconstructions": "Held-out emoji, and their reconstructions by the first stage",
+    "trajectory": "One sampling, from noise to image, and the z₀ predicted at each t",
+}
 
 
 def demo(
@@ -68,8 +74,10 @@ def demo(
     results["intervals"] = {name: str(value) for name, value in measured.items()}
     write_json(run_dir / "results.json", results)
     figures["loss_curves"] = plots.loss_curves(histories)
-    shown = {name: results[name] for name in ("device", "train_seconds")} | results["intervals"]
-    top = pd.Series(shown).to_frame().to_html(header=False)
+    seconds = ", ".join(f"{k} {s / 60:.1f} min" for k, s in results["train_seconds"].items())
+    shown = {"device": results["device"], "training": seconds} | results["intervals"]
+    top = pd.Series(shown).rename(lambda name: name.replace("_", " ")).to_frame()
+    top = top.to_html(header=False, border=0)
     top += '<p>All numbers: <a href="results.json">results.json</a>.</p>'
     plots.save_page(run_dir, "minildm: a latent diffusion model, trained here", top, figures)
     print(f"done: open {run_dir / 'index.html'}", flush=True)
@@ -85,22 +93,27 @@ def _evaluate(
     x = as_float(EmojiDataset("val", fresh.config.image_size).images)
     shown = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:8]]
     x_rec, f = reconstruct(fresh.autoencoder, shown), fresh.autoencoder.f
-    rows, heads = ("original", "reconstruction"), [f"{p:.1f} dB" for p in psnr(shown, x_rec)]
-    figures = {"reconstructions": plots.class_grid(torch.cat([shown, x_rec]), rows, heads=heads)}
+    figures, classifier = {}, pretrained("emoji-classifier").to(fresh.device)
     measured = {"psnr_bicubic": mean_interval(psnr(x, enlarge(shrink(x, f), f)))}
-    classifier = pretrained("emoji-classifier").to(fresh.device)
     for name, model in models.items():
         measured[f"psnr_{name}"] = mean_interval(psnr(x, reconstruct(model.autoencoder, x)))
         classes = model.config.conditioner.classes
         y = [c for c in classes for _ in range(per_class)]
         drawn = model.sample(y, seed=seed, **SAMPLING).cpu()
         rows = drawn.unflatten(0, (len(classes), per_class))[:, :SHOWN].flatten(0, 1)
-        figures[name] = plots.class_grid(rows, classes)
+        figures[name] = plots.class_grid(rows, classes, title=TITLES[name])
         found = evaluate_classes(model, classifier, drawn)
         measured |= {f"accuracy_{name}": found["accuracy"], "accuracy_real": found["accuracy_real"]}
+    accuracy = {name.replace("_", ", "): measured[f"accuracy_{name}"] for name in models}
+    accuracy["held-out emoji"] = measured["accuracy_real"]
+    figures["accuracy"] = plots.bars(accuracy, chance=1 / 6)
+    rows, heads = ("original", "reconstruction"), [f"{p:.1f} dB" for p in psnr(shown, x_rec)]
+    options = {"heads": heads, "title": TITLES["reconstructions"]}
+    figures["reconstructions"] = plots.class_grid(torch.cat([shown, x_rec]), rows, **options)
     name, decode = fresh.config.conditioner.classes[0], fresh.autoencoder.decode
     steps = list(fresh.steps(name, seed=seed, **SAMPLING))[::4]
     states = {"zₜ decoded": [s.z for s in steps], "ẑ₀ decoded": [s.z0_hat for s in steps]}
     rows = {name: decode(torch.cat(z)) for name, z in states.items()}
-    figures["trajectory"] = plots.trajectory(rows, [step.t for step in steps])
+    times = [step.t for step in steps]
+    figures["trajectory"] = plots.trajectory(rows, times, title=TITLES["trajectory"])
     return measured, figures

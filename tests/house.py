@@ -4,7 +4,7 @@ import ast
 import sys
 from pathlib import Path
 
-MOST_LINES, LONGEST_FILE, LONGEST_FUNCTION = 9_600, 400, 60  # the aim is 8,500 lines
+MOST_LINES, LONGEST_FILE, LONGEST_FUNCTION = 9_000, 400, 60
 
 
 def main() -> None:

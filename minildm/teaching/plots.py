@@ -59,8 +59,7 @@ def save_page(folder: Path, title: str, top: str, figures: Mapping[str, Notebook
     images = ""
     for name, figure in figures.items():
         save(figure, folder / name)
-        alt, caption = html.escape(figure.alt), name.replace("_", " ")
-        images += f'<p>{caption}:<br><img src="{name}.png" alt="{alt}"></p>\n'
+        images += f'<p><img src="{name}.png" alt="{html.escape(figure.alt)}"></p>\n'
     page = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>body {{ font: 16px/1.5 system-ui; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
