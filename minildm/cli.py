@@ -165,9 +165,8 @@ def evaluate(
     """Measure a model on held-out images: reconstructions, or what a classifier recognises."""
     from minildm.evaluation.following import evaluate_model
 
-    place, images = pick_device(device), DataConfig(kind=data, size=size)
-    if folder is not None:
-        images = DataConfig(kind="folder", path=str(folder), size=size)
+    place, path = pick_device(device), str(folder or "")
+    images = DataConfig(kind="folder" if folder else data, path=path, size=size)
     options = {"per_class": per_class, "n": n, "guidance_scale": guidance_scale, "steps": steps}
     if classifier is not None:
         options["classifier"] = load_model(find_model(classifier)).to(place)

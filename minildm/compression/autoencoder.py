@@ -195,7 +195,7 @@ class Autoencoder(nn.Module):
         z = moments
         if self.config.regularizer == "kl":
             posterior = DiagonalGaussian.from_moments(moments)
-            z = posterior.sample(noise) if sample else posterior.mean
+            z = posterior.sample(noise) if sample else posterior.mode()
         return (z - self.shift) / self.scale
 
     def encode(self, x: Tensor, *, sample: bool = True, noise: Noise = torch.randn_like) -> Tensor:

@@ -80,8 +80,8 @@ def autoencoder_loss(
 
     (B, 3, H, W) in [-1, 1] -> scalars: `loss`, for the autoencoder; `rec_loss`, `mse`,
     `reg_loss` (KL, or codebook and commitment); `perceptual`; for VQ `code_usage` and
-    `perplexity`; with a discriminator the `adversarial_terms`, among them `disc_loss`, which its
-    own optimiser minimises. All are means over an image's values. The official KL stages sum
+    `perplexity`; with a discriminator the `adversarial_terms`, among them `disc_loss`, which
+    the discriminator minimises. All are means over an image's values. The official KL stages sum
     both reconstruction and KL: the ratio, and so the weights' meaning, is the same.
     """
     quantizer, decoder = autoencoder.decoder.quantizer, autoencoder.decoder

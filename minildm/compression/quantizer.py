@@ -26,6 +26,10 @@ class DiagonalGaussian(NamedTuple):
         """mean + std * noise(mean): (B, c, h, w)."""
         return self.mean + (0.5 * self.logvar).exp() * noise(self.mean)
 
+    def mode(self) -> Tensor:
+        """The most likely latent, the mean: (B, c, h, w)."""
+        return self.mean
+
     def kl(self) -> Tensor:
         """KL(q || N(0, I)) in nats, summed over a latent: (B,)."""
         terms = 0.5 * (self.mean**2 + self.logvar.exp() - 1.0 - self.logvar)

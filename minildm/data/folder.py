@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from minildm.conditioning import look_up
 from minildm.data.dataset import ImageDataset, decode_all
@@ -70,6 +70,7 @@ def read_image(file: Path, size: int) -> Image.Image:
         with Image.open(file) as image:
             image.draft("RGB", (2 * size, 2 * size))  # large JPEGs: decode less
             image.load()
+            ImageOps.exif_transpose(image, in_place=True)  # may raise, as decoding may
             return image
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} is damaged, or not an image: {error}") from error

@@ -77,14 +77,18 @@ def degraded(x: Tensor, factor: int, rng: BatchRandom) -> Tensor:
 
     Each image draws its strengths: a Gaussian blur of 0 to `factor` / 2 pixels, noise of standard
     deviation 0 to 0.12 of [-1, 1], JPEG quality 30 to 95. A simplified version of the degradations
-    of blind super-resolution (LDM Sec. 4.4; Zhang et al. 2021). JPEG runs on the CPU.
+    of blind super-resolution (LDM appendix D.6; Zhang et al. 2021). JPEG runs on the CPU.
     """
     sigma, strength, quality = rng.rand(len(x), 3, device=x.device).unbind(1)
     small = shrink(blur(x, sigma * factor / 2, widest=factor / 2), factor)
     small = small + 0.12 * strength[:, None, None, None] * rng.randn_like(small)
-    pixels = ((small.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    read = []
-    for image, q in zip(pixels, (30 + 65 * quality).round().int().tolist(), strict=True):
+    return jpeg(small.clamp(-1, 1), (30 + 65 * quality).round().int().tolist())
+
+
+def jpeg(x: Tensor, quality: Sequence[int]) -> Tensor:
+    """Write and read each image (B, 3, H, W) as a JPEG of its own quality."""
+    pixels, read = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy(), []
+    for image, q in zip(pixels, quality, strict=True):
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=q)
         read.append(to_tensor(Image.open(file)))

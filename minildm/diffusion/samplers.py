@@ -64,6 +64,11 @@ def timesteps(T: int, steps: int, spacing: Spacing = "leading") -> list[int]:
     }[spacing]
 
 
+def _z0(abar: Tensor, z: Tensor, eps: Tensor) -> Tensor:
+    """The z0 that makes z with this eps at the noise level abar; infinite where abar = 0."""
+    return (z - (1 - abar).sqrt() * eps) / abar.sqrt()
+
+
 def _move(now: Now | Prediction, abar_next: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
     """Follow the flow with constant eps and z0; noise that the caller adds replaces some eps."""
     noise_scale = (1 - abar_next - sigma**2).clamp(min=0).sqrt()
@@ -88,12 +93,10 @@ def _sampler(
         **options: float,
     ) -> Iterator[Step]:
         def predict(z: Tensor, t: int) -> Prediction:
-            times = torch.full((len(z),), t, device=z.device)
-            out = denoise(z, times)
-            return out if isinstance(out, Prediction) else schedule.prediction("eps", out, z, times)
+            out, abar = denoise(z, torch.full((len(z),), t, device=z.device)), table[t]
+            return out if isinstance(out, Prediction) else Prediction(out, _z0(abar, z, out))
 
-        z, past = z_T, []
-        table = schedule.alphas_cumprod.cpu()
+        z, past, table = z_T, [], schedule.alphas_cumprod.cpu()
         # The end is the data, abar = 1; with leading alphas_cumprod[0], as in the official code.
         end = table[0] if spacing == "leading" and not ancestral else table.new_ones(())
         levels = [*((t, table[t]) for t in timesteps(schedule.T, steps, spacing)), (None, end)]
@@ -159,8 +162,7 @@ def plms(now: Now, past: list[Now]) -> Tensor:
         following = now.t if now.t_next is None else now.t_next
         trial = now.predict(_move(now, now.abar_next), following)
         eps_hat = (now.eps + trial.eps) / 2
-    z0_hat = (now.z - (1 - now.abar).sqrt() * eps_hat) / now.abar.sqrt()
-    return _move(Prediction(eps_hat, z0_hat), now.abar_next)
+    return _move(Prediction(eps_hat, _z0(now.abar, now.z, eps_hat)), now.abar_next)
 
 
 @partial(_sampler, 20, "trailing")

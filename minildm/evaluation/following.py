@@ -347,8 +347,11 @@ def evaluate_model(
     name, follow = FOLLOWING[kind]
     shipped = pretrained(name).to(model.device)
     classifier = classifier or shipped
-    if kind != "class" and classifier.config.labels != shipped.config.labels:
-        raise ValueError(f"classifier must know the labels that {name!r} knows")
+    if kind != "class" and any(
+        getattr(classifier.config, names, None) != getattr(shipped.config, names, None)
+        for names in ("labels", "groups", "styles")
+    ):
+        raise ValueError(f"classifier must know the labels, groups and styles of {name!r}")
     for scale in guidance_scale if config.null_batch else (1.0,):
         for style in ("plain, ", "styled, ") if follow is text_following else ("",):
             how["guidance_scale"] = scale

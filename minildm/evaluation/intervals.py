@@ -1,4 +1,4 @@
-"""A number with its 95 % interval and its N: Student's t, Wilson, binomial, and one jackknife."""
+"""A number with its 95 % interval and its N: Student's t, Wilson, and one jackknife."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

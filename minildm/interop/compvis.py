@@ -89,7 +89,7 @@ def _built(config: Any, tensors: Mapping[str, Any]) -> Any:
     if config.kind != "frozen_text":
         return on_meta(config.build)
     own = {k.partition("transformer.")[2]: v for k, v in tensors.items() if k.startswith(CLIP)}
-    return tau.FrozenTextConditioner(config, own)
+    return tau.FrozenTextConditioner(config, own or None)
 
 
 def _views(

@@ -1,6 +1,7 @@
 """What all formats share: names of tensors, filling a model with them, files that run no code."""
 
 import json
+import math
 import os
 import re
 import zipfile
@@ -93,7 +94,7 @@ def fill(
     only names and shapes are checked. Raises ValueError for a factor that is not positive, and
     with the first ten tensors that are missing, unknown, of another shape, or not finite.
     """
-    if not factor > 0:
+    if not 0 < factor < math.inf:
         raise ValueError(f"the factor of the latents must be positive, got {factor}")
     wanted = {name: _shape(tensor) for name, tensor in exported(views_of(model)).items()}
     used = {k: v for k, v in tensors.items() if not re.fullmatch(TABLES["unused"], k)}

@@ -23,6 +23,9 @@ class Result(NamedTuple):
     def __repr__(self) -> str:
         return f"{'✓ Right' if self.ok else '✗ Not yet'}: {self.message}"
 
+    def __bool__(self) -> bool:
+        return self.ok
+
 
 class Exercise(NamedTuple):
     """`solution`, `cases` (tuples of arguments), `mistakes` (hint: a function that makes it)."""

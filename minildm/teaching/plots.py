@@ -158,7 +158,7 @@ def word_maps(x: Tensor, words: Names, maps: Tensor, *, title: str = "") -> Note
     most = lit.amax(dim=(1, 2)).tolist()
     lit = F.interpolate(lit[:, None] / max(2.0, *most), x.shape[-2:], mode="bicubic")[:, 0]
     colors = torch.from_numpy(plt.cm.inferno(lit.numpy())[..., :3]).float() * 2 - 1
-    x = as_float(x)[None]
+    x = as_float(x.detach().cpu())[None]
     overlays = 0.3 * x.mean(dim=1, keepdim=True) + 0.7 * rearrange(colors, "k h w c -> k c h w")
     notes = ["the image", *(f"{word} ×{m:.1f}" for word, m in zip(words, most, strict=True))]
     return image_grid(torch.cat([x, overlays]), notes, columns=7, title=title)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
 from minildm.conditioning import CaptionTokenizer, FrozenTextConfig, TextConditioner, look_up
@@ -129,10 +129,20 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+class _NoInit(TorchFunctionMode):
+    """Leaves out torch.nn.init: on the meta device it imports the compiler, for two seconds."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor")
+        return function(*args, **(kwargs or {}))
+
+
 def on_meta(build: Callable[..., Any], *args: Any, **parts: Any) -> Any:
     """A module whose tensors take no memory, but for those of the given parts."""
-    # normal_ on the meta device would import the compiler, for two seconds.
-    with torch.device("meta"), mock.patch("torch.nn.init.normal_", lambda x, *_, **__: x):
+    with torch.device("meta"), _NoInit():
         return build(*args, **parts)
 
 
@@ -148,7 +158,8 @@ def _built(folder: Path, card: Mapping[str, Any]) -> Model:
         raise ValueError(f"first_stage={reference['path']!r} is not the one that it was trained on")
     text = getattr(config.conditioner, "tokens", config.conditioner)
     frozen = isinstance(text, FrozenTextConfig)  # its weights are not in the folder
-    conditioner = config.conditioner.build() if frozen else None
+    with torch.random.fork_rng([]):
+        conditioner = config.conditioner.build() if frozen else None
     return on_meta(LatentDiffusion, config, autoencoder=stage, conditioner=conditioner)
 
 

@@ -186,8 +186,8 @@ class Training:
     ) -> Iterator[Record]:
         """Train `model` in place on the term "loss"; yields all Records, those of earlier runs too.
 
-        first_stage: as for `save_model`. adversary: trained on the term "disc_loss" by its own
-        optimiser, at adversary_lr times the learning rate. save_at: further steps after which the
+        first_stage: as for `save_model`. adversary: trained on the term "disc_loss", at
+        adversary_lr times the learning rate. save_at: further steps after which the
         model is saved. At the end the model holds its averaged weights. Raises FloatingPointError
         for a loss or a gradient that is not finite; the last checkpoint stays.
         """

@@ -98,6 +98,7 @@ def train_autoencoder(
         if (dead := experiment.restart_dead) and run.processes > 1:
             raise ValueError(f"restart_dead={dead} must be 0 with several processes")
         quantizer.restart_after = dead
+        quantizer.counts.zero_()
         quantizer.idle.fill_(0 if init else 2**40)  # the first batch moves all codes that are new
     weights = ("kl_weight", "mse_weight", "codebook_weight", "perceptual_weight")
     options = {name: getattr(experiment, name) for name in weights} | {"discriminator": critic}
@@ -171,7 +172,7 @@ def train_ldm(
         return model.loss({**batch, "z": z}, rng.generator, rng.rank, rng.world)
 
     latents = latent_items(data, moments, task)
-    place = os.path.relpath(Path(first_stage).resolve(), Path(run_dir).resolve())  # move together
+    place = Path(os.path.relpath(Path(first_stage).resolve(), Path(run_dir).resolve())).as_posix()
     yield from run.optimise(model, loss, latents, first_stage=place, save_at=save_at)
 
 

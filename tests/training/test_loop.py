@@ -133,7 +133,7 @@ def test_the_model_ends_with_the_average_of_its_weights(line: Path) -> None:
     assert not model.training
 
 
-# --- two optimisers ---
+# --- two networks, one optimiser ---
 
 
 def game(model: nn.Module, adversary: nn.Module) -> Any:
