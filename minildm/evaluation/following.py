@@ -263,8 +263,8 @@ def draw_conditions(
 ) -> tuple[Any, Batch, Tensor]:
     """n conditions for `model.sample`, what they request, and their real images (n, 3, S, S).
 
-    data: default, held-out emoji. Of n random images; where it has fewer, they come again, but
-    none is restored twice. Layouts and maps are of held-out scenes. styled: captions name the
+    data: default, held-out emoji; n random images, repeated where it has fewer, but a restoration
+    takes each image once. Layouts and maps are of held-out scenes. styled: captions name the
     style. Requested: columns as `text_following` and `layout_following` take them, `semantic`, or
     what a restoration is given.
     """

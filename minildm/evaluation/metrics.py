@@ -248,7 +248,7 @@ def evaluate_images(
             raise ValueError("real and fake must be uint8, or finite floats in [-1, 1]")
     n = min(len(real), len(fake))
     if groups < 2 or n < max(7, 2 * groups):
-        raise ValueError(f"{n} images are too few for {groups=}: required are 7, and two a group")
+        raise ValueError(f"{n} images are too few for {groups=}: at least 7, and two in each group")
     networks, measured = {"features": features or frechet_features().to(real.device)}, {}
     if paired:
         networks["perceptual"] = perceptual or perceptual_distance().to(real.device)
