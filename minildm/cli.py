@@ -76,6 +76,9 @@ def train(
         own = {"kind": "folder", "path": str(folder.resolve())}
         changes["data"] = own | {"size": experiment.data.size}
     experiment = override(experiment, changes | _settings(change))
+    if experiment.train.steps < (warm := experiment.train.warmup_steps):
+        said = f"{experiment.train.steps} steps end within train.warmup_steps={warm}"
+        typer.echo(f"minildm: {said}: the learning rate does not reach its full value", err=True)
     options: dict[str, Any] = {"run_dir": run_dir, "device": device, "init": init}
     if isinstance(experiment, AutoencoderExperiment):
         records = stages.train_autoencoder(experiment, **options)

@@ -35,6 +35,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
     Raises ValueError for images of another shape or type, and for columns of another length.
     """
 
+    config: Any = None  # the DataConfig that loaded it, which a trained model's card keeps
+
     def __init__(
         self,
         images: Tensor | None,

@@ -78,7 +78,12 @@ class DataConfig:
             raise ValueError(f"path={self.path!r} must be given for kind='folder', and only then")
 
     def dataset(self, split: str) -> ImageDataset:
-        """Load the images of one split, "train" or "val"."""
+        """Load the images of one split, "train" or "val"; some kinds have "all", too."""
+        data = self._load(split)
+        data.config = self
+        return data
+
+    def _load(self, split: str) -> ImageDataset:
         if self.kind == "folder":
             return ImageFolder(self.path, self.size, split=split)
         if self.kind == "photos":
@@ -207,6 +212,14 @@ def _revive(hint: Any, value: Any, name: str) -> Any:
     if origin is Literal or hint is type(value):  # check_words reads the words
         return value
     raise ValueError(f"{name}={value!r:.60} must be {getattr(hint, '__name__', hint)}")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The fields of two tables that differ, as "train.steps: 2000 there, 4000 here"; "" if none."""
+    old, new = flat(old), flat(new)
+    differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    said = [f"{k}: {old.get(k)!s:.60} there, {new.get(k)!s:.60} here" for k in differ[:5]]
+    return ", ".join(said + [f"{len(differ) - 5} more"] * (len(differ) > 5))
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -24,7 +24,7 @@ from minildm.data.dataset import ImageDataset
 from minildm.files import atomic_write, write_json
 from minildm.layers import Batch, BatchRandom, at_least_float32, seed_of
 from minildm.training.checkpoint import save_model
-from minildm.training.configs import TrainConfig, flat, to_dict
+from minildm.training.configs import TrainConfig, differences, to_dict
 
 LossFn = Callable[[Batch, int, BatchRandom], dict[str, Tensor]]  # (batch, step, rng) -> terms
 RUN, STATE, LOG = "training/run.json", "training/state.pt", "log.json"
@@ -163,14 +163,13 @@ class Training:
         content = {type(experiment).__name__: resolved, "data": data.fingerprint, **inputs}
         self.folder, self.config, self.content = Path(run_dir), config, content
         self.info = {"data": data.name, "images": len(data), "train": to_dict(config)}  # on a card
+        self.info |= {"data_config": to_dict(data.config)} if data.config else {}
         path = self.folder / RUN
-        old, new = flat(json.loads(path.read_text()) if path.exists() else content), flat(content)
-        differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-        if differ:
-            listed = ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in differ[:5])
+        old = json.loads(path.read_text()) if path.exists() else content
+        if differ := differences(old, content).replace(f"{type(experiment).__name__}.", ""):
             raise ValueError(
-                f"run_dir={str(run_dir)!r} holds another run ({listed}): resume it with its own "
-                f"values, or choose another folder, and --init {run_dir} to train its model further"
+                f"run_dir={str(run_dir)!r} holds another run ({differ}): resume it with its own "
+                f"values, or train its model further, by --init {run_dir} and another --run-dir"
             )
 
     def optimise(

@@ -33,6 +33,8 @@ from minildm.training.configs import (
     AutoencoderExperiment,
     ClassifierExperiment,
     LatentDiffusionExperiment,
+    differences,
+    to_dict,
 )
 from minildm.training.loop import Record, Training
 
@@ -52,9 +54,14 @@ def new_model(build: type, config: Any, seed: int, init: str | Path | None = Non
     if trained.config == config:
         model.load_state_dict(trained.state_dict())
         return model
-    for part in ("unet", "autoencoder"):
-        if getattr(trained.config, part, None) != getattr(config, part, "another kind"):
-            raise ValueError(f"init={str(init)!r} holds a model of another kind or config")
+    if type(trained.config) is not type(config):
+        kind, wanted = type(trained).__name__, build.__name__
+        raise ValueError(f"init={str(init)!r} holds another kind of model: {kind}, not {wanted}")
+    parts = {"unet", "autoencoder"} & vars(config).keys() or vars(config).keys()
+    tables = ({k: v for k, v in to_dict(c).items() if k in parts} for c in (trained.config, config))
+    if differ := differences(*tables):
+        raise ValueError(f"init={str(init)!r} holds a model of another config ({differ})")
+    for part in parts:
         getattr(model, part).load_state_dict(getattr(trained, part).state_dict())
     return model
 

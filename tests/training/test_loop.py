@@ -32,7 +32,7 @@ from minildm.training.loop import (
 class Line(list):
     """y = 3 x - 1 with a little noise, in float64."""
 
-    name = fingerprint = "line"
+    name, fingerprint, config = "line", "line", None
 
 
 X = randn(16, 2, dtype=torch.float64)

@@ -195,8 +195,8 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     cases: list[tuple[Any, dict[str, Any], str]] = [
         (KL.changed(model=deep), {}, "multiple of f=32"),
         (KL.changed(perceptual_weight=1.0), {}, "at least 32 for the perceptual distance"),
-        (wide, {"init": run}, "run' holds a model of another kind or config"),
-        (None, {"init": stage()}, "ae' holds a model of another kind or config"),
+        (wide, {"init": run}, r"run' holds .* another config \(unet.channels: 8 there, 16 here"),
+        (None, {"init": stage()}, "ae' holds another kind of model: Autoencoder, not Latent"),
         (None, {"init": run, "first_stage": other}, "run' was trained on another first stage"),
         (None, {"first_stage": begun}, "begun' is not trained to its end"),
         (LDM.changed(data=DataConfig(size=32)), {}, "images of 16 px, data.size is 32"),
