@@ -5,6 +5,8 @@ tokens, d_* widths, head x d = heads times their width.
 """
 
 import math
+import operator
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -20,7 +22,8 @@ Noise = Callable[[Tensor], Tensor]  # like torch.randn_like: a tensor -> N(0, I)
 
 def seed_of(seed: int, *parts: int) -> int:
     """Mix several integers into one 63-bit seed, by splitmix64's finaliser."""
-    mask, mixed = 0xFFFFFFFFFFFFFFFF, seed
+    mask = 0xFFFFFFFFFFFFFFFF
+    mixed, *parts = map(operator.index, (seed, *parts))  # NumPy's integers would overflow
     for part in parts:
         mixed = (mixed + 0x9E3779B97F4A7C15 * (part + 1)) & mask
         mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -80,6 +83,32 @@ def check_words(config: Any) -> None:
 def at_least_float32(x: Tensor) -> Tensor:
     """Convert half precision to float32; float32 and float64 stay."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is fast there: on a GPU that has it, on a CPU with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    has = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return has and device.type == "cpu"
+
+
+def fast_layout(x: Tensor) -> Tensor:
+    """x (B, C, h, w), as channels_last where it saves time: bfloat16 on a CPU, no gradients."""
+    if x.device.type != "cpu" or torch.is_grad_enabled():
+        return x
+    by_autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
+    half = torch.bfloat16 in (x.dtype, by_autocast)
+    return x.contiguous(memory_format=torch.channels_last) if half else x
+
+
+def warn_of_range(x: Tensor) -> None:
+    """Warn if images (B, 3, H, W), which must lie in [-1, 1], look like images in [0, 1]."""
+    if x.device.type == "cpu" and x.numel():  # elsewhere to read x would wait for the device
+        low, high = x.aminmax()
+        if 0 <= low < 0.1 and high > 0.5:  # light images in [-1, 1] do not end just above 0
+            found = f"images in [{low:.2g}, {high:.2g}] where [-1, 1] is meant"
+            warnings.warn(f"{found}: 2 * x - 1 converts them from [0, 1]", stacklevel=3)
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:

@@ -17,6 +17,8 @@ from minildm.layers import (
     Upsample,
     check_fields,
     check_words,
+    fast_layout,
+    warn_of_range,
 )
 
 _EPS = 1e-6  # of every GroupNorm in the official autoencoder; its UNet has 1e-5
@@ -105,7 +107,9 @@ class Encoder(nn.Module):
         self.to_moments = nn.Conv2d(hid_z, twice * config.z_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        hid = self.conv_in(F.pixel_unshuffle(x, self.patch))  # (B, C, H/patch, W/patch)
+        hid = self.conv_in(
+            fast_layout(F.pixel_unshuffle(x, self.patch))
+        )  # (B, C, H/patch, W/patch)
         for level in self.levels:
             hid = level(hid)
         hid = self.middle(hid)  # (B, C * channel_mult[-1], h, w)
@@ -146,7 +150,7 @@ class Decoder(nn.Module):
 
     def render(self, z: Tensor) -> Tensor:
         """A latent, already quantised where there is a codebook -> images."""
-        hid = self.middle(self.conv_in(self.from_z(z)))
+        hid = self.middle(self.conv_in(self.from_z(fast_layout(z))))
         for level in self.levels:
             hid = level(hid)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(hid))), self.patch)
@@ -201,8 +205,10 @@ class Autoencoder(nn.Module):
     def encode(self, x: Tensor, *, sample: bool = True, noise: Noise = torch.randn_like) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> normalised z (B, c, H/f, W/f): a draw, or the mean.
 
-        VQ: the latent before quantisation, whatever `sample`. Raises ValueError as `moments`.
+        VQ: the latent before quantisation, whatever `sample`. Raises ValueError as `moments`, warns
+        of images in [0, 1].
         """
+        warn_of_range(x)
         return self.latent(self.moments(x), sample=sample, noise=noise)
 
     def decode(self, z: Tensor) -> Tensor:

@@ -61,12 +61,15 @@ class Conditioner(nn.Module):
     def batch_from(self, y: Any, n: int) -> Batch:
         """User input -> a batch; one condition is repeated n times. ValueError: what is allowed."""
         with suppress(AttributeError, LookupError, RuntimeError, TypeError):
-            if (batch := self.read(y, n)) is not None:
+            if (batch := self.read(y)) is not None:
+                for key, rows in batch.items():
+                    if len(rows) == 1:
+                        batch[key] = rows * n if isinstance(rows, list) else torch.cat([rows] * n)
                 return batch
         raise ValueError(f"y={y!r:.80} must be {self.config.allowed.format(self.config)}")
 
-    def read(self, y: Any, n: int) -> Batch | None:
-        """`batch_from` without its error: None, or nearly any error, for a y not allowed."""
+    def read(self, y: Any) -> Batch | None:
+        """The conditions in y as a batch; None, or nearly any error, for a y not allowed."""
         return {} if y is None else None
 
     def here(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minildm.conditioning.base import Conditioner, ConditionerConfig, Encode
-from minildm.layers import Batch
+from minildm.layers import Batch, warn_of_range
 
 
 class SpatialConditioner(Conditioner):
@@ -18,16 +18,19 @@ class SpatialConditioner(Conditioner):
     wanted: dict[str, tuple[tuple[int, ...], int, int]]  # key: channels, lowest, highest value
     multiple = 1  # which divides both sides
 
-    def read(self, y: Any, n: int) -> Batch | None:
+    def read(self, y: Any) -> Batch | None:
         """A dict of tensors, or the tensor if there is one key -> a checked batch."""
         batch = {next(iter(self.wanted)): y} if isinstance(y, Tensor) else {**y}
         fits = [set(batch) == set(self.wanted)]
         for key, (channels, lowest, highest) in self.wanted.items():
             x = batch[key]
-            batch[key] = x = x.expand(n, *x.shape) if x.ndim == len(channels) + 2 else x
+            batch[key] = x = x[None] if x.ndim == len(channels) + 2 else x
+            if lowest < 0:
+                warn_of_range(x)
             fits += [x.shape[1:-2] == channels, lowest < 0 or (x == x.long()).all()]
             fits += [((x >= lowest - 1e-3) & (x <= highest + 1e-3)).all()]  # NaN is refused
-        fits += [len({(len(x), *x.shape[-2:]) for x in batch.values()}) == 1]
+        fits += [len({x.shape[-2:] for x in batch.values()}) == 1]
+        fits += [len({len(x) for x in batch.values()} - {1}) <= 1]
         fits += [side % self.multiple == 0 for side in x.shape[-2:]]
         return batch if all(fits) else None
 
@@ -122,9 +125,9 @@ class HybridConditioner(Conditioner):
     def concat_of(self, batch: Batch, encode: Encode | None) -> Tensor:
         return self.concat.concat_of(batch, encode)
 
-    def read(self, y: Any, n: int) -> Batch:
+    def read(self, y: Any) -> Batch:
         """A dict of the image's tensors, and of the tokens' condition under "y"."""
-        batch = self.concat.batch_from({key: x for key, x in y.items() if key != "y"}, n)
+        batch = self.concat.batch_from({key: x for key, x in y.items() if key != "y"}, 1)
         return batch | self.tokens.batch_from(y["y"], len(next(iter(batch.values()))))
 
 

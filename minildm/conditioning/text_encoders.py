@@ -94,8 +94,8 @@ class CaptionConditioner(Conditioner):
         """`caption`, B strings -> (B, length) int64. Raises ValueError for one that is too long."""
         return self.tokenizer(batch["caption"], self.config.length)
 
-    def read(self, y: Any, n: int) -> Batch | None:
-        captions = [y] * n if isinstance(y, str) else list(y)
+    def read(self, y: Any) -> Batch | None:
+        captions = [y] if isinstance(y, str) else list(y)
         return {"caption": captions} if all(isinstance(c, str) for c in captions) else None
 
     def batch_from(self, y: Any, n: int) -> Batch:

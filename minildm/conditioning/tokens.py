@@ -1,6 +1,7 @@
 """Conditions as tokens for the cross-attention: classes, ids, layouts; LDM Sec. 3.3."""
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,10 +24,11 @@ class ClassConditioner(Conditioner):
     def tokens_of(self, batch: Batch) -> Tensor:
         return self.embedding(self.here(batch["label"]))[:, None]
 
-    def read(self, y: Any, n: int) -> Batch:
+    def read(self, y: Any) -> Batch:
         names = self.config.classes
-        y = y.tolist() if isinstance(y, Tensor) else y
-        y = [y] * n if isinstance(y, str | int) else y
+        y = y.tolist() if hasattr(y, "tolist") else y  # of torch or NumPy
+        y = [y] if isinstance(y, str | int) else y
+        y = [v if isinstance(v, str) else operator.index(v) for v in y]  # TypeError for floats
         labels = [v if v in range(len(names)) else look_up(v, names, "class") for v in y]
         return {"label": torch.tensor(labels, dtype=torch.int64)}
 
@@ -98,9 +100,9 @@ class IdsConditioner(Conditioner):
     def tokens_of(self, batch: Batch) -> Tensor:
         return self.network(self.here(self.ids(batch)))
 
-    def read(self, y: Any, n: int) -> Batch | None:
+    def read(self, y: Any) -> Batch | None:
         ids = torch.as_tensor(y)
-        ids = ids.expand(n, -1) if ids.ndim == 1 else ids
+        ids = ids[None] if ids.ndim == 1 else ids
         known = (ids >= 0) & (ids < self.config.vocab_size)
         return {"ids": ids} if ids.shape[1:] == (self.config.length,) and known.all() else None
 
@@ -148,12 +150,12 @@ class LayoutConditioner(IdsConditioner):
         ids = nn.functional.pad(ids, (0, 0, 0, missing), value=self.nothing)
         return rearrange(ids, "b k three -> b (k three)")
 
-    def read(self, y: Any, n: int) -> Batch | None:
+    def read(self, y: Any) -> Batch | None:
         """Lists of (class name, (left, top, right, bottom)), or a batch -> `boxes`, `classes`."""
         if isinstance(y, dict):
             return {"boxes": y["boxes"], "classes": y["classes"]}
         tables = []
-        for layout in [y] * n if y and y[0] and isinstance(y[0][0], str) else y:
+        for layout in [y] if y and y[0] and isinstance(y[0][0], str) else y:
             rows = [[*box[1], look_up(box[0], self.config.classes, "class")] for box in layout]
             tables.append(torch.tensor(rows, dtype=torch.float32).view(len(rows), 5))
         low, high, _ = torch.cat(tables).split([2, 2, 1], dim=1)  # of all boxes

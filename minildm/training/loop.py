@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from minildm.data.dataset import ImageDataset
 from minildm.files import atomic_write, write_json
-from minildm.layers import Batch, BatchRandom, at_least_float32, seed_of
+from minildm.layers import Batch, BatchRandom, at_least_float32, has_bf16, seed_of
 from minildm.training.checkpoint import save_model
 from minildm.training.configs import TrainConfig, differences, to_dict
 
@@ -62,10 +62,7 @@ def pick_precision(wanted: str, device: torch.device) -> str:
     """Resolve "auto": bf16 where the GPU, or the CPU by AMX or AVX512, has it; else fp32."""
     if wanted != "auto":
         return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    has = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if has and device.type == "cpu" else "fp32"
+    return "bf16" if has_bf16(device) else "fp32"
 
 
 def describe(device: torch.device) -> str:

@@ -27,6 +27,7 @@ LABELS = "must be a dict of semantic (B, H, W), sides multiples of 2^2, numbers 
 WRONG: list[tuple[str, Any, str]] = [
     ("class", None, "y=None must be class names or labels; known: ('ant', "),
     ("class", ["ant", "bumble"], "class='bumble' is not known; did you mean 'bumblebee'"),
+    ("class", [1.0], "y=[1.0] must be class names or labels; known: ('ant', "),
     ("text", [1, 2], "must be a caption or a list of captions"),
     ("text", "a red apple and a green dog", "has 7 tokens, at most 6"),
     ("layout", [("dog", (0.5, 0.1, 0.5, 0.2))], LAYOUT),

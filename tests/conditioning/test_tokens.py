@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -81,7 +82,13 @@ def test_a_single_condition_is_repeated(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("y", "labels"),
-    [(2, [2, 2]), (("ant", 2), [0, 2]), (torch.tensor([0, 1], dtype=torch.int32), [0, 1])],
+    [
+        (["ant"], [0, 0]),
+        (("ant", 2), [0, 2]),
+        (torch.tensor([0, 1], dtype=torch.int32), [0, 1]),
+        (np.int64(2), [2, 2]),
+        ([np.int8(2), np.str_("ant")], [2, 0]),
+    ],
 )
 def test_names_and_labels_are_understood(y: object, labels: list[int]) -> None:
     label = build("class").batch_from(y, len(labels))["label"]
