@@ -34,7 +34,8 @@ LAYOUT = (
 )
 ModelName = Annotated[str, typer.Argument(help="a model's folder, or the name of a shipped one")]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; default: the best")]
-Seed = Annotated[int, typer.Option(help="the same seed gives the same result")]
+SEEDS = {"min": -(2**63), "max": 2**63 - 1}  # what torch takes
+Seed = Annotated[int, typer.Option(help="the same seed gives the same result", **SEEDS)]
 Set = Annotated[list[str] | None, typer.Option("--set", help="a field, as data.size=128")]
 
 
@@ -116,6 +117,7 @@ def sample(
     steps: Annotated[int | None, typer.Option(help="sampling steps; default: the model's")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1: plain conditional")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddim, ddpm, plms, ...")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, or bf16: faster, other images")] = "fp32",
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
@@ -124,6 +126,7 @@ def sample(
 
     loaded = load_model(find_model(model), kind="latent-diffusion")
     options = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "seed": seed}
+    options["precision"] = precision
     kind, names, given = loaded.config.conditioner.kind, [], None
     if kind == "none":
         options["n"] = n

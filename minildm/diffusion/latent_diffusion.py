@@ -15,7 +15,7 @@ from minildm.diffusion.objective import ObjectiveConfig, draw_t, ldm_loss, time_
 from minildm.diffusion.samplers import SAMPLERS, Denoise, EditFn, Spacing, Step
 from minildm.diffusion.schedule import Prediction, ScheduleConfig
 from minildm.diffusion.unet import UNet, UNetConfig
-from minildm.layers import Batch, BatchRandom, Noise, check_fields, check_words, seed_of
+from minildm.layers import Batch, BatchRandom, Noise, check_fields, check_words, has_bf16, seed_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class LatentDiffusion(nn.Module):
         """
         if c.concat is not None:
             z_t = torch.cat([z_t, c.concat], dim=1)
-        return self.unet(z_t, t, c.tokens)
+        return self.unet(z_t, t, c.tokens).to(z_t.dtype)  # autocast: guidance in float32
 
     def predict(self, z_t: Tensor, t: Tensor, c: Conditioning) -> Prediction:
         """The network's output as eps and z0, whatever its objective."""
@@ -144,24 +144,22 @@ class LatentDiffusion(nn.Module):
         """eps_hat: (B, c, h, w), (B,) int64, the condition -> (B, c, h, w)."""
         return self.predict(z_t, t, c).eps
 
-    def loss(
-        self, batch: Batch, generator: torch.Generator | None = None, rank: int = 0, world: int = 1
-    ) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, rng: BatchRandom | None = None) -> dict[str, Tensor]:
         """`loss` (a scalar to minimise) and `per_sample` (B,) with its `t` (B,), for plots.
 
         The batch holds `image` (B, 3, H, W), or its latent `z` (B, c, h, w), and what tau_theta
         reads. `per_sample` is unweighted; where the objective weights times, its mean is `simple`.
-        Random numbers: see `BatchRandom`. In evaluation mode no condition is dropped.
+        In evaluation mode no condition is dropped.
         """
-        random, objective = BatchRandom(generator, rank, world), self.config.objective
+        rng, objective = rng or BatchRandom(), self.config.objective
         z0, drop, p_uncond = batch.get("z"), None, self.config.conditioner.p_uncond
         if z0 is None:
-            z0 = self.autoencoder.encode(batch["image"], noise=random.randn_like)
+            z0 = self.autoencoder.encode(batch["image"], noise=rng.randn_like)
         if self.training and p_uncond:
-            drop = random.rand(len(z0), device=z0.device) < p_uncond
+            drop = rng.rand(len(z0), device=z0.device) < p_uncond
         c = self.conditioner(batch, self.autoencoder.encode, drop)
-        t = draw_t(random.rand(len(z0), device=z0.device), self.schedule.T, self.config.t_bias)
-        eps = random.randn_like(z0)
+        t = draw_t(rng.rand(len(z0), device=z0.device), self.schedule.T, self.config.t_bias)
+        eps = rng.randn_like(z0)
         per_sample = ldm_loss(self.network, self.schedule, z0, c, t, eps, objective)
         terms = {"loss": (self.time_weights[t] * per_sample).mean()}
         if objective.loss_weighting != "simple":
@@ -184,16 +182,20 @@ class LatentDiffusion(nn.Module):
         given those of `config.sampling`; and seed, first (0): image i depends on (seed, first + i)
         alone; size: the image's side or (H, W), if not the trained one, unless a concatenated
         condition decides it; guide: wraps the denoiser, as `image_guided`; edit: changes z
-        between steps, as `keep_known` does; noise: like torch.randn_like, in place of seed.
-        Raises ValueError for values outside their range.
+        between steps, as `keep_known` does; noise: like torch.randn_like, in place of seed;
+        precision: "bf16" runs the network in bfloat16 where the device has it, for speed; "fp32",
+        the default, gives everyone the same image. sampler may also be a function that is called
+        as those in SAMPLERS are. Raises ValueError for values outside their range.
         """
         (batch, n), first, images = self._read(y, n), options.pop("first", 0), []
         if any(options.get(name) is not None for name in ("noise", "edit", "guide")):
             batch_size = n
-        for i in range(0, n, batch_size):
-            part = {key: rows[i : i + batch_size] for key, rows in batch.items()}
-            *_, last = self._steps(part, min(batch_size, n - i), first=first + i, **options)
-            images.append(self.autoencoder.decode(last.z).clamp(-1.0, 1.0))
+        kind = self.device.type
+        with torch.autocast(kind, enabled=torch.is_autocast_enabled(kind)):  # keeps cast weights
+            for i in range(0, n, batch_size):
+                part = {key: rows[i : i + batch_size] for key, rows in batch.items()}
+                *_, last = self._steps(part, min(batch_size, n - i), first=first + i, **options)
+                images.append(self.autoencoder.decode(last.z).clamp(-1.0, 1.0))
         return torch.cat(images)
 
     def _read(self, y: object, n: int | None) -> tuple[Batch, int]:
@@ -216,21 +218,24 @@ class LatentDiffusion(nn.Module):
         noise: Noise | None = None,
         guide: Callable[[Denoise], Denoise] | None = None,
         edit: EditFn | None = None,
+        sampler: str | Callable[..., Iterator[Step]] | None = None,
+        precision: str = "fp32",
         **sampling: Any,
     ) -> Iterator[Step]:
         """`steps`, for a batch of n conditions that the conditioner has read."""
-        how, noise = self._sampling(**sampling), noise or seeded_noise(seed, first)
+        name = "ddim" if callable(sampler) else sampler  # whose options all are allowed
+        how, noise = self._sampling(sampler=name, **sampling), noise or seeded_noise(seed, first)
+        sampler = sampler if callable(sampler) else SAMPLERS[how.sampler]
         was_training = self.training
         self.eval()
         try:
             c = self.conditioner(batch, self.autoencoder.encode)
-            denoise = self._denoise(c, n, how)
+            denoise = self._denoise(c, n, how, precision)
             denoise = guide(denoise) if guide else denoise
             shape = n, self.config.autoencoder.z_channels, *self._latent_size(size, c.concat)
             z_T = noise(self.schedule.alphas_cumprod.new_zeros(shape))
             options = {"steps": how.steps, "eta": how.eta, "spacing": how.spacing}
             options = {name: value for name, value in options.items() if value}  # else its own
-            sampler = SAMPLERS[how.sampler]
             yield from sampler(denoise, self.schedule, z_T, noise=noise, edit=edit, **options)
         finally:
             self.train(was_training)
@@ -243,12 +248,17 @@ class LatentDiffusion(nn.Module):
         own |= {name: value for name, value in given.items() if value is not None}
         return replace(self.config.sampling, **own)
 
-    def _denoise(self, c: Conditioning, n: int, how: SamplingConfig) -> Denoise:
+    def _denoise(self, c: Conditioning, n: int, how: SamplingConfig, precision: str) -> Denoise:
         """The network with its condition and guidance: (z_t, t) -> Prediction."""
         scale, objective = how.guidance_scale, self.config.objective.predict
         c_null = c if scale == 1.0 else self.conditioner.null(n)._replace(concat=c.concat)
         options = {"rescale": how.guidance_rescale, "interval": how.guidance_interval}
-        network = guided(self.network, c, c_null, scale, **options)
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision={precision!r} must be 'fp32' or 'bf16'")
+        network = self.network
+        if precision == "bf16" and has_bf16(self.device):
+            network = torch.autocast(self.device.type, torch.bfloat16)(network)
+        network = guided(network, c, c_null, scale, **options)
         return lambda z, t: self.schedule.prediction(objective, network(z, t), z, t)
 
     def _latent_size(

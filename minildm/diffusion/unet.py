@@ -17,6 +17,7 @@ from minildm.layers import (
     SpatialTransformer,
     Upsample,
     check_fields,
+    fast_layout,
     timestep_embedding,
     zero_init,
 )
@@ -130,7 +131,7 @@ class UNet(nn.Module):
     def forward(self, z_t: Tensor, t: Tensor, tokens: Tensor | None = None) -> Tensor:
         emb = timestep_embedding(t, self.config.channels).to(self.time_mlp[0].weight.dtype)
         emb = self.time_mlp(emb)  # (B, 4 channels)
-        hid, skips = z_t, []
+        hid, skips = fast_layout(z_t), []
         for stage in self.down:
             hid = self._run(stage, hid, emb, tokens)
             skips.append(hid)

@@ -51,6 +51,7 @@ class TrainConfig:
         check_fields(self, 0, 10**9, "warmup_steps", "workers")
         check_fields(self, 1e-12, 1e12, "lr", "grad_clip")
         check_fields(self, 0, 0.999999, "ema_decay")
+        check_fields(self, -(2**63), 2**63 - 1, "seed")  # what torch takes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -176,7 +176,7 @@ def train_ldm(
             batch, task, model.autoencoder.f, given.degradation, given.masks, rng
         )
         z = model.autoencoder.latent(own, noise=rng.randn_like)
-        return model.loss({**batch, "z": z}, rng.generator, rng.rank, rng.world)
+        return model.loss({**batch, "z": z}, rng)
 
     latents = latent_items(data, moments, task)
     place = Path(os.path.relpath(Path(first_stage).resolve(), Path(run_dir).resolve())).as_posix()

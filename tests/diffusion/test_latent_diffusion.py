@@ -2,19 +2,29 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
 from diffusion.references import F64
-from helpers import CLASSES, randn, shaken, tiny_ldm_config
+from helpers import CLASSES, randn, shaken, tiny_autoencoder_config, tiny_ldm_config
 from torch import Tensor
 
-from minildm.conditioning import ClassConfig, ConditionerConfig, HybridConfig, InpaintConfig
+from minildm.compression.autoencoder import Autoencoder
+from minildm.conditioning import (
+    ClassConfig,
+    ConditionerConfig,
+    HybridConfig,
+    InpaintConfig,
+    LowResConfig,
+)
+from minildm.diffusion import latent_diffusion
 from minildm.diffusion.guidance import keep_known
 from minildm.diffusion.latent_diffusion import LatentDiffusion, SamplingConfig, seeded_noise
 from minildm.diffusion.objective import ObjectiveConfig, draw_t
 from minildm.diffusion.samplers import SAMPLERS
 from minildm.diffusion.schedule import ScheduleConfig
+from minildm.layers import BatchRandom
 
 
 def model_of(conditioner: ConditionerConfig | None = None, **changes: Any) -> LatentDiffusion:
@@ -37,7 +47,7 @@ def batch() -> dict[str, Tensor]:
 
 def test_the_loss_draws_posterior_drop_t_and_eps_in_this_order(batch: dict) -> None:
     model = model_of(ClassConfig(classes=CLASSES, d_cond=8, p_uncond=0.5)).train()
-    terms = model.loss(batch, torch.Generator().manual_seed(5))
+    terms = model.loss(batch, BatchRandom(torch.Generator().manual_seed(5)))
     generator = torch.Generator().manual_seed(5)
 
     def draw(x: Tensor) -> Tensor:
@@ -69,6 +79,14 @@ def test_the_loss_weights_samples_by_their_times(batch: dict) -> None:
     weights = model.time_weights[terms["t"]]
     assert torch.allclose(terms["loss"], (weights * terms["per_sample"]).mean())
     assert torch.allclose(terms["simple"], terms["per_sample"].mean())
+
+
+def test_images_in_0_1_are_warned_of() -> None:
+    x, tau = torch.rand(2, 3, 16, 16), LowResConfig().build()
+    for read in (Autoencoder(tiny_autoencoder_config()).encode, lambda x: tau.batch_from(x, 2)):
+        with pytest.warns(UserWarning, match=r"images in \[.*\] where \[-1, 1\] is meant"):
+            read(x)
+        read(2 * x - 1), read(x / 2 + 0.5)
 
 
 # --- image i of a seed depends on (seed, i) alone ---
@@ -146,6 +164,35 @@ def test_the_models_card_decides_what_is_not_given() -> None:
     model = model_of(without, sampling=SamplingConfig(**card))  # no null condition: not guided
     expected = model.sample("red", seed=0, guidance_scale=1.0)
     assert torch.equal(model.sample("red", seed=0), expected)
+
+
+def test_a_function_is_a_sampler(model: LatentDiffusion) -> None:
+    def own(denoise: Any, schedule: Any, z_T: Tensor, steps: int, **options: Any) -> Any:
+        assert options.keys() == {"noise", "edit"}
+        yield from SAMPLERS["heun"](denoise, schedule, z_T, steps)
+
+    one, other = (model.sample("red", seed=0, steps=3, sampler=s) for s in (own, "heun"))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bf16_is_for_the_network_alone(
+    has: bool, model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latent_diffusion, "has_bf16", lambda device: has)
+    options = {"steps": 4, "seed": np.int64(0), "guidance_scale": 2.0}
+    x, half = (model.sample(["red"], n=2, precision=p, **options) for p in ("fp32", "bf16"))
+    assert torch.equal(x, half) == (not has)
+    assert half.dtype == torch.float32 and torch.allclose(x, half, atol=0.05)
+    step = next(model.steps(["red"], n=2, precision="bf16", **options))
+    assert not has or not torch.equal(step.z0_hat, step.z0_hat.bfloat16().float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half, torch.double])
+def test_a_model_of_another_precision_samples(dtype: torch.dtype, model: LatentDiffusion) -> None:
+    options = {"steps": 4, "seed": 0}
+    x, other = model.sample("red", **options), model.to(dtype).sample("red", **options)
+    assert other.dtype == dtype and torch.allclose(x, other.float(), atol=0.1)
 
 
 def test_zero_terminal_snr_samples_with_trailing_spacing() -> None:
