@@ -1,6 +1,7 @@
 """What all conditioners share: config, null condition, conversion of user input; LDM Sec. 3.3."""
 
 import difflib
+import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -109,6 +110,7 @@ class ConditionerConfig:
 
 def look_up(name: str, known: Sequence[str], what: str) -> int:
     """Index of `name` among the known names. Raises ValueError with the nearest ones."""
+    name = unicodedata.normalize("NFC", name) if isinstance(name, str) else name  # é is one letter
     if name in known:
         return known.index(name)
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)

@@ -76,11 +76,14 @@ class CaptionTokenizer:
         return [caption[slice(*where)] for number, where in pairs if number == self._unknown]
 
     def __call__(self, captions: Sequence[str], length: int) -> Tensor:
-        """B captions -> (B, length) int64. Raises ValueError for one that is too long."""
+        """B captions -> (B, length) int64. Raises ValueError for those that are too long."""
         encodings = self._tokenizer.encode_batch(list(captions))
+        long = sum(len(encoding) > length for encoding in encodings)
         for caption, encoding in zip(captions, encodings, strict=True):
             if (n := len(encoding) - 2) > length - 2:  # without start and end
-                raise ValueError(f"caption {caption!r:.60} has {n} tokens, at most {length - 2}")
+                others = f"; {long} of {len(captions)} are too long" if long > 1 else ""
+                found = f"caption {caption!r:.60} has {n} tokens, at most {length - 2}"
+                raise ValueError(found + others)
             encoding.pad(length, pad_id=self.pad)
         return torch.tensor([encoding.ids for encoding in encodings])
 

@@ -93,27 +93,34 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return digest.hexdigest()
 
 
-def square(image: Image.Image, size: int) -> Image.Image:
-    """Any image -> RGB (size, size): upright as EXIF says, over white, the central square."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # 16-bit grey, which Pillow would clip at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-
-
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB -> (3, H, W) uint8."""
     return torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
 
 
-def decode_all(read: Callable[[Any], Image.Image], sources: Sequence[Any], size: int) -> Tensor:
-    """Read an image from each source, made `square`, in threads: (N, 3, size, size) uint8."""
+def square(image: Image.Image, size: int) -> Tensor:
+    """Any image -> (3, size, size) uint8: upright as EXIF says, over white, the central square.
+
+    Raises ValueError for grey of a depth other than 8 and 16 bits: its white is not known.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # 16-bit grey, which Pillow would clip at 255
+        if 0 < (brightest := image.getextrema()[1]) < 4096:
+            raise ValueError(f"grey of at most {brightest} in 16 bits: scale it to 65535")
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("grey of 32 bits: store it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return to_tensor(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
+
+
+def decode_all(read: Callable[[Any], Tensor], sources: Sequence[Any], size: int) -> Tensor:
+    """Read an image (3, size, size) from each source, in threads: (N, 3, size, size) uint8."""
     images = torch.empty(len(sources), 3, size, size, dtype=torch.uint8)
     with ThreadPoolExecutor() as threads:
-        decoded = threads.map(lambda source: to_tensor(square(read(source), size)), sources)
+        decoded = threads.map(read, sources)
         for i, image in enumerate(tqdm(decoded, "decoding", len(sources), delay=2)):
             images[i] = image
     return images

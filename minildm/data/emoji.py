@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from minildm.conditioning import look_up
-from minildm.data.dataset import ImageDataset, cached, decode_all
+from minildm.data.dataset import ImageDataset, cached, decode_all, square
 from minildm.files import data_dir
 from minildm.layers import check_fields
 
@@ -119,5 +119,7 @@ class EmojiDataset(ImageDataset):
     def images(self) -> Tensor:
         """(N, 3, S, S) uint8; decoded once, then read from the cache."""
         key = hashlib.sha256(b"".join(d.webp for d in self.drawings)).hexdigest()
-        decode = partial(decode_all, Drawing.rgba, self.drawings, self.size)
+        decode = partial(
+            decode_all, lambda d: square(d.rgba(), self.size), self.drawings, self.size
+        )
         return cached(f"emoji-{self.size}-{key[:24]}", decode)

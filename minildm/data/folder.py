@@ -1,27 +1,39 @@
-"""Images of your own: a folder of image files, or a set that torchvision knows."""
+"""Images of your own: a folder of image files, or any data set of torch or torchvision."""
 
 import hashlib
+import json
+import operator
+import unicodedata
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 from minildm.conditioning import look_up
-from minildm.data.dataset import ImageDataset, decode_all
+from minildm.data.dataset import ImageDataset, decode_all, square
 from minildm.layers import check_fields
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 VAL_SHARE = 0.1  # of the files
+SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
 class ImageFolder(ImageDataset):
     """A folder of images, decoded into memory; its subfolders are the classes, if it has any.
 
-    `split` is "train", "val" or "all"; a hash of its name below `root` puts about a tenth of the
-    files into "val", so adding files moves no other. Subfolders are searched to any depth; names
-    starting with a dot or two underscores are skipped. Items have the relative name as `file`.
+    `split` is "train", "val" or "all". Folders of such names above the classes are the splits
+    (`test` serves as a missing `val`); else a hash of its name puts about a tenth of the files
+    into "val", so adding files moves no other, but no class as a whole. Subfolders are searched to
+    any depth; names starting with a dot or two underscores are skipped. Items have the relative
+    name as `file`. Captions are in `metadata.jsonl` (`file_name`, `text`) or in a .txt with the
+    image's name; "" for one that lacks its own, the class if there are none.
     Raises ValueError for a missing or empty folder, files next to class folders, an empty split, a
-    file that cannot be decoded and a bad argument.
+    file that cannot be read and a bad argument. Warns of files of other formats.
     """
 
     def __init__(self, root: str | Path, size: int, *, split: str = "train") -> None:
@@ -29,33 +41,61 @@ class ImageFolder(ImageDataset):
         self.size = size
         check_fields(self, 1, 4096, "size")
         root = Path(root).expanduser().resolve()
-        names = find_images(root)
-        class_of = {name: name.partition("/")[0] if "/" in name else root.name for name in names}
-        classes = sorted(set(class_of.values()))
-        kept = [name for name in names if split in ("all", split_of(name))]
-        if not kept:
+        files = find_images(root)
+        classes, splits = classes_and_splits(list(files))
+        rows = zip(files, classes, splits, strict=True)
+        class_of = {name: kind for name, kind, part in rows if split in ("all", part)}
+        if not class_of:
             raise ValueError(f"split={split!r} of {root} is empty: it requires more images")
+        columns, known = {"file": list(class_of)}, sorted(set(classes))
+        if captions := read_captions(root, files):
+            columns["caption"] = [captions.get(name, "") for name in class_of]
         super().__init__(
-            decode_all(lambda name: read_image(root / name, size), kept, size),
+            decode_all(lambda file: read_image(file, size), [files[n] for n in class_of], size),
             name=f"{root.name}-{split}",
-            labels=torch.tensor([classes.index(class_of[name]) for name in kept]),
-            classes=classes,
-            columns={"file": kept},
+            labels=torch.tensor([known.index(kind) for kind in class_of.values()]),
+            classes=known,
+            columns=columns,
         )
 
 
-def find_images(root: Path) -> list[str]:
-    """The name of every image, relative to `root`, with slashes, sorted."""
-    files = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES]
-    paths = [path.relative_to(root) for path in files if path.is_file()]
+def name_in(root: Path, path: Path) -> str:
+    """The name of a file below `root`, with slashes, and with é as one letter on every system."""
+    return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
+
+
+def find_images(root: Path) -> dict[str, Path]:
+    """Every image by its name below `root`, sorted. Warns of files of other formats."""
+    paths = {name_in(root, path): path for path in root.rglob("*") if path.is_file()}
     hidden = (".", "__")  # the system's own files
-    names = [p.as_posix() for p in paths if not any(part.startswith(hidden) for part in p.parts)]
-    loose = [name for name in names if "/" not in name]
-    if not names:
+    parts = sorted(name.split("/") for name in paths)
+    names = ["/".join(p) for p in parts if not any(part.startswith(hidden) for part in p)]
+    suffixes = {name: paths[name].suffix.lower() for name in names}
+    images = {name: paths[name] for name, suffix in suffixes.items() if suffix in SUFFIXES}
+    captions = (".txt", ".jsonl")
+    if others := [s for s in suffixes.values() if s not in SUFFIXES + captions]:
+        total, listed = len(images) + len(others), ", ".join(sorted(set(others)))
+        warnings.warn(f"{root}: skipped {len(others)} of {total} files: {listed}", stacklevel=3)
+    if not images:
         raise ValueError(f"no image ({', '.join(SUFFIXES)}) in {root} or its subfolders")
+    return images
+
+
+def classes_and_splits(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The class and the split, "train", "val" or "test", of each image; see ImageFolder."""
+    tops = [name.partition("/")[0].lower() for name in names]
+    splits = [SPLITS.get(top, top) for top in tops]
+    given = set(splits) <= {"train", "val", "test"}
+    below = {name: name.partition("/")[2] if given else name for name in names}
+    loose = [name for name, rest in below.items() if "/" not in rest]
     if 0 < len(loose) < len(names):
         raise ValueError(f"{loose[0]} is next to the class folders: move it into one of them")
-    return names
+    classes = ["image" if loose else rest.partition("/")[0] for rest in below.values()]
+    if given and set(splits) != {"train"}:
+        return classes, [s if "val" in splits else s.replace("test", "val") for s in splits]
+    drawn = list(zip(classes, map(split_of, names), strict=True))
+    trained = {kind for kind, split in drawn if split == "train"}
+    return classes, [split if kind in trained else "train" for kind, split in drawn]
 
 
 def split_of(name: str) -> str:
@@ -64,39 +104,94 @@ def split_of(name: str) -> str:
     return "val" if draw < VAL_SHARE else "train"
 
 
-def read_image(file: Path, size: int) -> Image.Image:
-    """Decode a file for images of `size` pixels; ValueError names one that is damaged."""
+def read_captions(root: Path, images: Mapping[str, Path]) -> dict[str, str]:
+    """The captions by the names of their images. Raises ValueError for a file of other content."""
+    found, file = {}, root
+    try:
+        for name, path in images.items():
+            if (file := path.with_suffix(".txt")).is_file():
+                found[name] = file.read_text(encoding="utf-8-sig").strip()
+        for file in sorted(root.rglob("metadata.jsonl")):
+            for line in filter(str.strip, file.read_text(encoding="utf-8-sig").split("\n")):
+                row = json.loads(line)
+                found[name_in(root, file.parent / row["file_name"])] = row["text"].strip()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        wanted = 'a caption, or lines {"file_name": "a.png", "text": "a cat"}, in UTF-8'
+        raise ValueError(f"{file} must hold {wanted}: {error!r}") from error
+    return found
+
+
+def read_image(file: Path, size: int) -> Tensor:
+    """Decode a file: (3, size, size) uint8. ValueError names one that cannot be read."""
     try:
         with Image.open(file) as image:
             image.draft("RGB", (2 * size, 2 * size))  # large JPEGs: decode less
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # may raise, as decoding may
-            return image
+            return square(image, size)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} is damaged, or not an image: {error}") from error
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def wrap_dataset(
+    data: Dataset, size: int, *, name: str | None = None, classes: Sequence[str] | None = None
+) -> ImageDataset:
+    """Any torch Dataset with a length, read once into memory and identified by its content.
+
+    Items are (image, label), or dicts of `image` and `label`, `caption` or both; images are PIL's
+    or tensors (C, H, W), uint8 or float in [0, 1]; labels are integers. classes: the labels'
+    names; default: data.classes, else "0", "1", ... Raises ValueError for other items and labels.
+    """
+    from torchvision.transforms.functional import to_pil_image  # slow to import
+
+    images = torch.empty(len(data), 3, size, size, dtype=torch.uint8)
+    name, labels, captions = name or type(data).__name__, [], []
+    for i in tqdm(range(len(data)), "decoding", delay=2):
+        item = data[i]
+        try:
+            row = item if isinstance(item, Mapping) else {"image": item[0], "label": item[1]}
+            image = row["image"]
+            if isinstance(image, Tensor) and image.is_floating_point():
+                if not 0 <= image.min() <= image.max() <= 1:
+                    raise ValueError(f"an image from {image.min():.3g} to {image.max():.3g}")
+                image = (image * 255).round().byte()
+            image = image if isinstance(image, Image.Image) else to_pil_image(image)
+            images[i] = square(image, size)
+            labels.append(operator.index(row.get("label", 0) if "caption" in row else row["label"]))
+            captions.append(row.get("caption") or "")
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"item {i} of {name} must be (image, integer label), or a dict of image and label, "
+                "caption or both; the image PIL's or a tensor (C, H, W), uint8 or float in [0, 1]; "
+                f"got {error!r} in {' '.join(repr(item).split()):.100}"
+            ) from error
+    known = classes or getattr(data, "classes", None) or range(max(labels, default=0) + 1)
+    known = [unicodedata.normalize("NFC", str(each)) for each in known]
+    if not set(labels) <= set(range(len(known))):
+        raise ValueError(f"{name}: classes has {len(known)} names, the labels end at {max(labels)}")
+    columns, labels = {"caption": captions} if any(captions) else {}, torch.tensor(labels)
+    return ImageDataset(images, name=name, labels=labels, classes=known, columns=columns)
 
 
 def torchvision_set(
     name: str, root: str | Path, size: int, split: str = "train", *, download: bool = False
 ) -> ImageDataset:
-    """CIFAR10, CelebA, Flowers102 or ImageNet below `root`, in torchvision's layout.
+    """MNIST, FashionMNIST, CIFAR10, CelebA, Flowers102 or ImageNet, in torchvision's layout.
 
-    `split` is "train" or "val" (CIFAR10: its test images). `download=True` fetches what is
-    missing, except ImageNet, which requires an account. CelebA is one class, "face". Raises
-    ValueError for a bad argument, and torchvision's RuntimeError if the set is missing.
+    `split` is "train" or "val" (of the first three: the test images). `download=True` fetches
+    what is missing below `root`, except ImageNet, which requires an account. CelebA is one class,
+    "face". Raises ValueError for a bad argument, and torchvision's RuntimeError if the set is
+    missing.
     """
-    look_up(name, ("CIFAR10", "CelebA", "Flowers102", "ImageNet"), "name")
+    small = ("MNIST", "FashionMNIST", "CIFAR10")
+    look_up(name, (*small, "CelebA", "Flowers102", "ImageNet"), "name")
     look_up(split, ("train", "val"), "split")
     from torchvision import datasets  # slow to import
 
     options = {} if name == "ImageNet" else {"download": download}
-    part = {"CIFAR10": split == "train", "CelebA": split.replace("val", "valid")}.get(name, split)
+    part = split == "train" if name in small else split
+    if name == "CelebA":
+        part, options["target_transform"] = split.replace("val", "valid"), lambda _: 0
     source = getattr(datasets, name)(Path(root).expanduser(), part, **options)
-    labels = source._labels if name == "Flowers102" else getattr(source, "targets", None)
-    classes = ["face"] if name == "CelebA" else source.classes
-    return ImageDataset(
-        decode_all(lambda i: source[i][0], range(len(source)), size),
-        name=f"{name}-{split}",
-        labels=None if labels is None else torch.tensor(labels),
-        classes=[names[0] for names in classes] if name == "ImageNet" else classes,
-    )
+    names = ["face"] if name == "CelebA" else source.classes
+    names = [each if isinstance(each, str) else each[0] for each in names]  # ImageNet's synonyms
+    return wrap_dataset(source, size, name=f"{name}-{split}", classes=names)

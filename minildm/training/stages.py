@@ -32,6 +32,7 @@ from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter,
 from minildm.training.configs import (
     AutoencoderExperiment,
     ClassifierExperiment,
+    Experiment,
     LatentDiffusionExperiment,
     differences,
     to_dict,
@@ -72,6 +73,13 @@ def flipped(batch: Batch, flip: bool, rng: BatchRandom) -> Batch:
     return transforms.mirrored(batch, rng.rand(len(x), device=x.device) < 0.5 * flip)
 
 
+def training_set(experiment: Experiment, data: ImageDataset | None) -> ImageDataset:
+    """The given images, or the experiment's. Raises ValueError for another kind of data set."""
+    if data is not None and not isinstance(data, ImageDataset):
+        raise ValueError(f"data={data!r:.60} must be an ImageDataset: see minildm.wrap_dataset")
+    return experiment.data.dataset("train") if data is None else data
+
+
 def train_autoencoder(
     experiment: AutoencoderExperiment,
     data: ImageDataset | None = None,
@@ -86,7 +94,7 @@ def train_autoencoder(
     step the standard deviation of KL latents over the data is measured and saved as the
     autoencoder's `scale`. Raises ValueError for images or options that do not suit the model.
     """
-    data = experiment.data.dataset("train") if data is None else data
+    data = training_set(experiment, data)
     distance = perceptual_distance(experiment.perceptual) if experiment.perceptual_weight else None
     game, train, config = experiment.adversarial, experiment.train, experiment.model
     side, least = data[0]["image"].shape[-1], 3 * 2**game.disc_layers if game else 1  # one logit
@@ -141,7 +149,7 @@ def train_ldm(
     averaged weights. init: a model's folder to start from. save_at: steps after which the model
     is saved, besides save_every. Raises ValueError for parts that do not fit together.
     """
-    data = experiment.data.dataset("train") if data is None else data
+    data = training_set(experiment, data)
     autoencoder = load_model(first_stage, kind="autoencoder")
     if (Path(first_stage) / AVERAGES).exists():  # stage 1 ends by putting them in place
         raise ValueError(f"first_stage={str(first_stage)!r} is not trained to its end: resume it")
@@ -157,6 +165,7 @@ def train_ldm(
     model.autoencoder.load_state_dict(autoencoder.state_dict())
     if tokenizer is not None:
         reader_of(model).set_tokenizer(tokenizer)
+    check_captions(model, data)
     inputs = {"first_stage": hashed, "init": init and fingerprint(model)}
     run = Training(run_dir, experiment, device, data, **inputs)
     model.autoencoder.to(run.device)
@@ -230,6 +239,18 @@ def completed(
     return replace(conditioner, **{field: tuple(getattr(data, source))}), None
 
 
+def check_captions(model: LatentDiffusion, data: ImageDataset) -> None:
+    """Raises ValueError that counts captions that are missing or too long for the model."""
+    reader = getattr(model.conditioner, "tokens", model.conditioner)
+    if (read := getattr(reader, "tokenizer", None)) is None:
+        return
+    captions = zip(data.columns.get("file", range(len(data))), data.captions, strict=True)
+    if lacking := [str(name) for name, caption in captions if not caption.strip()]:
+        count, listed = f"{len(lacking)} of {len(data)}", ", ".join(lacking[:5])
+        raise ValueError(f"{count} images of {data.name!r} have no caption: {listed}")
+    read(data.captions, reader.config.length)
+
+
 def train_classifier(
     experiment: ClassifierExperiment,
     data: ImageDataset | None = None,
@@ -239,7 +260,7 @@ def train_classifier(
     init: str | Path | None = None,
 ) -> Iterator[Record]:
     """Train a Classifier, or, on scenes, a Segmenter of their maps; see the others."""
-    data = experiment.data.dataset("train") if data is None else data
+    data = training_set(experiment, data)
     if hasattr(data, "semantic_classes"):
         build, config = Segmenter, SegmenterConfig(labels=data.semantic_classes)
     else:

@@ -39,7 +39,7 @@ BYTES = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
         (lambda: ImageFolder(".", 8, split="test"), "split='test'"),
         (lambda: ImageFolder(".", 0), r"size=0 must lie in 1\.\."),
         (lambda: ImageFolder("nowhere", 8), r"no image .*\.png.* in .*nowhere"),
-        (lambda: torchvision_set("MNIST", ".", 8), "name='MNIST'.*CIFAR10"),
+        (lambda: torchvision_set("MNISTT", ".", 8), "name='MNISTT'.*'MNIST'.*CIFAR10"),
     ],
 )
 def test_a_wrong_argument_is_named(make: Callable[[], Any], said: str) -> None:

@@ -1,15 +1,19 @@
-"""Folders of images and torchvision sets: pixels, splits, and each way a folder can be wrong."""
+"""Folders of images, sets of torch and torchvision: pixels, splits, captions, wrong content."""
 
+import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
-from minildm.data.folder import ImageFolder, split_of, torchvision_set
+from minildm.data.dataset import ImageDataset
+from minildm.data.folder import ImageFolder, split_of, torchvision_set, wrap_dataset
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -32,6 +36,10 @@ def colors(item: dict[str, Any]) -> list[float]:
     return item["image"].mean(dim=(1, 2)).tolist()
 
 
+def files(root: Path, split: str) -> set[str]:
+    return set(ImageFolder(root, 4, split=split).columns["file"])
+
+
 def test_subfolders_are_classes(zoo: Path) -> None:
     for name in (".cache/a.png", "__MACOSX/a.png", "ant/._00.png", "ant/.thumbs/a.png"):
         (zoo / name).parent.mkdir(parents=True, exist_ok=True)
@@ -48,15 +56,43 @@ def test_subfolders_are_classes(zoo: Path) -> None:
 
 
 def test_the_split_is_by_name_and_adding_files_moves_none(zoo: Path) -> None:
-    def names(split: str) -> set[str]:
-        return set(ImageFolder(zoo, 4, split=split).columns["file"])
-
-    before = names("val")
-    assert not names("train") & before and names("train") | before == names("all")
+    before = files(zoo, "val")
+    assert not files(zoo, "train") & before and files(zoo, "train") | before == files(zoo, "all")
     save(zoo / "ant" / "new.png")
-    assert before <= names("val") and len(names("all")) == 61
+    assert before <= files(zoo, "val") and len(files(zoo, "all")) == 61
     shares = [split_of(f"ant/{i}.png") == "val" for i in range(4000)]
     assert sum(shares) / 4000 == pytest.approx(0.1, abs=0.02)
+    alone = next(f"solo/{i}.png" for i in range(100) if split_of(f"solo/{i}.png") == "val")
+    save(zoo / alone)  # a class with a single image
+    assert alone in files(zoo, "train") - files(zoo, "val")
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (("train", "val", "test"), ("train", "val")),
+        (("Training", "Validation"), ("Training", "Validation")),
+        (("train", "test"), ("train", "test")),
+    ],
+)
+def test_folders_with_the_names_of_splits_are_the_splits(
+    folders: tuple[str, ...], expected: tuple[str, str], zoo: Path
+) -> None:
+    for name in folders:
+        shutil.copytree(zoo, zoo.parent / "data" / name)
+    for split, name in zip(("train", "val"), expected, strict=True):
+        data = ImageFolder(zoo.parent / "data", 4, split=split)
+        assert {file.partition("/")[0] for file in data.columns["file"]} == {name}
+        assert data.classes == ("ant", "big_bee") and len(data) == 60
+
+
+def test_names_are_the_same_on_every_system(tmp_path: Path) -> None:
+    save(tmp_path / "cafe\u0301" / "re\u0301.jfif")  # as macOS writes é
+    save(tmp_path / "tea" / "a.png")
+    data = ImageFolder(tmp_path, 4, split="all")
+    assert (
+        data.classes == ("caf\u00e9", "tea") and data.columns["file"][0] == "caf\u00e9/r\u00e9.jfif"
+    )
 
 
 def test_every_kind_of_image_becomes_square_rgb(tmp_path: Path) -> None:
@@ -76,17 +112,34 @@ def test_every_kind_of_image_becomes_square_rgb(tmp_path: Path) -> None:
         assert colors(item) == pytest.approx(color, abs=0.15)
     turned = data[5]["image"]  # red, which was left, is above
     assert turned[0, 0].mean() > 0.9 and turned[2, -1].mean() > 0.9
-    assert data.classes == (tmp_path.name,)  # no subfolders: one class
+    assert data.classes == ("image",)  # no subfolders: one class
 
 
 def test_the_fingerprint_is_names_and_content_not_place_and_time(zoo: Path) -> None:
     first, kept = ImageFolder(zoo, 8).fingerprint, zoo / "ant/03.png"
     moved = shutil.copytree(zoo, zoo.parent / "moved", copy_function=shutil.copyfile)
     assert ImageFolder(moved, 8).fingerprint == first
+    one, two = (ImageFolder(root / "ant", 8).fingerprint for root in (zoo, moved))
+    assert one == two  # also without classes
     save(kept, GREEN)
     changed = ImageFolder(zoo, 8).fingerprint
     kept.rename(kept.with_name("renamed.png"))
     assert len({first, changed, ImageFolder(zoo, 8).fingerprint}) == 3
+
+
+def test_captions_are_in_a_table_or_beside_the_images(zoo: Path) -> None:
+    rows = [{"file_name": f"{i:02d}.png", "text": f"a red ant, number {i}"} for i in range(29)]
+    table = zoo / "ant/metadata.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (zoo / "big_bee/deep/07.txt").write_text("a blue bee\n")
+    data = ImageFolder(zoo, 4, split="all")
+    assert data.captions[28:30] == ["a red ant, number 28", ""]
+    assert {*data.captions[30:]} == {"a blue bee", ""} and data.captions[37] == "a blue bee"
+    table.write_text('{"file_name": "00.png", "caption": "an ant"}\n')
+    with pytest.raises(
+        ValueError, match=r"metadata\.jsonl must hold.*file_name.*KeyError\('text'\)"
+    ):
+        ImageFolder(zoo, 4)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif"])
@@ -95,7 +148,21 @@ def test_a_damaged_file_is_named(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"broken.{suffix}"
     Image.fromarray(noise).save(file)
     file.write_bytes(file.read_bytes()[:900])
-    with pytest.raises(ValueError, match=r"broken\..* is damaged"):
+    with pytest.raises(ValueError, match=r"broken\..* cannot be read"):
+        ImageFolder(tmp_path, 8, split="all")
+
+
+@pytest.mark.parametrize(
+    ("grey", "said"),
+    [
+        (np.full((4, 4), 4095, np.uint16), "at most 4095 in 16 bits"),
+        (np.full((4, 4), 0.5, np.float32), "32 bits"),
+        (np.full((4, 4), 70000, np.int32), "32 bits"),
+    ],
+)
+def test_grey_of_another_depth_is_refused(grey: np.ndarray, said: str, tmp_path: Path) -> None:
+    Image.fromarray(grey).save(tmp_path / "scan.tif")
+    with pytest.raises(ValueError, match=rf"scan\.tif cannot be read: .*{said}"):
         ImageFolder(tmp_path, 8, split="all")
 
 
@@ -103,29 +170,75 @@ def test_folders_that_cannot_be_used_are_named(zoo: Path) -> None:
     save(zoo.parent / "one" / "a.png")
     with pytest.raises(ValueError, match=r"split='val' of .* is empty"):
         ImageFolder(zoo.parent / "one", 8, split="val")
+    for name in ("a.heic", "b.avif", "c.HEIC", "d.txt"):
+        (zoo.parent / "one" / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"skipped 3 of 4 files: \.avif, \.heic$"):
+        ImageFolder(zoo.parent / "one", 8)
     save(zoo / "stray.png")
     with pytest.raises(ValueError, match=r"stray\.png is next to the class folders"):
         ImageFolder(zoo, 8)
 
 
-def test_a_torchvision_set_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fake(list):
-        """CIFAR10 as torchvision gives it: pairs of an image and a label."""
+# --- data sets of torch and torchvision ---
 
-        classes, targets = ("airplane", "automobile"), [0, 1, 1]
+X = torch.rand(4, 1, 28, 28)
+
+
+def test_any_torch_dataset_can_be_wrapped() -> None:
+    data = wrap_dataset(TensorDataset(X, torch.tensor([2, 0, 1, 2])), 32, name="mine")
+    assert data.labels.tolist() == [2, 0, 1, 2] and data.classes == ("0", "1", "2")
+    assert data.images.shape == (4, 3, 32, 32) and data.captions == ["2", "0", "1", "2"]
+    same = wrap_dataset(TensorDataset((X * 255).round().byte(), data.labels), 28)
+    floats = wrap_dataset(TensorDataset(X, data.labels), 28)
+    assert torch.equal(same.images, (X * 255).round().byte().expand(-1, 3, -1, -1))
+    others = [wrap_dataset(TensorDataset(1 - X, data.labels), 28), data]
+    assert same.fingerprint == floats.fingerprint not in [o.fingerprint for o in others]
+    photo = Image.new("RGB", (9, 8), GREEN)
+    rows = [{"image": photo, "caption": "a leaf"}, {"image": photo, "caption": None}]
+    leaves: ImageDataset = wrap_dataset(rows, 8)
+    assert leaves.captions == ["a leaf", ""] and colors(leaves[1]) == [-1.0, 1.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        (
+            [(X[0], 0), (2 * X[0] - 1, 0)],
+            r"item 1 of list must be .*float in \[0, 1\]; got.* from -",
+        ),
+        ([{"img": X[0], "target": 0}], "dict of image and label, caption or both.*'img'"),
+        ([(X[0], "cat")], "integer label.*'str' object cannot be"),
+        ([X[0]], "item 0 of list must be"),
+        ([(Image.new("F", (4, 4)), 0)], "grey of 32 bits"),
+        ([(X[0], 3)], "classes has 2 names, the labels end at 3"),
+    ],
+)
+def test_what_an_item_lacks_is_said_at_once(items: Iterable[Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        wrap_dataset(items, 8, classes=["a", "b"])
+
+
+@pytest.mark.parametrize(("name", "mode"), [("CIFAR10", "RGB"), ("MNIST", "L")])
+def test_a_torchvision_set_is_decoded(
+    name: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fake(list):
+        """As torchvision gives it: pairs of an image and a label."""
+
+        classes = ("airplane", "automobile")
 
         def __init__(self, root: Path, train: bool, download: bool) -> None:
-            image = Image.new("RGB", (32, 32), (40, 40, 40) if train else (200, 200, 200))
-            super().__init__((image, label) for label in self.targets)
+            image = Image.new("RGB", (28, 28), (40, 40, 40) if train else (200, 200, 200))
+            super().__init__((image.convert(mode), label) for label in (0, 1, 1))
 
-    monkeypatch.setattr("torchvision.datasets.CIFAR10", Fake)
-    train, val = (torchvision_set("CIFAR10", ".", 16, split) for split in ("train", "val"))
-    assert train.name == "CIFAR10-train" and train.labels.tolist() == [0, 1, 1]
-    assert train[2]["caption"] == "automobile" and train[2]["image"].shape == (3, 16, 16)
+    monkeypatch.setattr(f"torchvision.datasets.{name}", Fake)
+    train, val = (torchvision_set(name, ".", 32, split) for split in ("train", "val"))
+    assert train.name == f"{name}-train" and train.labels.tolist() == [0, 1, 1]
+    assert train[2]["caption"] == "automobile" and train[2]["image"].shape == (3, 32, 32)
     assert train.images.unique().tolist() == [40] and val.images.unique().tolist() == [200]
 
 
-@pytest.mark.parametrize("name", ["CIFAR10", "CelebA", "Flowers102", "ImageNet"])
+@pytest.mark.parametrize("name", ["CIFAR10", "MNIST", "CelebA", "Flowers102", "ImageNet"])
 def test_a_missing_torchvision_set_says_how_to_get_it(tmp_path: Path, name: str) -> None:
     with pytest.raises(RuntimeError, match="download"):
         torchvision_set(name, tmp_path, 8)
