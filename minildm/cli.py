@@ -1,22 +1,31 @@
-"""The command line: `minildm demo | train | sample | evaluate | convert | sweep`."""
+"""The command line: `minildm demo | train | sample | reconstruct | evaluate | convert | sweep`."""
 
 import json
+import os
 import tomllib
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
+from torch import Tensor
+from torch.utils.data import default_collate
 
 from minildm.conditioning import look_up
-from minildm.files import write_json
-from minildm.training.checkpoint import find_model, load_model
+from minildm.data.dataset import as_float, decode_all
+from minildm.data.folder import label_map, read_image
+from minildm.files import data_dir, write_json
+from minildm.training.checkpoint import find_model, load_model, read_card
 from minildm.training.configs import (
     AutoencoderExperiment,
     DataConfig,
     LatentDiffusionExperiment,
+    from_dict,
     override,
+    to_dict,
 )
 from minildm.training.loop import describe, pick_device
 from minildm.training.presets import PRESETS
@@ -32,10 +41,12 @@ LAYOUT = (
     'a JSON file, {"classes": ["dog"], "boxes": [[0.1, 0.5, 0.4, 0.9]]}, or a list of such; '
     "boxes are left, top, right, bottom as fractions of the image"
 )
+IMAGES = (".png", ".jpg", ".webp")  # what can be written
 ModelName = Annotated[str, typer.Argument(help="a model's folder, or the name of a shipped one")]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; default: the best")]
 SEEDS = {"min": -(2**63), "max": 2**63 - 1}  # what torch takes
 Seed = Annotated[int, typer.Option(help="the same seed gives the same result", **SEEDS)]
+Size = Annotated[int | None, typer.Option(help="side of the images; default: the model's")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="a field, as data.size=128")]
 
 
@@ -112,8 +123,13 @@ def sample(
     model: ModelName,
     y: Annotated[list[str] | None, typer.Argument(help="class names, or prompts")] = None,
     layout: Annotated[Path | None, typer.Option(help=LAYOUT)] = None,
+    image: Annotated[Path | None, typer.Option(help="to enlarge, or to inpaint")] = None,
+    mask: Annotated[Path | None, typer.Option(help="white where to inpaint; else random")] = None,
+    map_: Annotated[Path | None, typer.Option("--map", help="whose grey levels are labels")] = None,
     n: Annotated[int, typer.Option(min=1, help="images a condition, or in all without one")] = 1,
-    out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("samples.png"),
+    index: Annotated[int | None, typer.Option(min=0, help="only this image of all, from 0")] = None,
+    size: Size = None,
+    out: Annotated[Path, typer.Option(help=".png, .jpg or .webp")] = Path("samples.png"),
     steps: Annotated[int | None, typer.Option(help="sampling steps; default: the model's")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1: plain conditional")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddim, ddpm, plms, ...")] = None,
@@ -121,26 +137,81 @@ def sample(
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Sample images of classes, prompts or layouts; other tasks: of n held-out conditions."""
+    """Sample images of classes, prompts, layouts, images or maps; of held-out ones without."""
+    from minildm.evaluation.following import pasted
     from minildm.teaching import plots
 
-    loaded = load_model(find_model(model), kind="latent-diffusion")
-    options = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "seed": seed}
-    options["precision"] = precision
-    kind, names, given = loaded.config.conditioner.kind, [], None
-    if kind == "none":
-        options["n"] = n
-    elif kind in ("low_res", "inpaint", "semantic"):
-        from minildm.evaluation.following import draw_conditions
-
-        given, _, _ = draw_conditions(loaded, n, seed)
-    else:
-        conditions = _layouts(layout) if layout else y or ()
-        given = [each for each in conditions for _ in range(n)] or None
-        names = [c if isinstance(c, str) else ", ".join(k for k, _ in c) for c in given or ()]
-    x = loaded.to(pick_device(device)).sample(given, **options)
-    plots.save(plots.image_grid(x, names), out)
+    _check_out(out, *IMAGES)
+    folder = find_model(model)
+    loaded = load_model(folder, kind="latent-diffusion")
+    files = [str(file) for file in (layout, image, map_) if file]
+    found = _conditions(loaded, folder, [*(y or ()), *files], mask, size, n, seed)
+    options = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "size": size}
+    options |= {"precision": precision, "seed": seed}
+    if index is not None:
+        if index >= len(found):
+            raise ValueError(f"--index {index} must be below {len(found)}, the number of images")
+        found, n, options["first"] = [found[index]], 1, index
+    names, given = zip(*found, strict=True)
+    images = default_collate(given) if isinstance(given[0], dict) else {}
+    given = images or (None if given[0] is None else list(given))
+    x = loaded.to(pick_device(device)).sample(given, n=len(found), **options)
+    grid = {"rows": names[::n]} if any(names) and 1 < n <= 16 else {"titles": names}
+    grid |= {"columns": max(8, round(len(x) ** 0.5)), "scale": max(1.1, x.shape[-1] / plots.DPI)}
+    plots.save(plots.image_grid(pasted(x, images), **grid), out)
     typer.echo(f"{len(x)} images: {out}")
+
+
+def _check_out(out: Path, *suffixes: str) -> None:
+    """Raise ValueError for a file that cannot be written, before the work for it begins."""
+    if suffixes and out.suffix.lower() not in suffixes:
+        raise ValueError(f"--out {out} must end in {', '.join(suffixes)}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ValueError(f"--out {out} cannot be written")
+
+
+def _trained_on(folder: Path) -> DataConfig | None:
+    """The data of a model's training, as its card has it; None of a shipped model."""
+    content = read_card(folder)["info"].get("data_config")
+    return content and from_dict(DataConfig, content)
+
+
+def _read(files: list[Path], size: int) -> Tensor:
+    """The central squares of image files: (N, 3, size, size) in [-1, 1]."""
+    return as_float(decode_all(partial(read_image, size=size), files, size))
+
+
+def _conditions(
+    model: Any, folder: Path, y: list[str], mask: Path | None, size: int | None, n: int, seed: int
+) -> list[tuple[str, Any]]:
+    """A name and a condition for each image: n of each word or file in y; held-out ones without."""
+    from minildm.evaluation.following import draw_conditions, given_of
+
+    kind, side = model.config.conditioner.kind, size or model.config.image_size
+    if mask and kind != "inpaint":
+        raise ValueError(f"--mask {mask}: the condition {kind!r} has no mask")
+    if not y and kind in ("low_res", "inpaint", "semantic"):
+        data = _trained_on(folder)
+        drawn, _, _ = draw_conditions(model, n, seed, data and data.dataset("val"))
+        rows = zip(*drawn.values(), strict=True)
+        return [("", dict(zip(drawn, row, strict=True))) for row in rows]
+    found: list[tuple[str, Any]] = []
+    for text in y:
+        if kind == "layout":
+            found += [(", ".join(k for k, _ in c), c) for c in _layouts(Path(text))]
+        elif kind == "semantic":
+            labels, known = read_image(Path(text), side, label_map), model.config.conditioner.labels
+            if labels.max() >= len(known):
+                raise ValueError(f"{text} must have labels below {len(known)}, as the model")
+            found.append((text, {"semantic": labels}))
+        elif kind in ("low_res", "inpaint"):
+            given = given_of(_read([Path(text)], side), kind, model.autoencoder.f, seed=seed)
+            given |= {"mask": (_read([mask], side)[:, :1] < 0).float()} if mask else {}
+            found.append((text, {key: rows[0] for key, rows in given.items()}))
+        else:
+            found.append((text, text))
+    return [each for each in found for _ in range(n)] or [("", None)] * n
 
 
 def _layouts(path: Path) -> list[list[tuple[str, list[float]]]]:
@@ -154,12 +225,38 @@ def _layouts(path: Path) -> list[list[tuple[str, list[float]]]]:
 
 
 @app.command()
+def reconstruct(
+    model: ModelName,
+    images: Annotated[list[Path], typer.Argument(help="image files")],
+    size: Size = None,
+    out: Annotated[Path, typer.Option(help=".png, .jpg or .webp")] = Path("reconstructions.png"),
+    device: Device = None,
+) -> None:
+    """Encode and decode images by a first stage: each above its reconstruction."""
+    from minildm.evaluation import metrics
+    from minildm.teaching import plots
+
+    _check_out(out, *IMAGES)
+    folder = find_model(model)
+    autoencoder = load_model(folder, kind="autoencoder").to(pick_device(device))
+    x = _read(images, size or (_trained_on(folder) or DataConfig()).size)
+    x_rec = metrics.reconstruct(autoencoder, x)
+    heads = [f"{value:.1f} dB" for value in metrics.psnr(x, x_rec)]
+    grid = {"rows": ("input", "reconstruction"), "scale": max(1.1, x.shape[-1] / plots.DPI)}
+    plots.save(plots.image_grid(torch.cat([x, x_rec]), heads=heads, **grid), out)
+    typer.echo(f"{len(x)} images: {out}")
+
+
+@app.command()
 def evaluate(
     model: ModelName,
     out: Annotated[Path | None, typer.Option(help="a JSON file for the numbers")] = None,
-    data: Annotated[str, typer.Option(help="first stages: emoji, scenes, photos")] = "emoji",
-    folder: Annotated[Path | None, typer.Option(help="first stages: your own images")] = None,
-    size: Annotated[int, typer.Option(help="first stages: side of the images")] = 64,
+    data: Annotated[
+        str | None, typer.Option(help="emoji, scenes, photos; default: its own")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="measure on this folder of images")] = None,
+    size: Size = None,
+    split: Annotated[str, typer.Option(help="val: held-out images; all")] = "val",
     per_class: Annotated[int, typer.Option(help="classes: samples of each")] = 24,
     n: Annotated[int, typer.Option(min=1, help="others: samples at each guidance scale")] = 128,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 25,
@@ -168,21 +265,30 @@ def evaluate(
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Measure a model on held-out images: reconstructions, or what a classifier recognises."""
+    """Measure a model on held-out images of its data: reconstructions, samples or answers."""
     from minildm.evaluation.following import evaluate_model
 
-    place, path = pick_device(device), str(folder or "")
-    images = DataConfig(kind="folder" if folder else data, path=path, size=size)
+    if out is not None:
+        _check_out(out)
+    place, path = pick_device(device), find_model(model)
+    given = {"kind": data, "path": ""} if data else {}
+    given |= {"kind": "folder", "path": str(folder.resolve())} if folder else {}
+    images = _trained_on(path)
+    if images is None and not given and path.parent != data_dir() / "weights":
+        raise ValueError(f"{path} does not say what it was trained on: give --folder or --data")
+    if given or size:
+        images = replace(images or DataConfig(), **given, **({"size": size} if size else {}))
     options = {"per_class": per_class, "n": n, "guidance_scale": guidance_scale, "steps": steps}
     if classifier is not None:
         options["classifier"] = load_model(find_model(classifier)).to(place)
-    trained = load_model(find_model(model)).to(place)
-    found = evaluate_model(trained, data=images, seed=seed, **options)
+    trained = load_model(path).to(place)
+    found = evaluate_model(trained, data=images, split=split, seed=seed, **options)
     for name, evaluation in found.items():
         typer.echo(f"{name}\n{evaluation}\n")
     if out is not None:
-        results = {"model": model, "device": describe(place), "seed": seed}
-        write_json(out, results | {name: e.as_dict() for name, e in found.items()})
+        results = {"model": model, "device": describe(place), "seed": seed, "split": split}
+        results["data"] = images and to_dict(images)
+        write_json(out, results | {"evaluations": {k: e.as_dict() for k, e in found.items()}})
 
 
 @app.command("convert")

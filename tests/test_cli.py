@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from minildm import cli, load_model
+from minildm import EmojiDataset, ScenesDataset, cli, load_model, plots
+from minildm.data.dataset import to_tensor
 
 TINY = ["--steps", "2", "--batch-size", "2", "--set", "data.size=32"]
 
@@ -19,24 +21,99 @@ def run(*words: object) -> int:
     return stop.value.code or 0
 
 
-def test_both_stages_train_are_sampled_and_evaluated(tmp_path: Path) -> None:
-    ae, ldm = tmp_path / "ae", tmp_path / "ldm"
-    subgroups = ["--set", 'data.subgroups=["food-fruit"]']
-    assert run("train", "emoji-kl-f8", "--run-dir", ae, *TINY, *subgroups) == 0
-    changed = ["--set", "train.warmup_steps=1", "--set", "objective.predict=v", *subgroups]
-    first = ["--first-stage", ae, "--run-dir", ldm]
-    assert run("train", "emoji-class-f8", *first, *TINY, *changed) == 0
-    assert load_model(ldm).config.objective.predict == "v"
-    png = tmp_path / "samples.png"
-    words = ["food-fruit", "--n", 3, "--steps", 2, "--out", png]
-    assert run("sample", ldm, *words) == 0
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen images of one's own, in two classes."""
+    folder = tmp_path_factory.mktemp("own")
+    for i, pixels in enumerate(EmojiDataset("val", 64).images[:16]):
+        (folder / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / "ab"[i % 2] / f"{i}.png")
+    return folder
+
+
+def test_both_stages_train_on_a_folder_and_are_sampled_and_evaluated_on_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ae, ldm, classifier = (tmp_path / name for name in ("ae", "ldm", "classifier"))
+    tiny = [*TINY, "--folder", folder]
+    assert run("train", "emoji-kl-f8", "--run-dir", ae, *tiny, "--set", "model.patch=1") == 0
+    assert "within train.warmup_steps=100" in capsys.readouterr().err
+    changed = ["--set", "train.warmup_steps=1", "--set", "objective.predict=v"]
+    second = ["train", "emoji-class-f8", "--first-stage", ae, *tiny, *changed]
+    assert run(*second, "--run-dir", ldm) == 0
+    assert run("train", "emoji-classifier", "--run-dir", classifier, *tiny, *changed[:2]) == 0
+    assert (
+        load_model(ldm).config.objective.predict == "v" and "warmup" not in capsys.readouterr().err
+    )
+    assert run(*second, "--run-dir", ldm, "--steps", 4) == 2
+    error = capsys.readouterr().err
+    assert "(train.steps: 2 there, 4 here)" in error and f"--init {ldm}" in error
+    png, numbers = tmp_path / "samples.png", tmp_path / "numbers.json"
+    assert run("sample", ldm, "b", "--n", 3, "--steps", 2, "--out", png) == 0
     with Image.open(png) as image:
         assert image.size[0] > 3 * 32
-    numbers = tmp_path / "numbers.json"
-    assert run("evaluate", ldm, "--per-class", 2, "--steps", 2, "--out", numbers) == 0
+    whole = ["--split", "all", "--out", numbers]
+    judged = ["--classifier", classifier, "--steps", 2, "--n", 8]
+    assert run("evaluate", ldm, *judged, *whole) == 0
     results = json.loads(numbers.read_text())
-    assert results["model"] == str(ldm)
-    assert json.dumps(results).count('"n":') >= 2
+    assert results["model"] == str(ldm) and results["data"]["path"] == str(folder)
+    [evaluation] = results["evaluations"].values()
+    measured = evaluation["measured"]
+    assert {"kid", "precision", "nearest", "label", "label_real"} <= measured.keys()
+    assert measured["recall"]["n"] == 16 and evaluation["settings"]["groups"] == 4
+    for model, name in ((ae, "psnr"), (classifier, "label"), ("emoji-sr", "kept")):
+        words = ["--folder", folder] if model == "emoji-sr" else []
+        assert run("evaluate", model, *words, "--n", 4, "--steps", 1, *whole) == 0
+        results = json.loads(numbers.read_text())
+        assert results["model"] == str(model)
+        assert name in next(iter(results["evaluations"].values()))["measured"]
+    assert run("evaluate", ldm, "--n", 3, "--split", "all") == 2
+    assert "3 samples, 16 images of own0-all" in capsys.readouterr().err
+    card = json.loads((ae / "config.json").read_text())
+    del card["info"]["data_config"]
+    (ae / "config.json").write_text(json.dumps(card))
+    assert run("evaluate", ae) == 2
+    assert "give --folder or --data" in capsys.readouterr().err
+
+
+def test_images_of_ones_own_are_conditions_and_an_image_of_a_grid_is_made_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, draw = [], plots.image_grid
+    monkeypatch.setattr(plots, "image_grid", lambda x, **how: shown.append(x) or draw(x, **how))
+    image, mask, labels = folder / "a/0.png", tmp_path / "mask.png", tmp_path / "labels.png"
+    Image.linear_gradient("L").resize((64, 64)).save(mask)  # white below
+    Image.fromarray(ScenesDataset("val", 64, n=1).maps[0].numpy()).save(labels)
+    cases = [
+        ["sample", "emoji-sr", "--image", image, "--size", 128, "--out", tmp_path / "x.webp"],
+        ["sample", "emoji-inpaint", "--image", image, "--mask", mask, "--out", tmp_path / "x.jpg"],
+        ["sample", "scenes-semantic", "--map", labels, "--n", 2, "--out", tmp_path / "x.png"],
+        ["sample", "emoji-class", "heart", "person", "--n", 2, "--out", tmp_path / "y.png"],
+        [
+            "sample",
+            "emoji-class",
+            "heart",
+            "person",
+            "--n",
+            2,
+            "--index",
+            2,
+            "--out",
+            tmp_path / "z.png",
+        ],
+    ]
+    for words in cases:
+        assert run(*words, "--steps", 1) == 0
+        with Image.open(words[-1]) as found:
+            assert found.format == {".webp": "WEBP", ".jpg": "JPEG"}.get(words[-1].suffix, "PNG")
+    assert [x.shape[0] for x in shown] == [1, 1, 2, 4, 1] and shown[0].shape[-1] == 128
+    with Image.open(image) as pixels:
+        known = to_tensor(pixels.convert("RGB"))[:, :30] / 127.5 - 1
+    assert torch.allclose(shown[1][0, :, :30].cpu(), known, atol=1e-2)
+    assert torch.allclose(shown[3][2], shown[4][0], atol=1e-3)
+    assert run("reconstruct", "emoji-kl-f4", image, folder / "b/1.png", "--out", cases[0][-1]) == 0
+    assert torch.allclose(shown[5][0, :, :30], known, atol=1e-2)  # the input, above
+    assert shown[5].shape == (4, 3, 64, 64)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +152,12 @@ def test_each_shipped_model_is_sampled_by_one_command(
         (["sample", "emoji-class", "frut"], "frut"),
         (["sample", "emoji-class"], "None"),
         (["sample", "scenes-layout", "--layout", "LAYOUT"], "is not a layout"),
+        (["sample", "emoji-class", "person", "--out", "x.gif"], "must end in .png, .jpg, .webp"),
+        (["sample", "emoji-class", "person", "--out", "LAYOUT/x.png"], "exists"),
+        (["sample", "emoji-class", "person", "--mask", "LAYOUT"], "has no mask"),
+        (["sample", "emoji-class", "person", "--index", "1"], "must be below 1"),
+        (["sample", "scenes-semantic", "--map", "LAYOUT"], "cannot be read"),
+        (["reconstruct", "emoji-class", "LAYOUT"], "not 'autoencoder'"),
         (["evaluate", "nothing"], "nothing"),
         (["convert", "nothing", "x"], "nothing"),
         (["demo", "--scale", "huge"], "huge"),
@@ -85,7 +168,7 @@ def test_bad_input_ends_in_one_sentence(
 ) -> None:
     layout = tmp_path / "layout.json"
     layout.write_text('{"boxes": 3}')
-    paths = {"x": tmp_path / "x", "LAYOUT": layout}
+    paths = {"x": tmp_path / "x", "LAYOUT": layout, "LAYOUT/x.png": layout / "x.png"}
     assert run(*(paths.get(word, word) for word in words)) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("minildm: ") and "\n" not in error

@@ -5,11 +5,12 @@ import json
 import operator
 import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -121,13 +122,26 @@ def read_captions(root: Path, images: Mapping[str, Path]) -> dict[str, str]:
     return found
 
 
-def read_image(file: Path, size: int) -> Tensor:
+def label_map(image: Image.Image, size: int) -> Tensor:
+    """The central square of an image whose grey levels or colour numbers are labels: (size, size).
+
+    int64; ValueError for other images.
+    """
+    if image.mode not in ("L", "P"):
+        raise ValueError("a map of labels must be grey or have a palette")
+    image = ImageOps.fit(image, (size, size), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(image)).long()
+
+
+def read_image(
+    file: Path, size: int, convert: Callable[[Image.Image, int], Tensor] = square
+) -> Tensor:
     """Decode a file: (3, size, size) uint8. ValueError names one that cannot be read."""
     try:
         with Image.open(file) as image:
             image.draft("RGB", (2 * size, 2 * size))  # large JPEGs: decode less
             image.load()
-            return square(image, size)
+            return convert(image, size)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
 

@@ -6,7 +6,9 @@ conditions randomly permuted, which is chance. `settings["follows"]`: is a numbe
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import wraps
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -273,13 +275,14 @@ def draw_conditions(
         scenes = ScenesDataset("val", size, n=n)
         requested = {key: scenes.columns[key] for key in ("boxes", "classes")}
         requested["semantic"] = scenes.maps.long()
-        y = requested["semantic"] if kind == "semantic" else requested
+        y = {"semantic": requested["semantic"]} if kind == "semantic" else requested
         return y, requested, as_float(scenes.images)
     data = data or EmojiDataset("val", size)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     if kind in ("low_res", "inpaint"):
         x = as_float(data.images[order[:n]])
-        given = given_of(x, kind, model.autoencoder.f, seed=seed)
+        own = {key: getattr(data.config or DataConfig(), key) for key in ("degradation", "masks")}
+        given = given_of(x, kind, model.autoencoder.f, seed=seed, **own)
         return given, given, x
     rows = order[torch.arange(n) % len(data)]
     x, captions = as_float(data.images[rows]), [data.captions[i] for i in rows.tolist()]
@@ -290,7 +293,8 @@ def draw_conditions(
         requested["style"] = data.style_ids[rows]
         names = [data.styles[i] for i in requested["style"].tolist()]
         captions = list(map(style_caption, captions, names))
-    subjects = np.unique(data.columns.get("hexcode", data.captions), return_inverse=True)[1]
+    key = next(key for key in ("hexcode", "file", "caption") if key in data.columns)
+    subjects = np.unique(data.columns[key], return_inverse=True)[1]
     requested["subject"] = torch.from_numpy(subjects)[rows]
     classes = [data.classes[i] for i in requested["label"].tolist()]
     return classes if kind == "class" else captions, requested, x
@@ -309,6 +313,7 @@ def evaluate_model(
     model: nn.Module,
     *,
     data: DataConfig | None = None,
+    split: str = "val",
     classifier: nn.Module | None = None,
     per_class: int = 24,
     n: int = 128,
@@ -318,50 +323,70 @@ def evaluate_model(
 ) -> dict[str, Evaluation]:
     """Evaluate a first stage, a diffusion model or a classifier on held-out data.
 
-    data: of a first stage; the others bring their own. classifier: default, the shipped one of
-    the task. per_class, n: samples of each class, or in all. Models of classes, captions and
-    layouts are evaluated at each guidance scale. Raises ValueError where nothing can tell.
+    data: default, the images in `data/` of the model's task; samples for others are compared with
+    these images. split: "val", or "all". classifier: of a diffusion model's samples; default, the
+    shipped one where it knows the data. per_class, n: samples of each class, or in all, at each
+    guidance scale. Raises ValueError for data and classifiers that do not suit the model.
     """
+    if not isinstance(model, LatentDiffusion):
+        return evaluate_network(model, data, split, n, seed)
+    config, how, found = model.config.conditioner, {"seed": seed, **sampling}, {}
+    kind, home = config.kind, "scenes" if config.kind in ("layout", "semantic") else "emoji"
+    data = replace(data or DataConfig(kind=home), size=model.config.image_size)
+    if home == "scenes" != data.kind:
+        raise ValueError(f"data.kind={data.kind!r} must be 'scenes' for the condition {kind!r}")
+    val = None if home == "scenes" else data.dataset(split)
+    if kind in ("low_res", "inpaint"):
+        given, _, x = draw_conditions(model, n, seed, val)
+        return evaluate_restoration(model, x, given, **how)
+    if known := data.kind == home and kind in FOLLOWING:
+        name, follow = FOLLOWING[kind]
+        shipped = pretrained(name).to(model.device)
+        classifier, labels = classifier or shipped, shipped.config.labels
+    else:
+        follow, labels = text_following if classifier else None, val.classes
+        if min(n, len(val)) < 7:
+            said = f"{n} samples, {len(val)} images of {val.name}"
+            raise ValueError(f"{said}: at least 7 of each are required; split='all' takes all")
+    others = classifier and getattr(classifier.config, "labels", None) != labels
+    if others and follow is not evaluate_classes:
+        raise ValueError(f"classifier must know these classes, in order: {', '.join(labels):.200}")
+    styles = ("plain, ", "styled, ") if known and follow is text_following else ("",)
+    for scale, style in product(guidance_scale if config.null_batch else (1.0,), styles):
+        how["guidance_scale"] = scale
+        if follow is evaluate_classes:
+            y = [name for name in config.classes for _ in range(per_class)]
+            evaluation = evaluate_classes(model, classifier, model.sample(y, **how))
+        else:
+            y, requested, real = draw_conditions(model, n, seed, val, styled=style == "styled, ")
+            x = model.sample(y, n=n, **how).cpu()
+            evaluation = Evaluation({}) if known else evaluate_images(val.images, x, seed=seed)
+            if follow:
+                follows = follow(x, requested, classifier, real=real, seed=seed)
+                evaluation |= follows
+                evaluation.settings |= follows.settings
+        evaluation.settings |= how
+        found[f"{style}guidance {scale:g}"] = evaluation
+    return found
+
+
+def evaluate_network(
+    model: nn.Module, data: DataConfig | None, split: str, n: int, seed: int
+) -> dict[str, Evaluation]:
+    """`evaluate_model` of what is not sampled from: a first stage, or a classifier."""
     if isinstance(model, Autoencoder):
-        val = (data or DataConfig()).dataset("val")
+        val = (data or DataConfig()).dataset(split)
         clusters = getattr(val, "photo_ids", None)  # crops of one photograph
         return {val.name: evaluate_first_stage(model, val.images, clusters=clusters, seed=seed)}
     if isinstance(model, Segmenter):
         scenes = ScenesDataset("val", 64, n=n)
         maps, x = {"semantic": scenes.maps.long()}, as_float(scenes.images)
         return {"held-out scenes": map_following(x, maps, model, seed=seed)}
-    if isinstance(model, Classifier):
-        labels = model.config.labels
-        crops = labels == CROP_CLASSES and CropsDataset(ScenesDataset("val", 64, n=1000))
-        val = crops or EmojiDataset("val", 64, subgroups=labels)
-        questions = ("label", "group", "style")
-        found = {q: accuracy(model, val.images, val.columns[q], q) for q in questions}
-        return {"held-out images": Evaluation(found)}
-    config, found = model.config.conditioner, {}
-    kind, how = config.kind, {"seed": seed, **sampling}
-    if kind in ("low_res", "inpaint"):
-        given, _, x = draw_conditions(model, n, seed)
-        return evaluate_restoration(model, x, given, **how)
-    if kind not in FOLLOWING:
-        raise ValueError(f"a model with the condition {kind!r} has nothing to evaluate it by")
-    name, follow = FOLLOWING[kind]
-    shipped = pretrained(name).to(model.device)
-    classifier = classifier or shipped
-    if kind != "class" and any(
-        getattr(classifier.config, names, None) != getattr(shipped.config, names, None)
-        for names in ("labels", "groups", "styles")
-    ):
-        raise ValueError(f"classifier must know the labels, groups and styles of {name!r}")
-    for scale in guidance_scale if config.null_batch else (1.0,):
-        for style in ("plain, ", "styled, ") if follow is text_following else ("",):
-            how["guidance_scale"] = scale
-            if kind == "class":
-                y = [name for name in config.classes for _ in range(per_class)]
-                evaluation = evaluate_classes(model, classifier, model.sample(y, **how))
-            else:
-                y, requested, real = draw_conditions(model, n, seed, styled=style == "styled, ")
-                x = model.sample(y, **how).cpu()
-                evaluation = follow(x, requested, classifier, real=real, seed=seed)
-            evaluation.settings |= how
-            found[f"{style}guidance {scale:g}"] = evaluation
-    return found
+    labels, questions = model.config.labels, ("label", "group", "style")
+    crops = labels == CROP_CLASSES and CropsDataset(ScenesDataset("val", 64, n=1000))
+    val = crops or (data or DataConfig(subgroups=labels)).dataset(split)
+    if val.classes != labels:
+        said = f"the classifier knows {', '.join(labels):.90}, not {', '.join(val.classes):.90}"
+        raise ValueError(said)
+    found = {q: accuracy(model, val.images, val.columns[q], q) for q in questions}
+    return {"held-out images": Evaluation(found)}

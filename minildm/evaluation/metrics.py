@@ -238,21 +238,27 @@ def evaluate_images(
     """Compute all metrics of generated against real images (N, 3, S, S), with intervals.
 
     float in [-1, 1] or uint8 -> `fid` (`proxy_fid` without Inception), `kid`, `precision`,
-    `recall`. paired: fake[i] was made from real[i]; adds `psnr`, `ssim` and `perceptual`, and the
-    Fréchet distance is `r_fid`. clusters, of pairs: (N,) int, images that are not independent.
-    features, perceptual: default `frechet_features()`, `perceptual_distance()`. groups: of the
-    jackknife, drawn by `seed`. Raises ValueError for values outside [-1, 1] and too few images.
+    `recall`; `nearest`, the distance of the features of fake[i] from the nearest of real, and
+    `nearest_real`, that of real[i] from the nearest other. paired: fake[i] was made from real[i];
+    in place of `nearest` there are `psnr`, `ssim` and `perceptual`, alone for fewer than 7 pairs,
+    and the Fréchet distance is `r_fid`. clusters, of pairs: (N,) int, images that are not
+    independent. features, perceptual: default `frechet_features()`, `perceptual_distance()`.
+    groups: of the jackknife, at most half of the images, drawn by `seed`. Raises ValueError for
+    values outside [-1, 1] and too few images.
     """
     for x in (real, fake):
         if x.is_floating_point() and not (x.abs() <= 1 + 1e-4).all():
             raise ValueError("real and fake must be uint8, or finite floats in [-1, 1]")
-    n = min(len(real), len(fake))
-    if groups < 2 or n < max(7, 2 * groups):
-        raise ValueError(f"{n} images are too few for {groups=}: at least 7, and two in each group")
-    networks, measured = {"features": features or frechet_features().to(real.device)}, {}
+    n, networks, measured = min(len(real), len(fake)), {}, {}
+    few, groups = n < 7, min(groups, max(2, n // 2))
+    if groups < 2 or (few and not paired):
+        raise ValueError(f"{n} images in {groups} groups are too few: at least 7, and 2 groups")
     if paired:
         networks["perceptual"] = perceptual or perceptual_distance().to(real.device)
         measured = compare_pairs(real, fake, networks["perceptual"], clusters)
+    if few:
+        return Evaluation(measured, image=list(real.shape[1:]))
+    networks["features"] = features or frechet_features().to(real.device)
     names = {key: getattr(net, "name", type(net).__name__) for key, net in networks.items()}
     draw = torch.Generator().manual_seed(seed)
     of_real = random_groups(len(real), groups, draw, clusters)
@@ -264,6 +270,10 @@ def evaluate_images(
     shares = {"groups": drawn, "bounds": (0.0, 1.0)}
     measured["precision"] = jackknife(precision, a, b, n=len(b), **shares)
     measured["recall"] = jackknife(lambda a, b: precision(b, a), a, b, n=len(a), **shares)
+    if not paired:
+        a, b = a.double(), b.double()
+        measured["nearest"] = mean_interval(_squares(b, a).amin(1).sqrt())
+        measured["nearest_real"] = mean_interval(_squares(a, a).kthvalue(2, 1).values.sqrt())
     return Evaluation(measured, groups=groups, seed=seed, image=list(real.shape[1:]), **names)
 
 
@@ -292,7 +302,7 @@ def evaluate_first_stage(
             return code_usage(rows.flatten().bincount(minlength=size))[1]
 
         draw = torch.Generator().manual_seed(seed)
-        drawn = [random_groups(n, groups, draw, options.get("clusters"))]
+        drawn = [random_groups(n, min(groups, max(2, n // 2)), draw, options.get("clusters"))]
         found["bits_per_pixel"] = Measured(math.log2(size) / config.f**2, n=n)
         found["code_usage"] = Measured(len(codes.unique()) / size, n=n)
         found["perplexity"] = jackknife(perplexity, codes, groups=drawn, bounds=(1.0, math.inf))

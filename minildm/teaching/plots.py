@@ -37,21 +37,24 @@ class NotebookFigure(plt.Figure):
     alt: str = ""
 
     @styled
-    def png(self, **metadata: Any) -> bytes:
-        """The figure as a PNG, cropped to its contents."""
+    def encoded(self, kind: str = "png", **metadata: Any) -> bytes:
+        """The figure as an image file, cropped to its contents."""
         file = io.BytesIO()
-        self.savefig(file, format="png", dpi=DPI, bbox_inches="tight", metadata=metadata)
+        self.savefig(file, format=kind, dpi=DPI, bbox_inches="tight", metadata=metadata or None)
         return file.getvalue()
 
     def _repr_mimebundle_(self, **_kwargs: Any) -> tuple[dict[str, str], dict[str, Any]]:
-        png = base64.b64encode(self.png()).decode()
+        png = base64.b64encode(self.encoded()).decode()
         return {"image/png": png}, {"image/png": {"alt": self.alt}}
 
 
 def save(fig: NotebookFigure, path: str | Path) -> None:
-    """Write the figure with `fig.alt` as its Description; the path's suffix becomes .png."""
-    with atomic_write(Path(path).with_suffix(".png")) as file:
-        file.write(fig.png(Description=fig.alt, Software=None))
+    """Write the figure as .jpg, .webp, or, whatever the suffix, as .png with `fig.alt` in it."""
+    kind, metadata = Path(path).suffix.lower(), {}
+    if kind not in (".jpg", ".webp"):
+        kind, metadata = ".png", {"Description": fig.alt, "Software": None}
+    with atomic_write(Path(path).with_suffix(kind)) as file:
+        file.write(fig.encoded(kind[1:], **metadata))
 
 
 def save_page(folder: Path, title: str, top: str, figures: Mapping[str, NotebookFigure]) -> None:

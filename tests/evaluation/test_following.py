@@ -90,7 +90,7 @@ def test_a_model_that_ignores_its_captions_scores_at_chance(x: Tensor) -> None:
         found = text_following(samples, REQUESTED, Reader(), real=x)
         assert not any(found.settings["follows"].values())
         assert found["group"].value < 0.7 and found["group_real"].value == 1
-    with pytest.raises(ValueError, match="must know the labels, groups and styles of"):
+    with pytest.raises(ValueError, match="must know these classes, in order: face-smiling"):
         evaluate_model(pretrained("emoji-text"), classifier=Reader())
 
 

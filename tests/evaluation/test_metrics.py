@@ -141,7 +141,7 @@ def test_precision_and_recall_by_loops(n: int, m: int, k: int) -> None:
 def test_each_number_is_the_jackknife_of_its_own_function() -> None:
     real, fake = mixed(40, 0), mixed(30, 1)
     found = evaluate_images(real, fake, features=POOLED)
-    assert list(found) == ["proxy_fid", "kid", "precision", "recall"]
+    assert list(found) == ["proxy_fid", "kid", "precision", "recall", "nearest", "nearest_real"]
     a, b = extract_features(real, POOLED), extract_features(fake, POOLED)
     for name, statistic, options in (
         ("proxy_fid", frechet_distance, {"bounds": (0.0, math.inf)}),
@@ -150,6 +150,9 @@ def test_each_number_is_the_jackknife_of_its_own_function() -> None:
         ("recall", lambda u, v: precision(v, u), {"n": 40, "bounds": (0.0, 1.0)}),
     ):
         assert found[name] == pytest.approx(jackknife(statistic, a, b, **options), abs=1e-12)
+    assert found["nearest"] == pytest.approx(mean_interval(torch.cdist(b, a).amin(1)), rel=1e-4)
+    others = torch.cdist(a, a) + torch.eye(40).mul(9)
+    assert found["nearest_real"].value == pytest.approx(float(others.amin(1).mean()), rel=1e-4)
     other = evaluate_images(real, fake, features=POOLED, seed=1)
     assert other["kid"].low != found["kid"].low and other["kid"].value == found["kid"].value
 
@@ -167,14 +170,23 @@ def test_pairs_add_what_compares_two_images_and_bytes_are_images_too() -> None:
     ("scale", "n", "groups", "said"),
     [
         (math.nan, 24, 10, r"finite floats in \[-1, 1\]"),
-        (1, 12, 10, "12 images are too few for groups=10"),
-        (1, 24, 1, "too few for groups=1"),
+        (1, 6, 10, "6 images in 3 groups are too few"),
+        (1, 24, 1, "24 images in 1 groups are too few"),
     ],
 )
 def test_bad_sets_are_refused(scale: float, n: int, groups: int, said: str) -> None:
     x = mixed(24, 0)
     with pytest.raises(ValueError, match=said):
         evaluate_images(x, x[:n] * scale, features=POOLED, groups=groups)
+
+
+def test_few_images_have_as_many_groups_as_they_allow_and_fewer_pairs_only_pairwise_metrics() -> (
+    None
+):
+    x = mixed(13, 0)
+    assert evaluate_images(x, x[:9], features=POOLED).settings["groups"] == 4
+    found = evaluate_images(x[:4], x[:4] * 0.9, paired=True, **NETWORKS)
+    assert list(found) == ["psnr", "ssim", "perceptual"] and found["psnr"].n == 4
 
 
 def evaluated(x: Tensor, model: Autoencoder) -> dict[str, Any]:
