@@ -116,11 +116,11 @@ def square(image: Image.Image, size: int) -> Tensor:
     return to_tensor(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
 
 
-def decode_all(read: Callable[[Any], Tensor], sources: Sequence[Any], size: int) -> Tensor:
-    """Read an image (3, size, size) from each source, in threads: (N, 3, size, size) uint8."""
+def decode_all(read: Callable[[Any, int], Tensor], sources: Sequence[Any], size: int) -> Tensor:
+    """`read` an image of the size from each source, in threads: (N, 3, size, size) uint8."""
     images = torch.empty(len(sources), 3, size, size, dtype=torch.uint8)
     with ThreadPoolExecutor() as threads:
-        decoded = threads.map(read, sources)
+        decoded = threads.map(lambda source: read(source, size), sources)
         for i, image in enumerate(tqdm(decoded, "decoding", len(sources), delay=2)):
             images[i] = image
     return images

@@ -119,7 +119,5 @@ class EmojiDataset(ImageDataset):
     def images(self) -> Tensor:
         """(N, 3, S, S) uint8; decoded once, then read from the cache."""
         key = hashlib.sha256(b"".join(d.webp for d in self.drawings)).hexdigest()
-        decode = partial(
-            decode_all, lambda d: square(d.rgba(), self.size), self.drawings, self.size
-        )
+        decode = partial(decode_all, lambda d, s: square(d.rgba(), s), self.drawings, self.size)
         return cached(f"emoji-{self.size}-{key[:24]}", decode)

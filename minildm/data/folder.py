@@ -3,6 +3,7 @@
 import hashlib
 import json
 import operator
+import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from minildm.layers import check_fields
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 VAL_SHARE = 0.1  # of the files
-SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+SPLIT = re.compile("(train|val|test)(ing|id|idation)?/", re.IGNORECASE)
 
 
 class ImageFolder(ImageDataset):
@@ -31,8 +32,8 @@ class ImageFolder(ImageDataset):
     (`test` serves as a missing `val`); else a hash of its name puts about a tenth of the files
     into "val", so adding files moves no other, but no class as a whole. Subfolders are searched to
     any depth; names starting with a dot or two underscores are skipped. Items have the relative
-    name as `file`. Captions are in `metadata.jsonl` (`file_name`, `text`) or in a .txt with the
-    image's name; "" for one that lacks its own, the class if there are none.
+    name as `file`; captions are in `metadata.jsonl` (`file_name`, `text`) or in a .txt with the
+    image's name, else the classes.
     Raises ValueError for a missing or empty folder, files next to class folders, an empty split, a
     file that cannot be read and a bad argument. Warns of files of other formats.
     """
@@ -50,9 +51,9 @@ class ImageFolder(ImageDataset):
             raise ValueError(f"split={split!r} of {root} is empty: it requires more images")
         columns, known = {"file": list(class_of)}, sorted(set(classes))
         if captions := read_captions(root, files):
-            columns["caption"] = [captions.get(name, "") for name in class_of]
+            columns["caption"] = [captions[name] for name in class_of]
         super().__init__(
-            decode_all(lambda file: read_image(file, size), [files[n] for n in class_of], size),
+            decode_all(read_image, [files[name] for name in class_of], size),
             name=f"{root.name}-{split}",
             labels=torch.tensor([known.index(kind) for kind in class_of.values()]),
             classes=known,
@@ -68,13 +69,11 @@ def name_in(root: Path, path: Path) -> str:
 def find_images(root: Path) -> dict[str, Path]:
     """Every image by its name below `root`, sorted. Warns of files of other formats."""
     paths = {name_in(root, path): path for path in root.rglob("*") if path.is_file()}
-    hidden = (".", "__")  # the system's own files
-    parts = sorted(name.split("/") for name in paths)
-    names = ["/".join(p) for p in parts if not any(part.startswith(hidden) for part in p)]
+    names = sorted(paths, key=lambda name: name.split("/"))
+    names = [name for name in names if not re.search(r"(^|/)(\.|__)", name)]  # the system's files
     suffixes = {name: paths[name].suffix.lower() for name in names}
     images = {name: paths[name] for name, suffix in suffixes.items() if suffix in SUFFIXES}
-    captions = (".txt", ".jsonl")
-    if others := [s for s in suffixes.values() if s not in SUFFIXES + captions]:
+    if others := [s for s in suffixes.values() if s not in (*SUFFIXES, ".txt", ".jsonl")]:
         total, listed = len(images) + len(others), ", ".join(sorted(set(others)))
         warnings.warn(f"{root}: skipped {len(others)} of {total} files: {listed}", stacklevel=3)
     if not images:
@@ -84,15 +83,14 @@ def find_images(root: Path) -> dict[str, Path]:
 
 def classes_and_splits(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The class and the split, "train", "val" or "test", of each image; see ImageFolder."""
-    tops = [name.partition("/")[0].lower() for name in names]
-    splits = [SPLITS.get(top, top) for top in tops]
-    given = set(splits) <= {"train", "val", "test"}
-    below = {name: name.partition("/")[2] if given else name for name in names}
-    loose = [name for name, rest in below.items() if "/" not in rest]
+    found = [SPLIT.match(name) for name in names]
+    below = [name[m.end() :] if all(found) else name for name, m in zip(names, found, strict=True)]
+    loose = [name for name in below if "/" not in name]
     if 0 < len(loose) < len(names):
         raise ValueError(f"{loose[0]} is next to the class folders: move it into one of them")
-    classes = ["image" if loose else rest.partition("/")[0] for rest in below.values()]
-    if given and set(splits) != {"train"}:
+    classes = ["image" if loose else name.partition("/")[0] for name in below]
+    splits = [m[1].lower() for m in found] if all(found) else ["train"]
+    if set(splits) != {"train"}:
         return classes, [s if "val" in splits else s.replace("test", "val") for s in splits]
     drawn = list(zip(classes, map(split_of, names), strict=True))
     trained = {kind for kind, split in drawn if split == "train"}
@@ -106,19 +104,22 @@ def split_of(name: str) -> str:
 
 
 def read_captions(root: Path, images: Mapping[str, Path]) -> dict[str, str]:
-    """The captions by the names of their images. Raises ValueError for a file of other content."""
+    """The caption of every image, or none. ValueError counts and names those that lack one."""
     found, file = {}, root
     try:
         for name, path in images.items():
             if (file := path.with_suffix(".txt")).is_file():
                 found[name] = file.read_text(encoding="utf-8-sig").strip()
-        for file in sorted(root.rglob("metadata.jsonl")):
+        for file in root.rglob("metadata.jsonl"):
             for line in filter(str.strip, file.read_text(encoding="utf-8-sig").split("\n")):
                 row = json.loads(line)
                 found[name_in(root, file.parent / row["file_name"])] = row["text"].strip()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         wanted = 'a caption, or lines {"file_name": "a.png", "text": "a cat"}, in UTF-8'
         raise ValueError(f"{file} must hold {wanted}: {error!r}") from error
+    if (lacking := [name for name in images if not found.get(name)]) and found:
+        count, listed = f"{len(lacking)} of {len(images)}", ", ".join(lacking[:5])
+        raise ValueError(f"{count} images in {root} have no caption: {listed}")
     return found
 
 
@@ -171,8 +172,8 @@ def wrap_dataset(
             image = image if isinstance(image, Image.Image) else to_pil_image(image)
             images[i] = square(image, size)
             labels.append(operator.index(row.get("label", 0) if "caption" in row else row["label"]))
-            captions.append(row.get("caption") or "")
-        except (LookupError, TypeError, ValueError) as error:
+            captions += [row["caption"].strip()] if "caption" in row else []
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"item {i} of {name} must be (image, integer label), or a dict of image and label, "
                 "caption or both; the image PIL's or a tensor (C, H, W), uint8 or float in [0, 1]; "
@@ -182,8 +183,9 @@ def wrap_dataset(
     known = [unicodedata.normalize("NFC", str(each)) for each in known]
     if not set(labels) <= set(range(len(known))):
         raise ValueError(f"{name}: classes has {len(known)} names, the labels end at {max(labels)}")
-    columns, labels = {"caption": captions} if any(captions) else {}, torch.tensor(labels)
-    return ImageDataset(images, name=name, labels=labels, classes=known, columns=columns)
+    options = {"labels": torch.tensor(labels), "classes": known}
+    options |= {"columns": {"caption": captions}} if captions else {}
+    return ImageDataset(images, name=name, **options)
 
 
 def torchvision_set(
@@ -192,17 +194,16 @@ def torchvision_set(
     """MNIST, FashionMNIST, CIFAR10, CelebA, Flowers102 or ImageNet, in torchvision's layout.
 
     `split` is "train" or "val" (of the first three: the test images). `download=True` fetches
-    what is missing below `root`, except ImageNet, which requires an account. CelebA is one class,
-    "face". Raises ValueError for a bad argument, and torchvision's RuntimeError if the set is
-    missing.
+    what is missing below `root`, except ImageNet, which requires an account. CelebA is one class.
+    Raises ValueError for a bad argument, and torchvision's RuntimeError if the set is missing.
     """
-    small = ("MNIST", "FashionMNIST", "CIFAR10")
-    look_up(name, (*small, "CelebA", "Flowers102", "ImageNet"), "name")
+    known = ("MNIST", "FashionMNIST", "CIFAR10", "CelebA", "Flowers102", "ImageNet")
+    look_up(name, known, "name")
     look_up(split, ("train", "val"), "split")
     from torchvision import datasets  # slow to import
 
     options = {} if name == "ImageNet" else {"download": download}
-    part = split == "train" if name in small else split
+    part = split == "train" if name in known[:3] else split
     if name == "CelebA":
         part, options["target_transform"] = split.replace("val", "valid"), lambda _: 0
     source = getattr(datasets, name)(Path(root).expanduser(), part, **options)

@@ -80,20 +80,18 @@ class DataConfig:
 
     def dataset(self, split: str) -> ImageDataset:
         """Load the images of one split, "train" or "val"; some kinds have "all", too."""
-        data = self._load(split)
+        if self.kind == "folder":
+            data = ImageFolder(self.path, self.size, split=split)
+        elif self.kind == "photos":
+            data = PhotoDataset(split, self.size)
+        elif self.kind == "emoji":
+            names = {"styles": self.styles, "subgroups": self.subgroups}
+            data = EmojiDataset(split, self.size, **names, unpaired=self.unpaired)
+        else:
+            data = ScenesDataset(split, self.size, styles=self.styles, background=self.background)
+            data = CropsDataset(data) if self.kind == "crops" else data
         data.config = self
         return data
-
-    def _load(self, split: str) -> ImageDataset:
-        if self.kind == "folder":
-            return ImageFolder(self.path, self.size, split=split)
-        if self.kind == "photos":
-            return PhotoDataset(split, self.size)
-        if self.kind in ("scenes", "crops"):
-            scenes = ScenesDataset(split, self.size, styles=self.styles, background=self.background)
-            return CropsDataset(scenes) if self.kind == "crops" else scenes
-        names = {"styles": self.styles, "subgroups": self.subgroups}
-        return EmojiDataset(split, self.size, **names, unpaired=self.unpaired)
 
 
 @dataclass(frozen=True, kw_only=True)

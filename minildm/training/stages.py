@@ -165,7 +165,9 @@ def train_ldm(
     model.autoencoder.load_state_dict(autoencoder.state_dict())
     if tokenizer is not None:
         reader_of(model).set_tokenizer(tokenizer)
-    check_captions(model, data)
+    reader = getattr(model.conditioner, "tokens", model.conditioner)
+    if read := getattr(reader, "tokenizer", None):
+        read(data.captions, reader.config.length)  # names those that are too long
     inputs = {"first_stage": hashed, "init": init and fingerprint(model)}
     run = Training(run_dir, experiment, device, data, **inputs)
     model.autoencoder.to(run.device)
@@ -237,18 +239,6 @@ def completed(
         kind = conditioner.kind
         raise ValueError(f"conditioner.kind={kind!r} requires scenes, got {data.name!r}")
     return replace(conditioner, **{field: tuple(getattr(data, source))}), None
-
-
-def check_captions(model: LatentDiffusion, data: ImageDataset) -> None:
-    """Raises ValueError that counts captions that are missing or too long for the model."""
-    reader = getattr(model.conditioner, "tokens", model.conditioner)
-    if (read := getattr(reader, "tokenizer", None)) is None:
-        return
-    captions = zip(data.columns.get("file", range(len(data))), data.captions, strict=True)
-    if lacking := [str(name) for name, caption in captions if not caption.strip()]:
-        count, listed = f"{len(lacking)} of {len(data)}", ", ".join(lacking[:5])
-        raise ValueError(f"{count} images of {data.name!r} have no caption: {listed}")
-    read(data.captions, reader.config.length)
 
 
 def train_classifier(

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from minildm.data.dataset import ImageDataset
+from minildm.conditioning import look_up
 from minildm.data.folder import ImageFolder, split_of, torchvision_set, wrap_dataset
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -67,32 +66,22 @@ def test_the_split_is_by_name_and_adding_files_moves_none(zoo: Path) -> None:
     assert alone in files(zoo, "train") - files(zoo, "val")
 
 
-@pytest.mark.parametrize(
-    ("folders", "expected"),
-    [
-        (("train", "val", "test"), ("train", "val")),
-        (("Training", "Validation"), ("Training", "Validation")),
-        (("train", "test"), ("train", "test")),
-    ],
-)
-def test_folders_with_the_names_of_splits_are_the_splits(
-    folders: tuple[str, ...], expected: tuple[str, str], zoo: Path
-) -> None:
-    for name in folders:
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "test")])
+def test_folders_with_the_names_of_splits_are_the_splits(names: tuple[str, ...], zoo: Path) -> None:
+    for name in names:
         shutil.copytree(zoo, zoo.parent / "data" / name)
-    for split, name in zip(("train", "val"), expected, strict=True):
+    for split, name in zip(("train", "val"), names, strict=False):
         data = ImageFolder(zoo.parent / "data", 4, split=split)
         assert {file.partition("/")[0] for file in data.columns["file"]} == {name}
         assert data.classes == ("ant", "big_bee") and len(data) == 60
 
 
 def test_names_are_the_same_on_every_system(tmp_path: Path) -> None:
-    save(tmp_path / "cafe\u0301" / "re\u0301.jfif")  # as macOS writes é
+    save(tmp_path / "cafe\u0301" / "e\u0301.jfif")  # as macOS may write é
     save(tmp_path / "tea" / "a.png")
     data = ImageFolder(tmp_path, 4, split="all")
-    assert (
-        data.classes == ("caf\u00e9", "tea") and data.columns["file"][0] == "caf\u00e9/r\u00e9.jfif"
-    )
+    assert data.classes[0] == "caf\u00e9" and data.columns["file"][0] == "caf\u00e9/\u00e9.jfif"
+    assert look_up("cafe\u0301", data.classes, "class") == 0
 
 
 def test_every_kind_of_image_becomes_square_rgb(tmp_path: Path) -> None:
@@ -128,17 +117,18 @@ def test_the_fingerprint_is_names_and_content_not_place_and_time(zoo: Path) -> N
 
 
 def test_captions_are_in_a_table_or_beside_the_images(zoo: Path) -> None:
-    rows = [{"file_name": f"{i:02d}.png", "text": f"a red ant, number {i}"} for i in range(29)]
+    rows = [{"file_name": f"{i:02d}.png", "text": f"a red ant, number {i}"} for i in range(30)]
     table = zoo / "ant/metadata.jsonl"
     table.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    (zoo / "big_bee/deep/07.txt").write_text("a blue bee\n")
-    data = ImageFolder(zoo, 4, split="all")
-    assert data.captions[28:30] == ["a red ant, number 28", ""]
-    assert {*data.captions[30:]} == {"a blue bee", ""} and data.captions[37] == "a blue bee"
+    for i in range(30):
+        (zoo / f"big_bee/deep/{i:02d}.txt").write_text(f"a blue bee, number {i}\n")
+    captions = ImageFolder(zoo, 4, split="all").captions
+    assert (captions[28], captions[37]) == ("a red ant, number 28", "a blue bee, number 7")
+    table.write_text("")
+    with pytest.raises(ValueError, match=r"30 of 60 images in .* have no caption: ant/00\.png"):
+        ImageFolder(zoo, 4)
     table.write_text('{"file_name": "00.png", "caption": "an ant"}\n')
-    with pytest.raises(
-        ValueError, match=r"metadata\.jsonl must hold.*file_name.*KeyError\('text'\)"
-    ):
+    with pytest.raises(ValueError, match=r"metadata.jsonl must hold.*file_name.*KeyError..text"):
         ImageFolder(zoo, 4)
 
 
@@ -152,17 +142,10 @@ def test_a_damaged_file_is_named(tmp_path: Path, suffix: str) -> None:
         ImageFolder(tmp_path, 8, split="all")
 
 
-@pytest.mark.parametrize(
-    ("grey", "said"),
-    [
-        (np.full((4, 4), 4095, np.uint16), "at most 4095 in 16 bits"),
-        (np.full((4, 4), 0.5, np.float32), "32 bits"),
-        (np.full((4, 4), 70000, np.int32), "32 bits"),
-    ],
-)
-def test_grey_of_another_depth_is_refused(grey: np.ndarray, said: str, tmp_path: Path) -> None:
-    Image.fromarray(grey).save(tmp_path / "scan.tif")
-    with pytest.raises(ValueError, match=rf"scan\.tif cannot be read: .*{said}"):
+@pytest.mark.parametrize("grey", [np.uint16(4095), np.float32(0.5), np.int32(70000)])
+def test_grey_of_another_depth_is_refused(grey: Any, tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), grey)).save(tmp_path / "scan.tif")
+    with pytest.raises(ValueError, match=r"scan\.tif cannot be read: grey of .* (16|32) bits"):
         ImageFolder(tmp_path, 8, split="all")
 
 
@@ -185,57 +168,33 @@ X = torch.rand(4, 1, 28, 28)
 
 
 def test_any_torch_dataset_can_be_wrapped() -> None:
-    data = wrap_dataset(TensorDataset(X, torch.tensor([2, 0, 1, 2])), 32, name="mine")
+    floats = TensorDataset(X, torch.tensor([2, 0, 1, 2]))
+    data, images = wrap_dataset(floats, 28), (X * 255).round().byte()
     assert data.labels.tolist() == [2, 0, 1, 2] and data.classes == ("0", "1", "2")
-    assert data.images.shape == (4, 3, 32, 32) and data.captions == ["2", "0", "1", "2"]
-    same = wrap_dataset(TensorDataset((X * 255).round().byte(), data.labels), 28)
-    floats = wrap_dataset(TensorDataset(X, data.labels), 28)
-    assert torch.equal(same.images, (X * 255).round().byte().expand(-1, 3, -1, -1))
-    others = [wrap_dataset(TensorDataset(1 - X, data.labels), 28), data]
-    assert same.fingerprint == floats.fingerprint not in [o.fingerprint for o in others]
-    photo = Image.new("RGB", (9, 8), GREEN)
-    rows = [{"image": photo, "caption": "a leaf"}, {"image": photo, "caption": None}]
-    leaves: ImageDataset = wrap_dataset(rows, 8)
-    assert leaves.captions == ["a leaf", ""] and colors(leaves[1]) == [-1.0, 1.0, -1.0]
+    assert torch.equal(data.images, images.expand(-1, 3, -1, -1))
+    same, other = TensorDataset(images, data.labels), TensorDataset(1 - X, data.labels)
+    assert wrap_dataset(same, 28).fingerprint == data.fingerprint
+    assert wrap_dataset(other, 28).fingerprint != data.fingerprint
+    rows = [{"image": Image.new("RGB", (9, 8), GREEN), "caption": "a leaf"}]
+    assert wrap_dataset(rows, 8).captions == ["a leaf"]
 
 
-@pytest.mark.parametrize(
-    ("items", "said"),
-    [
-        (
-            [(X[0], 0), (2 * X[0] - 1, 0)],
-            r"item 1 of list must be .*float in \[0, 1\]; got.* from -",
-        ),
-        ([{"img": X[0], "target": 0}], "dict of image and label, caption or both.*'img'"),
-        ([(X[0], "cat")], "integer label.*'str' object cannot be"),
-        ([X[0]], "item 0 of list must be"),
-        ([(Image.new("F", (4, 4)), 0)], "grey of 32 bits"),
-        ([(X[0], 3)], "classes has 2 names, the labels end at 3"),
-    ],
-)
-def test_what_an_item_lacks_is_said_at_once(items: Iterable[Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        wrap_dataset(items, 8, classes=["a", "b"])
-
-
-@pytest.mark.parametrize(("name", "mode"), [("CIFAR10", "RGB"), ("MNIST", "L")])
-def test_a_torchvision_set_is_decoded(
-    name: str, mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["CIFAR10", "MNIST"])
+def test_a_torchvision_set_is_decoded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Fake(list):
-        """As torchvision gives it: pairs of an image and a label."""
+        """As torchvision gives it: pairs of an image, MNIST's grey, and a label."""
 
         classes = ("airplane", "automobile")
 
         def __init__(self, root: Path, train: bool, download: bool) -> None:
-            image = Image.new("RGB", (28, 28), (40, 40, 40) if train else (200, 200, 200))
-            super().__init__((image.convert(mode), label) for label in (0, 1, 1))
+            image = Image.new("L" if name == "MNIST" else "RGB", (28, 28), "gray" if train else 0)
+            super().__init__((image, label) for label in (0, 1, 1))
 
     monkeypatch.setattr(f"torchvision.datasets.{name}", Fake)
     train, val = (torchvision_set(name, ".", 32, split) for split in ("train", "val"))
     assert train.name == f"{name}-train" and train.labels.tolist() == [0, 1, 1]
     assert train[2]["caption"] == "automobile" and train[2]["image"].shape == (3, 32, 32)
-    assert train.images.unique().tolist() == [40] and val.images.unique().tolist() == [200]
+    assert train.images.unique().tolist() == [128] and val.images.unique().tolist() == [0]
 
 
 @pytest.mark.parametrize("name", ["CIFAR10", "MNIST", "CelebA", "Flowers102", "ImageNet"])

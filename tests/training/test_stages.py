@@ -201,6 +201,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         (None, {"first_stage": begun}, "begun' is not trained to its end"),
         (LDM.changed(data=DataConfig(size=32)), {}, "images of 16 px, data.size is 32"),
         (conditioned("layout"), {}, "kind='layout' requires scenes, got 'tiny'"),
+        (None, {"data": [0]}, r"data=\[0\] must be an ImageDataset: see minildm.wrap_dataset"),
     ]
     for experiment, options, said in cases:
         with pytest.raises(ValueError, match=said):
