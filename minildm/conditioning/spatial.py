@@ -57,17 +57,17 @@ class LowResConfig(ConditionerConfig):
 class InpaintConditioner(SpatialConditioner):
     """`image` (B, 3, H, W), `mask` (B, 1, H, W), 1 = known -> (B, c + 1, h, w); LDM Sec. 4.5.
 
-    As in the official code the hole is black in the encoded image; the mask that the UNet sees is
-    1 in the hole and -1 where the image is known.
+    As in the official code the hole is black in the encoded image, and the UNet's mask is 1 there
+    and -1 elsewhere; `stable`: as in Stable Diffusion it is grey, and the mask, 1 and 0, is first.
     """
 
     wanted: ClassVar = {"image": ((3,), -1, 1), "mask": ((1,), 0, 1)}
 
     def concat_of(self, batch: Batch, encode: Encode | None) -> Tensor:
-        mask = self.here(batch["mask"])
-        z = encode(torch.where(mask > 0.5, self.here(batch["image"]), -1.0), sample=False)
-        hole = 1 - 2 * F.interpolate(mask.to(z), size=z.shape[-2:])  # nearest
-        return torch.cat([z, hole], dim=1)
+        mask, colour = self.here(batch["mask"]), 0.0 if self.config.stable else -1.0
+        z = encode(torch.where(mask > 0.5, self.here(batch["image"]), colour), sample=False)
+        mask = F.interpolate(mask.to(z), size=z.shape[-2:])  # nearest
+        return torch.cat([1 - mask, z] if self.config.stable else [z, 1 - 2 * mask], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,7 @@ class InpaintConfig(ConditionerConfig):
     conditioner = InpaintConditioner
     allowed = "a dict of image (B, 3, H, W) in -1..1 and mask (B, 1, H, W) of 0 and 1, of one size"
     kind: Literal["inpaint"] = "inpaint"
+    stable: bool = False  # as Stable Diffusion has it
 
     def concat_channels(self, z_channels: int) -> int:
         return z_channels + 1
@@ -115,9 +116,9 @@ class SemanticConfig(ConditionerConfig):
 class HybridConditioner(Conditioner):
     """LDM's "hybrid": tokens and an image; only the tokens are dropped and guided."""
 
-    def __init__(self, config: "HybridConfig") -> None:
+    def __init__(self, config: "HybridConfig", tokens: Conditioner | None = None) -> None:
         super().__init__(config)
-        self.tokens, self.concat = config.tokens.build(), config.concat.build()
+        self.tokens, self.concat = tokens or config.tokens.build(), config.concat.build()
 
     def tokens_of(self, batch: Batch) -> Tensor:
         return self.tokens.tokens_of(batch)

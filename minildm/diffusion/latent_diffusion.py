@@ -29,6 +29,7 @@ class SamplingConfig:
     guidance_interval: tuple[int, int] | None = None
     eta: float = 0.0  # of ddim: how much of DDPM's noise
     spacing: Spacing | None = None  # of the times, see `timesteps`; None: the sampler's own
+    clip_z0: bool = False  # keep z0_hat in [-1, 1]; for pixels, and ddim, ddpm or dpm_solver_pp
 
     def __post_init__(self) -> None:
         check_words(self)
@@ -62,6 +63,8 @@ class LatentDiffusionConfig(DiffusionConfig):
         check_fields(self, 1, 10_000, "image_size")
         if self.schedule.zero_terminal_snr and self.objective.predict == "eps":
             raise ValueError("objective.predict='eps' must be 'v' or 'z0' with zero_terminal_snr")
+        if self.sampling.clip_z0 and self.autoencoder.regularizer != "identity":
+            raise ValueError("sampling.clip_z0=True requires pixels, regularizer='identity'")
         c, unet = self.autoencoder.z_channels, self.unet
         wanted = (c + self.conditioner.concat_channels(c), c, self.conditioner.d_cond)
         if (unet.in_channels, unet.out_channels, unet.d_cond) != wanted:
@@ -259,7 +262,12 @@ class LatentDiffusion(nn.Module):
         if precision == "bf16" and has_bf16(self.device):
             network = torch.autocast(self.device.type, torch.bfloat16)(network)
         network = guided(network, c, c_null, scale, **options)
-        return lambda z, t: self.schedule.prediction(objective, network(z, t), z, t)
+
+        def denoise(z: Tensor, t: Tensor) -> Prediction:
+            found = self.schedule.prediction(objective, network(z, t), z, t)
+            return found._replace(z0=found.z0.clamp(-1.0, 1.0)) if how.clip_z0 else found
+
+        return denoise
 
     def _latent_size(
         self, size: int | tuple[int, int] | None, concat: Tensor | None

@@ -9,7 +9,7 @@ from minildm.files import new_folder
 from minildm.interop.compvis import load_compvis, save_compvis
 from minildm.interop.diffusers import load_diffusers, save_diffusers
 from minildm.interop.weights import PathLike, read_mapping
-from minildm.training.checkpoint import find_model, load_model, save_model
+from minildm.training.checkpoint import CheckpointError, find_model, load_model, save_model
 
 __all__ = ["convert", "load_compvis", "load_diffusers", "save_compvis", "save_diffusers"]
 
@@ -36,6 +36,8 @@ def convert(
         near = (path.with_suffix(".yaml"), path.with_name("config.yaml"))
         found = config or next((p for p in near if p.is_file()), near[0])
         form, model = "compvis", load_compvis(found, path, clip=clip)
+    elif not path.is_dir() and (path.suffix or len(path.parts) > 1):  # not the form of a name
+        raise CheckpointError(f"{source} is missing")
     elif not path.is_dir() or (card.is_file() and "format" in read_mapping(card)):
         form, model = "minildm", load_model(find_model(source))
     else:
@@ -43,6 +45,8 @@ def convert(
     if to not in SAVE or to == form:
         allowed = ", ".join(name for name in SAVE if name != form)
         raise ValueError(f"to={to!r} must be one of {allowed}: {source} is a {form} model")
+    if not isinstance(model, Autoencoder | LatentDiffusion) and "minildm" in (form, to):
+        raise ValueError(f"{source} is a {type(model).__name__}, which {to} files cannot hold")
     if target.exists():
         raise FileExistsError(f"{target} already exists: choose a new name")
     SAVE[to](model, target)
@@ -50,12 +54,11 @@ def convert(
 
 
 def _save_ours(model: Any, target: Path) -> None:
-    if not isinstance(model, Autoencoder | LatentDiffusion):
-        raise ValueError(f"a {type(model).__name__} alone has no folder of ours")
     with new_folder(target) as folder:
         if isinstance(model, LatentDiffusion):
-            if model.config.conditioner.kind == "frozen_text":
-                model.config.conditioner.build()  # its own folder stays and must be complete
+            text = getattr(model.config.conditioner, "tokens", model.config.conditioner)
+            if text.kind == "frozen_text":
+                text.build()  # its own folder stays and must be complete
             save_model(model.autoencoder, folder / "first_stage")
         save_model(model, folder, first_stage="first_stage")
 

@@ -17,9 +17,10 @@ from minildm.files import atomic_write
 from minildm.interop import configs, weights
 from minildm.interop.weights import NAMES, TABLES, PathLike, fill
 from minildm.training.checkpoint import on_meta, reader_of, reading
-from minildm.training.configs import from_dict
+from minildm.training.configs import from_dict, to_dict
 
 DIFFUSION = "ldm.models.diffusion.ddpm.LatentDiffusion"
+INPAINT = "ldm.models.diffusion.ddpm.LatentInpaintDiffusion"  # of Stable Diffusion
 UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
 FIRST_STAGES, CONDITIONS = TABLES["first_stages"], TABLES["conditions"]
 TARGETS = {kind: target for target, kind in (FIRST_STAGES | CONDITIONS).items()}
@@ -49,6 +50,7 @@ def load_compvis(
     part = content.get("model", content)
     with reading("config" if isinstance(config, Mapping) else config):
         ours = read_part(part, clip)
+        ours = from_dict(type(ours), to_dict(ours) | content.get("minildm", {}))  # with names
     with reading("checkpoint" if isinstance(checkpoint, Mapping) else checkpoint):
         parts = {name: _built(own, tensors) for name, own in _parts(ours).items()}
         first, *_ = known = tuple(PREFIXES[name] for name in parts)
@@ -86,6 +88,8 @@ def _built(config: Any, tensors: Mapping[str, Any]) -> Any:
     """A part to fill; a frozen CLIP has its weights, of the checkpoint or else of its folder."""
     if type(config) in CLASSES:
         return on_meta(CLASSES[type(config)][1], config)
+    if config.kind == "hybrid":
+        return on_meta(config.conditioner, config, _built(config.tokens, tensors))
     if config.kind != "frozen_text":
         return on_meta(config.build)
     own = {k.partition("transformer.")[2]: v for k, v in tensors.items() if k.startswith(CLIP)}
@@ -119,10 +123,10 @@ def save_compvis(
 ) -> None:
     """Write a model's tensors by their official names, and next to them its config, a `.yaml`.
 
-    path: a `.safetensors`; any other, such as a `.ckpt`, is a pickle. Names of classes, own
-    vocabularies and layouts become numbers; of a frozen CLIP the weights are saved, not the
-    tokenizer. Raises ValueError naming what the official code cannot express, such as groups,
-    patch and "hybrid".
+    path: a `.safetensors`; any other, such as a `.ckpt`, is a pickle. Names of classes and layouts
+    become numbers, which `load_compvis` turns back, as the YAML's `minildm` keeps them; own
+    vocabularies become numbers for good, and of a frozen CLIP only the weights are saved. Raises
+    ValueError naming what the official code cannot express, such as groups and patch.
     """
     path, parts = Path(path), _parts(model)
     stage, whole = parts.get("autoencoder"), len(parts) > 1
@@ -131,16 +135,20 @@ def save_compvis(
         raise ValueError(f"the official code cannot express {shift=}, nor {scale=} of a part alone")
     prefixes = PREFIXES if whole else dict.fromkeys(parts, "")
     tensors = weights.exported(_views(parts, prefixes))
-    if isinstance(reader := parts.get("conditioner"), tau.FrozenTextConditioner):
+    reader = parts.get("conditioner")
+    if isinstance(reader := getattr(reader, "tokens", reader), tau.FrozenTextConditioner):
         tensors |= weights.exported(weights.views(reader.network, NAMES["clip"]))
     with reading("the official code"):
         part = write_part(model.config, factor=1 / scale)
         configs.check_same(model.config, read_part(part))
+    content = {"model": part}
     if whole:
         tensors["alphas_cumprod"] = model.schedule.alphas_cumprod
+        if reader.config.kind in ("class", "semantic", "layout"):
+            content["minildm"] = {"conditioner": to_dict(model.config.conditioner)}
     weights.write_tensors(path, tensors)
     with atomic_write(path.with_suffix(".yaml")) as file:
-        file.write(yaml.safe_dump({"model": part}, sort_keys=False).encode())
+        file.write(yaml.safe_dump(content, sort_keys=False).encode())
 
 
 # --- configs ---
@@ -150,10 +158,13 @@ def read_part(part: Any, clip: PathLike | None = None) -> Any:
     """Our config of a target and its params, or of a word; ValueError names what does not fit."""
     part = {"target": part} if isinstance(part, str) else part
     target, params = part.get("target"), part.get("params") or {}
-    tau.look_up(target, (DIFFUSION, UNET, *FIRST_STAGES, *CONDITIONS), "target")
+    tau.look_up(target, (DIFFUSION, INPAINT, UNET, *FIRST_STAGES, *CONDITIONS), "target")
     fields = configs.read_fields(target, params)
-    if target == DIFFUSION:
+    if target in (DIFFUSION, INPAINT):
         parts = {name: read_part(fields[name], clip) for name in PREFIXES}
+        if target == INPAINT:
+            hybrid = {"tokens": parts["conditioner"], "concat": configs.STABLE_INPAINT}
+            parts["conditioner"] = tau.HybridConfig(**hybrid)
         scales = params.get("scale_by_std") or fields.get("scale_factor", 1) != 1
         if parts["conditioner"].kind == "inpaint" and scales:
             raise ValueError("scale_factor must be 1 for inpainting: it does not scale conditions")
@@ -189,7 +200,9 @@ def write_part(config: Any, side: int = 64, factor: float = 1.0) -> Any:
     """
     if isinstance(config, LatentDiffusionConfig):
         unet, side = config.unet, config.image_size // config.autoencoder.f
-        target, fields = DIFFUSION, vars(config.schedule) | vars(config.objective)
+        targets = {None: DIFFUSION, configs.STABLE_INPAINT: INPAINT}  # of a hybrid
+        target = targets[getattr(config.conditioner, "concat", None)]
+        fields = vars(config.schedule) | vars(config.objective)
         fields |= {"side": side, "channels": unet.out_channels}
         concat = "concat" if unet.in_channels > unet.out_channels else None
         fields |= {"key": "crossattn" if unet.d_cond else concat, "scale_factor": factor}
@@ -199,6 +212,7 @@ def write_part(config: Any, side: int = 64, factor: float = 1.0) -> Any:
     elif isinstance(config, AutoencoderConfig):
         target, fields = TARGETS[config.regularizer], configs.fields_of(config, side=256)
     else:
+        config = getattr(config, "tokens", config)  # of a hybrid
         kind, fields = config.kind, dict(vars(config))
         if kind == "class":
             fields["rows"] = len(config.classes) + config.null_class

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from minildm.compression.autoencoder import AutoencoderConfig
-from minildm.diffusion.latent_diffusion import LatentDiffusionConfig
+from minildm.conditioning import InpaintConfig
+from minildm.diffusion.latent_diffusion import LatentDiffusionConfig, SamplingConfig
 from minildm.diffusion.objective import ObjectiveConfig
 from minildm.diffusion.schedule import ScheduleConfig
 from minildm.diffusion.unet import UNetConfig
@@ -16,6 +17,7 @@ from minildm.training.configs import flat, from_dict, to_dict
 
 Fields = dict[str, Any]
 EMPTY: Fields = {"sets": {}, "fields": {}, "defaults": {}, "words": {}, "fixed": {}}
+STABLE_INPAINT = InpaintConfig(stable=True)
 TEMPLATES = {name: EMPTY | template for name, template in TABLES["configs"].items()}
 
 
@@ -60,12 +62,13 @@ def write_fields(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same(ours: Any, found: Any) -> None:
-    """Raise ValueError naming a field of our config that another one expresses otherwise."""
-    others = flat(to_dict(found))
-    for name, value in flat(to_dict(ours)).items():
-        other = others.get(name, value)
-        if value != other and name.rpartition(".")[2] not in TABLES["free"]:
-            raise ValueError(f"cannot express {name}={value!r}, only {other!r}")
+    """Raise ValueError naming the fields of our config that another one expresses otherwise."""
+    own, others = flat(to_dict(ours)), flat(to_dict(found))
+    own = {k: v for k, v in own.items() if not {*TABLES["free"]} & {*k.split(".")}}
+    wrong = [f"{k}={v!r}, only {others[k]!r}" for k, v in own.items() if v != others.get(k, v)]
+    if wrong:
+        hint = ": train with --set model.patch=1" if "patch=" in str(wrong) else ""
+        raise ValueError(f"cannot express {'; '.join(wrong)}{hint}")
 
 
 def chosen(cls: type, fields: Fields) -> Any:
@@ -122,6 +125,7 @@ def fields_of(config: AutoencoderConfig | UNetConfig, side: int = 64) -> Fields:
 
 def whole(fields: Fields, parts: Mapping[str, Any]) -> LatentDiffusionConfig:
     """Our config of a whole model of these parts; `side`: of its latents."""
-    schedule, objective = chosen(ScheduleConfig, fields), chosen(ObjectiveConfig, fields)
+    others = {"schedule": ScheduleConfig, "objective": ObjectiveConfig, "sampling": SamplingConfig}
+    others = {name: chosen(cls, fields) for name, cls in others.items()}
     size = fields["side"] * parts["autoencoder"].f
-    return LatentDiffusionConfig(**parts, schedule=schedule, objective=objective, image_size=size)
+    return LatentDiffusionConfig(**parts, **others, image_size=size)

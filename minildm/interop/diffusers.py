@@ -6,27 +6,22 @@ from typing import Any
 from torch import Tensor
 
 from minildm import conditioning as tau
-from minildm.compression.autoencoder import Autoencoder
+from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
 from minildm.conditioning.text_encoders import END, PAD, START, UNKNOWN, text_folders
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.diffusion.unet import UNet
 from minildm.files import new_folder, write_json
 from minildm.interop import configs, weights
-from minildm.interop.weights import NAMES, PathLike, fill, read_mapping
-from minildm.training.checkpoint import on_meta, reading
+from minildm.interop.weights import NAMES, TABLES, PathLike, fill, read_mapping
+from minildm.training.checkpoint import CheckpointError, on_meta, reading
 from minildm.training.configs import from_dict
 
 VERSION = "0.42.1"  # of diffusers, whose names and defaults these are
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MODELS = {"AutoencoderKL": Autoencoder, "VQModel": Autoencoder}
 MODELS |= {"UNet2DModel": UNet, "UNet2DConditionModel": UNet}
-PIPELINES = {  # the first stage's folder; the condition
-    "LDMPipeline": "vqvae",  # none
-    "LDMSuperResolutionPipeline": "vqvae",  # an image concatenated with z_t
-    "LDMTextToImagePipeline": "vqvae",  # LDMBert's tokens
-    "StableDiffusionPipeline": "vae",  # CLIP's tokens
-}
-LDM, SUPER, TEXT, STABLE = PIPELINES
+PIPELINES: dict[str, str] = TABLES["pipelines"]
+LDM, SUPER, TEXT, STABLE, INPAINT, DDIM, DDPM = PIPELINES
 
 
 def load_diffusers(folder: PathLike) -> Autoencoder | UNet | LatentDiffusion:
@@ -34,9 +29,8 @@ def load_diffusers(folder: PathLike) -> Autoencoder | UNet | LatentDiffusion:
 
     CLIP requires the extra `text` and stays in the folder; the spacing of a scheduler's steps and
     safety checkers are not read. The result is on the CPU, in float32 and in evaluation mode.
-    Raises CheckpointError (a ValueError) for a key that cannot be expressed, such as a scheduler's
-    clip_sample, for files that are missing, damaged or would run code, and for tensors that do not
-    fit.
+    Raises CheckpointError (a ValueError) for a key that cannot be expressed, such as clip_sample of
+    latents, for files that are missing, damaged or would run code, and for tensors that do not fit.
     """
     folder = Path(folder)
     if not (folder / "model_index.json").is_file():
@@ -44,9 +38,12 @@ def load_diffusers(folder: PathLike) -> Autoencoder | UNet | LatentDiffusion:
     kind = read_mapping(folder / "model_index.json").get("_class_name")
     with reading(folder):
         tau.look_up(kind, list(PIPELINES), "_class_name")
+        unet, stage = _load_model(folder / "unet"), PIPELINES[kind]
+        c = unet.config.in_channels
+        pixels = AutoencoderConfig(regularizer="identity", in_channels=c, z_channels=c)
         parts = {
-            "autoencoder": _load_model(folder / PIPELINES[kind]),
-            "unet": _load_model(folder / "unet"),
+            "autoencoder": _load_model(folder / stage) if stage else Autoencoder(pixels),
+            "unet": unet,
             "conditioner": _load_conditioner(folder, kind),
         }
         if kind == SUPER:  # it does not read the scaling_factor
@@ -57,11 +54,16 @@ def load_diffusers(folder: PathLike) -> Autoencoder | UNet | LatentDiffusion:
         times["clip_sample"] = kind != STABLE and times.get("clip_sample", clips)
         fields = configs.read_fields("DDIMScheduler", times, strict=False)
         fields["side"] = read_mapping(folder / "unet/config.json").get("sample_size") or 64
+        fields |= {"sampler": "ddpm", "steps": fields["T"]} if kind == DDPM else {}
         config = configs.whole(fields, {name: part.config for name, part in parts.items()})
     return LatentDiffusion(config, **parts).eval()
 
 
 def _load_model(folder: Path) -> Any:
+    if not (folder / "config.json").is_file():
+        holds = ", ".join(sorted(path.name for path in folder.glob("*"))[:9]) or "nothing"
+        wanted = f"model_index.json, as a pipeline, or config.json, as one model ({folder}/unet)"
+        raise CheckpointError(f"{folder} must have {wanted}; it holds {holds}")
     params = read_mapping(folder / "config.json")
     kind = params.get("_class_name")
     with reading(folder):
@@ -81,19 +83,23 @@ def _views(model: Autoencoder | UNet | tau.Conditioner) -> dict[str, Tensor]:
 
 def _weights(folder: Path) -> dict[str, Any]:
     """A part's tensors by today's names; safetensors before pickles, float16 last."""
-    ends = ("safetensors", "bin", "fp16.safetensors", "fp16.bin")
-    paths = [path for end in ends for path in folder.glob(f"*model.{end}")]
-    tensors = weights.read_tensors(paths[0] if paths else folder / WEIGHTS)
-    was = NAMES["diffusers_first_year"]
-    return {weights.renamed(name, was): tensor for name, tensor in tensors.items()}
+    paths = [path for end in TABLES["weights"] for path in folder.glob(f"*model.{end}")]
+    path = paths[0] if paths else folder / WEIGHTS
+    files, was = {path.name}, NAMES["diffusers_first_year"]
+    if path.suffix == ".json":  # of weights in several files
+        files = set(read_mapping(path)["weight_map"].values())
+    tensors = [weights.read_tensors(folder / name).items() for name in files]
+    return {weights.renamed(name, was): tensor for part in tensors for name, tensor in part}
 
 
 def _load_conditioner(folder: Path, kind: str) -> tau.Conditioner:
-    if kind == STABLE:
+    if kind in (STABLE, INPAINT):
         clip = {"hidden_size": 512, "max_position_embeddings": 77}
         clip |= read_mapping(folder / "text_encoder/config.json")
         fields = {"d_cond": clip["hidden_size"], "length": clip["max_position_embeddings"]}
-        return tau.FrozenTextConfig(encoder="clip", path=str(folder), **fields).build()
+        config = tau.FrozenTextConfig(encoder="clip", path=str(folder), **fields)
+        hybrid = tau.HybridConfig(tokens=config, concat=configs.STABLE_INPAINT)
+        return (hybrid if kind == INPAINT else config).build()
     if kind != TEXT:
         return (tau.LowResConfig() if kind == SUPER else tau.ConditionerConfig()).build()
     params = read_mapping(folder / "bert/config.json")
@@ -120,16 +126,17 @@ def save_diffusers(model: Autoencoder | UNet | LatentDiffusion, folder: PathLike
         stage, side = PIPELINES[kind], config.image_size // config.autoencoder.f
         index = {
             "unet": ["diffusers", _save_model(model.unet, target / "unet", side)],
-            stage: ["diffusers", _save_model(model.autoencoder, target / stage)],
             "scheduler": ["diffusers", "DDIMScheduler"],
         }
-        fields = vars(config.schedule) | vars(config.objective)
+        if stage:
+            index[stage] = ["diffusers", _save_model(model.autoencoder, target / stage)]
+        fields = vars(config.schedule) | vars(config.objective) | vars(config.sampling)
         timing = configs.write_fields("DDIMScheduler", fields)
         _write_card(target / "scheduler/scheduler_config.json", "DDIMScheduler", timing)
         if kind == TEXT:
             index |= _save_bert(model.conditioner, target)
-        if kind == STABLE:
-            index |= _save_clip(model.conditioner, target)
+        if kind in (STABLE, INPAINT):
+            index |= _save_clip(getattr(model.conditioner, "tokens", model.conditioner), target)
         _write_card(target / "model_index.json", kind, index)
 
 
@@ -158,10 +165,14 @@ def _pipeline_for(model: LatentDiffusion) -> str:
     """The pipeline that diffusers has for a model; ValueError if it has none."""
     text, stage = model.config.conditioner, model.config.autoencoder
     shift, scale = float(model.autoencoder.shift), float(model.autoencoder.scale)
+    concat, tokens = getattr(text, "concat", None), getattr(text, "tokens", text)
+    clip = getattr(tokens, "encoder", "") == "clip" and stage.regularizer == "kl"
     fits = {
         LDM: text.kind == "none" and stage.regularizer != "identity",
+        DDIM: text.kind == "none" and stage.regularizer == "identity",
         SUPER: text.kind == "low_res" and stage.z_channels == 3 and scale == 1,
-        STABLE: getattr(text, "encoder", "") == "clip" and stage.regularizer == "kl",
+        STABLE: clip and concat is None,
+        INPAINT: clip and concat == configs.STABLE_INPAINT,
         TEXT: text.kind == "text" and (text.length, stage.f) == (77, 8),
     }
     found = [kind for kind, fit in fits.items() if fit and not shift]

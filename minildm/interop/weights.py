@@ -5,7 +5,7 @@ import math
 import os
 import re
 import zipfile
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.serialization import safe_globals
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from minildm.files import atomic_write
 from minildm.layers import Downsample, ResBlock, SelfAttention2d, SpatialTransformer, Upsample
@@ -148,11 +148,27 @@ class _Inert:
     def __setstate__(self, _: object) -> None: ...
 
 
-def read_tensors(checkpoint: PathLike | Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a `.safetensors`, a `.ckpt` or a mapping, without an enclosing `state_dict`.
+class _InertDict:
+    """The same of a dict: torch puts items only into a few types, of which this gives one."""
 
-    A pickle that names anything but tensors and a few inert stand-ins is refused, and nothing in
-    it runs. Raises CheckpointError.
+    def __new__(cls, *_: object) -> Any:
+        return OrderedDict()
+
+
+def _stand_ins(checkpoint: PathLike) -> list[tuple[type, str]]:
+    """Inert classes for all that a pickle names, but for what only code needs."""
+    names = {*TABLES["stand_ins"]}
+    if zipfile.is_zipfile(checkpoint):  # torch cannot search its older format
+        names |= {*get_unsafe_globals_in_checkpoint(checkpoint)} - {*TABLES["code"]}
+    return [(_InertDict if n.lower().endswith("dict") else _Inert, n) for n in names]
+
+
+def read_tensors(checkpoint: PathLike | Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors`, a `.ckpt` or a mapping, by their names in the model.
+
+    An enclosing `state_dict` or `model`, the prefixes of DataParallel and torch.compile, and what
+    is no tensor are left out. Nothing in a pickle runs: other objects than tensors are inert.
+    Raises CheckpointError, too for a pickle that names what only code needs.
     """
     if not isinstance(checkpoint, Mapping) and not Path(checkpoint).is_file():
         raise CheckpointError(f"{checkpoint} is missing")
@@ -163,12 +179,15 @@ def read_tensors(checkpoint: PathLike | Mapping[str, Any]) -> dict[str, Any]:
             content = load_file(checkpoint)
         else:
             mapped = zipfile.is_zipfile(checkpoint)  # torch's older format cannot be memory-mapped
-            with safe_globals([(_Inert, name) for name in TABLES["stand_ins"]]):
+            with safe_globals(_stand_ins(checkpoint)):
                 content = torch.load(checkpoint, "cpu", weights_only=True, mmap=mapped)
-        return {str(name): value for name, value in content.get("state_dict", content).items()}
+        for key in ("state_dict", "model", "state_dict"):
+            content = content[key] if isinstance(content.get(key), Mapping) else content
+        named = {re.sub(TABLES["wrappers"], "", str(name)): v for name, v in content.items()}
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
     except Exception as error:  # a broken pickle raises nearly anything
         # torch advises to run the pickle, before and after the reason
-        reason = re.sub(r"(?s).*\n\t|\n.*| Please use.*", "", str(error))
+        reason = re.sub(r"(?s).*(?=WeightsUnpickler)|\n.*| Please use.*", "", str(error))
         what = "is cut short, not a checkpoint, or would run code; nothing was run"
         raise CheckpointError(f"{checkpoint!s:.200} {what}: {reason}") from error
 

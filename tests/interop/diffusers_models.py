@@ -17,12 +17,13 @@ with warnings.catch_warnings():  # deprecations inside diffusers
     import diffusers
     from diffusers.pipelines.latent_diffusion import pipeline_latent_diffusion as text2im
 
-from minildm.interop.diffusers import LDM, STABLE, SUPER, TEXT
+from minildm.interop.diffusers import DDIM, DDPM, INPAINT, LDM, STABLE, SUPER, TEXT
 
 CARDS = ("model_index.json", "config.json")
 STEPS, PROMPTS = 5, ["a red dog", "a dog"]
 SMALL = randn(2, 3, 4, 6, seed=3).clamp(-1, 1)
-GUIDANCE = {TEXT: 3.0, STABLE: 3.0}
+GUIDANCE = {TEXT: 3.0, STABLE: 3.0, INPAINT: 3.0}
+HOLED = {"image": randn(2, 3, 16, 16).clamp(-1, 1), "mask": torch.eye(16).expand(2, 1, 16, 16)}
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog", "##s", ",")
 
 
@@ -116,9 +117,19 @@ def pipeline(name: str, folder: Path) -> Any:
             "unet": unet(cross_attention_dim=16),
             **clip(folder),
         },
+        INPAINT: lambda: {
+            "vae": first_stage("AutoencoderKL", levels=3, latent_channels=4),
+            "unet": unet(cross_attention_dim=16, in_channels=9, out_channels=4),
+            **clip(folder),
+        },
+        DDIM: lambda: {"unet": unet(), "scheduler": scheduler(clip_sample=True)},
+        DDPM: lambda: {"unet": unet(), "scheduler": diffusers.DDPMScheduler(STEPS)},
     }
+    made = {"scheduler": scheduler()} | parts[name]()
+    if name == INPAINT:  # they draw the latent of the given image
+        made["vae"].quant_conv.weight.data[4:], made["vae"].quant_conv.bias.data[4:] = 0, -30
     with quiet():
-        return getattr(diffusers, name)(**parts[name](), scheduler=scheduler())
+        return getattr(diffusers, name)(**made)
 
 
 def read(folder: Path) -> Any:
@@ -135,12 +146,16 @@ def sampled_there(pipe: Any, name: str, eta: float) -> Tensor:
     torch.manual_seed(5)
     pipe.set_progress_bar_config(disable=True)
     options: dict[str, Any] = {"num_inference_steps": STEPS, "eta": eta, "output_type": "np"}
-    if name == LDM:
+    if name in (LDM, DDIM, DDPM):
         options["batch_size"] = 2
     elif name == SUPER:
         options["image"] = SMALL
     else:
         options |= {"prompt": PROMPTS, "guidance_scale": GUIDANCE[name]}
+    if name == INPAINT:
+        options |= {"image": HOLED["image"], "mask_image": 1 - HOLED["mask"]}
+    if name == DDPM:
+        del options["eta"]
     with quiet():
         return 2 * torch.as_tensor(pipe(**options).images).permute(0, 3, 1, 2) - 1
 
@@ -148,9 +163,10 @@ def sampled_there(pipe: Any, name: str, eta: float) -> Tensor:
 def sampled_here(model: Any, name: str, eta: float) -> Tensor:
     """The same of ours."""
     torch.manual_seed(5)
-    y = {LDM: None, SUPER: SMALL}.get(name, PROMPTS)
-    options = {"n": 2, "steps": STEPS, "eta": eta, "guidance_scale": GUIDANCE.get(name, 1.0)}
-    return model.sample(y, **options, noise=torch.randn_like)
+    y = {TEXT: PROMPTS, STABLE: PROMPTS, SUPER: SMALL, INPAINT: {**HOLED, "y": PROMPTS}}.get(name)
+    options = {"steps": STEPS, "eta": eta, "guidance_scale": GUIDANCE.get(name, 1.0)}
+    options = {} if name == DDPM else options  # its own
+    return model.sample(y, n=2, **options, noise=torch.randn_like)
 
 
 def change_json(path: Path, **changes: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 from helpers import randn, shaken, tiny_autoencoder_config, tiny_unet_config
 from interop import diffusers_models as tiny
 from interop import official_models as official
-from interop.diffusers_models import LDM, STABLE, change_json, error, quiet
+from interop.diffusers_models import DDIM, DDPM, INPAINT, LDM, STABLE, change_json, error, quiet
 
 from minildm import interop
 from minildm.compression.autoencoder import Autoencoder
@@ -154,12 +154,15 @@ def test_a_pipeline_gives_the_same_images_there_and_here(name: str, tmp_path: Pa
     if name == STABLE:  # whose pipeline turns it off
         change_json(tmp_path / "theirs/scheduler/scheduler_config.json", clip_sample=True)
     ours = interop.load_diffusers(tmp_path / "theirs")
-    images = tiny.sampled_here(ours, name, eta=0.7)
+    eta = 0.7 if name != INPAINT else 0.0  # it draws other noise on the way
+    images = tiny.sampled_here(ours, name, eta)
     assert images.std() > 0.1
-    assert error(tiny.sampled_there(theirs, name, 0.7), images) < 1e-4
+    assert error(tiny.sampled_there(theirs, name, eta), images) < 1e-4
     interop.save_diffusers(ours, tmp_path / "ours")
     again = tiny.read(tmp_path / "ours")
-    assert error(tiny.sampled_there(again, name, 0.7), images) < 1e-4
+    assert type(again).__name__ == (DDIM if name == DDPM else name)
+    if name != DDPM:
+        assert error(tiny.sampled_there(again, name, eta), images) < 1e-4
     assert interop.load_diffusers(tmp_path / "ours/unet").config == ours.unet.config
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import shaken
 from interop import diffusers_models as tiny
-from interop.diffusers_models import LDM, STABLE, TEXT, change_json
+from interop.diffusers_models import DDIM, LDM, STABLE, TEXT, change_json
 from interop.official_models import KL, UNET, saved, whole
 
 from minildm import conditioning as tau
@@ -28,7 +28,7 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({NAME: torch.ones(4)}, r"quant_conv\.bias: file \(4,\), model \(6,\)"),
     ({NAME: torch.full((6,), torch.nan)}, r"quant_conv\.bias: file values that are not finite"),
     ({NAME: torch.ones(6).long()}, r"quant_conv\.bias: file torch\.int64, not floats"),
-    ({NAME: [1.0] * 6}, r"quant_conv\.bias: file list, not floats"),
+    ({NAME: [1.0] * 6}, r"quant_conv\.bias: file nothing, model \(6,\)"),
     ({f"more.{i}": torch.ones(1) for i in range(30)}, "30 tensors do not fit"),
 ]
 
@@ -88,8 +88,10 @@ SCHEDULER, SHAPE = "scheduler/scheduler_config.json", "unet/config.json"
 PIPELINES: list[tuple[str, Callable[[Path], object], str]] = [
     (LDM, lambda f: (f / "vqvae/config.json").write_text("{"), r"vqvae/config\.json"),
     (LDM, lambda f: change_json(f / "vqvae/config.json", scaling_factor=-1), "positive, got -1"),
-    (LDM, lambda f: change_json(f / SCHEDULER, clip_sample=True), "clip_sample=True cannot"),
-    (LDM, lambda f: change_json(f / SCHEDULER, clip_sample=...), "clip_sample=True cannot"),
+    (LDM, lambda f: change_json(f / SCHEDULER, clip_sample=True), "clip_z0=True requires pixels"),
+    (LDM, lambda f: change_json(f / SCHEDULER, clip_sample=...), "clip_z0=True requires pixels"),
+    (DDIM, lambda f: change_json(f / SCHEDULER, clip_sample_range=2), "clip_sample_range=2 cannot"),
+    (DDIM, lambda f: (f / "model_index.json").unlink(), r"one model .*p/unet.; it holds sched"),
     (LDM, lambda f: change_json(f / "model_index.json", _class_name="Flux"), "'Flux' is not"),
     (LDM, lambda f: tiny.unet(in_channels=4).save_pretrained(f / "unet"), "unet.in_channels=4"),
     (LDM, lambda f: change_json(f / SHAPE, act_fn="gelu"), r"/unet: act_fn='gelu' cannot"),
@@ -123,10 +125,14 @@ HYBRID = tau.HybridConfig(tokens=CLASSES, concat=tau.LowResConfig())
 OURS: list[tuple[str, Callable[[], Any], str]] = [
     ("compvis", lambda: UNet(replace(UNET, groups=8)), "cannot express groups=8, only 32"),
     ("compvis", lambda: UNet(replace(UNET, channel_mult=(2, 2))), "channels=32, only 64"),
-    ("compvis", lambda: Autoencoder(replace(KL, patch=2)), "patch=2, only 1"),
+    (
+        "compvis",
+        lambda: Autoencoder(replace(KL, groups=8, patch=2)),
+        "groups=8, only 32; patch=2, only 1: train with --set model.patch=1",
+    ),
     ("compvis", lambda: scaled(Autoencoder(KL)), "scale=2.0 of a part alone"),
     ("compvis", replace(TEXTS, heads=4).build, "cannot express heads=4, only 8"),
-    ("compvis", lambda: whole(HYBRID), "lacks 'hybrid'"),
+    ("compvis", lambda: whole(HYBRID), r"lacks LowResConfig\("),
     (
         "compvis",
         lambda: scaled(whole(tau.InpaintConfig())),
@@ -154,9 +160,13 @@ def test_other_wrong_arguments_are_refused(tmp_path: Path) -> None:
         interop.convert("emoji-kl-f4", tmp_path / "out")
     with pytest.raises(ValueError, match="patch=2, only 1"):
         interop.convert("emoji-kl-f4", tmp_path / "out", to="diffusers")
+    with pytest.raises(ValueError, match="emoji-classifier is a Classifier, which diffusers"):
+        interop.convert("emoji-classifier", tmp_path / "out", to="diffusers")
+    with pytest.raises(CheckpointError, match=r"^away/missing is missing$"):
+        interop.convert("away/missing", tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"missing\.ckpt is missing"):
         interop.load_compvis({}, tmp_path / "missing.ckpt")
     interop.save_diffusers(UNet(UNET), tmp_path / "unet")
-    with pytest.raises(ValueError, match="a UNet alone has no folder of ours"):
+    with pytest.raises(ValueError, match="unet is a UNet, which minildm files cannot hold"):
         interop.convert(tmp_path / "unet", tmp_path / "out")
     assert not (tmp_path / "out").exists()

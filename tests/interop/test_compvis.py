@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from helpers import shaken, tiny_clip
 from interop import official_models as official
 from interop.official_models import BY_NAME, same
@@ -16,8 +17,10 @@ from minildm import interop
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.diffusion.objective import ObjectiveConfig
 from minildm.diffusion.schedule import ScheduleConfig
+from minildm.diffusion.unet import UNet
 from minildm.interop.compvis import _parts, _views, read_part, write_part
 from minildm.interop.weights import exported
+from minildm.training.checkpoint import on_meta
 from minildm.training.presets import PUBLISHED, RELEASED
 
 
@@ -88,14 +91,14 @@ def through_files(model: Any, folder: Path, **options: Any) -> Any:
         (tau.LowResConfig(), "low_res"),
         (tau.InpaintConfig(), "inpaint"),
         (tau.TextConfig(d_cond=32, vocab_size=40, length=9), "ids"),
-        (tau.LayoutConfig(d_cond=32, classes=("a", "b"), grid=4, max_boxes=2), "ids"),
+        (tau.LayoutConfig(d_cond=32, classes=("a", "b"), grid=4, max_boxes=2), "layout"),
     ],
     ids=lambda config: getattr(config, "kind", ""),
 )
 def test_a_condition_comes_out_again(conditioner: Any, read: str, tmp_path: Path) -> None:
     model = official.whole(conditioner)
     again = through_files(model, tmp_path)
-    assert again.config.conditioner.kind == read  # words and boxes become numbers
+    assert again.config.conditioner.kind == read  # own words become numbers
     assert replace(again.config, conditioner=conditioner) == model.config
     assert same(again.state_dict(), model.state_dict())
 
@@ -103,10 +106,12 @@ def test_a_condition_comes_out_again(conditioner: Any, read: str, tmp_path: Path
 def test_a_model_of_our_own_is_read_as_official(tmp_path: Path) -> None:
     model = own()
     again = through_files(model, tmp_path)
-    assert replace(again.config, conditioner=CLASSES) == model.config
-    assert again.config.conditioner.classes == ("0", "1", "2")  # numbers, one for "no class"
-    options = {"steps": 3, "seed": 0, "eta": 1.0}
-    assert torch.equal(again.sample(["0", "1"], **options), model.sample(["a", "b"], **options))
+    assert again.config == model.config  # names and the null class included
+    options = {"steps": 3, "seed": 0, "eta": 1.0, "guidance_scale": 2.0}
+    assert torch.equal(again.sample(["b", "a"], **options), model.sample(["b", "a"], **options))
+    config = yaml.safe_load((tmp_path / "own.yaml").read_text())["model"]  # the official content
+    there = interop.load_compvis(config, tmp_path / "own.safetensors")
+    assert there.config.conditioner.classes == ("0", "1", "2")  # numbers, one for "no class"
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "unet", "conditioner"])
@@ -138,6 +143,21 @@ def test_stable_diffusion_keeps_its_clip(tmp_path: Path) -> None:
     assert again.sample("red", steps=2, guidance_scale=5.0).shape == (1, 3, 16, 16)
     with pytest.raises(ValueError, match="must hold clip's"):
         interop.convert(tmp_path / "own.safetensors", tmp_path / "ours", clip=tmp_path)
+
+
+def test_stable_diffusion_inpaints(tmp_path: Path) -> None:
+    there = official.TENSORS[BY_NAME["txt2img-1p4B-eval"]["unet_state_dict"]["keys_sha256"]]
+    unet = on_meta(UNet, PUBLISHED["stable-diffusion-v1-inpainting"].unet)
+    state = official_state(unet)  # with the same names
+    assert state.keys() == {line.split(" ")[0] for line in there}
+    assert state["input_blocks.0.0.weight"].shape == (320, 9, 3, 3)
+    clip = tau.FrozenTextConfig(encoder="clip", path=str(tiny_clip(tmp_path)), d_cond=16, length=10)
+    model = own(tau.HybridConfig(tokens=clip, concat=tau.InpaintConfig(stable=True)))
+    again = through_files(model, tmp_path)
+    assert again.config == model.config and same(again.state_dict(), model.state_dict())
+    part = yaml.safe_load((tmp_path / "own.yaml").read_text())["model"]
+    assert part["target"] == "ldm.models.diffusion.ddpm.LatentInpaintDiffusion"
+    assert part["params"]["conditioning_key"] == "hybrid"
 
 
 def test_a_loaded_model_samples_and_trains(tmp_path: Path) -> None:

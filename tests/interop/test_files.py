@@ -2,8 +2,11 @@
 
 import pickle
 import shutil
+import subprocess
 import sys
 import types
+from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,8 +97,31 @@ def test_what_lightning_leaves_is_inert(
     path.write_bytes(path.read_bytes().replace(b"numpy._core.multi", b"numpy.core.multi"))
     monkeypatch.delitem(sys.modules, name)
     interop.load_compvis(stage[0], path)
+    sprung = tmp_path / "sprung"
+    objects = (np.float64(0.5), np.zeros(2), Path("runs"), Namespace(a=1), defaultdict(list, a=[1]))
+    trap = type("Trap", (), {"__reduce__": lambda _: (subprocess.Popen, (["touch", sprung],))})
+    new = tmp_path / "new.ckpt"
+    torch.save({"hyper_parameters": [*objects, trap()], "state_dict": stage[1]}, new)
+    model = interop.load_compvis(stage[0], new)
+    assert torch.equal(model.encoder.to_moments.bias, stage[1]["quant_conv.bias"])
+    assert not sprung.exists()
     with pytest.raises(pickle.UnpicklingError):  # allowed for our reading alone
         torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_what_surrounds_the_tensors_is_left_out(prefix: str, stage: Any) -> None:
+    config, wanted = stage[0], interop.load_compvis(*stage).state_dict()
+    tensors = {prefix + name: tensor for name, tensor in stage[1].items()}
+    tables = ("ddim_sigmas", "ddim_alphas_prev", "betas", "sqrt_alphas_cumprod")  # of samplers
+    for content in (
+        tensors | dict.fromkeys(tables, torch.ones(9)),
+        {f"module.{name}": tensor for name, tensor in tensors.items()},
+        {name.replace("encoder.", "encoder._orig_mod."): v for name, v in tensors.items()},
+        {"model": tensors, "global_step": 3},
+        tensors | {"global_step": 3},
+    ):
+        assert same(interop.load_compvis(config, content).state_dict(), wanted)
 
 
 # --- diffusers folders ---
@@ -137,6 +163,16 @@ def test_names_of_the_first_year_pickles_and_half_precision_are_read(tmp_path: P
         tensors = {name.replace(f".{new}.", f".{old}."): v for name, v in tensors.items()}
     torch.save(tensors, path.with_suffix(".bin"))
     assert same(interop.load_diffusers(tmp_path).state_dict(), state)
+
+
+def test_weights_in_several_files_are_read(tmp_path: Path) -> None:
+    tiny.unet().save_pretrained(tmp_path / "one")
+    tiny.unet().save_pretrained(tmp_path, max_shard_size=20_000)
+    one, several = (interop.load_diffusers(folder) for folder in (tmp_path / "one", tmp_path))
+    assert same(one.state_dict(), several.state_dict())
+    next(tmp_path.glob("*-00002-of-*")).unlink()
+    with pytest.raises(CheckpointError, match=r"-00002-of-.* is missing"):
+        interop.load_diffusers(tmp_path)
 
 
 # --- from one form to another ---
