@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,8 +73,19 @@ def data_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Return the folder of decoded images and latents: `MINILDM_CACHE`, else ~/.cache/minildm."""
-    return Path(os.environ.get("MINILDM_CACHE") or Path.home() / ".cache/minildm")
+    """Return the folder of decoded images and latents: `MINILDM_CACHE`, else ~/.cache/minildm.
+
+    Where neither can be written, a temporary folder, with one warning.
+    """
+    try:
+        folder = Path(os.environ.get("MINILDM_CACHE") or Path.home() / ".cache/minildm")
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home
+        folder = Path(tempfile.mkdtemp(prefix="minildm-"))
+        os.environ["MINILDM_CACHE"] = str(folder)  # of the processes that this one starts, too
+        warnings.warn(f"the cache goes to {folder} ({error})", stacklevel=2)
+    return folder
 
 
 def fingerprint(tensors: Mapping[str, Tensor] | nn.Module) -> str:

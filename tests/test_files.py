@@ -81,7 +81,13 @@ def test_where_data_and_cache_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(FileNotFoundError, match=r"nowhere.*clone.*MINILDM_DATA"):
         data_dir()
     monkeypatch.delenv("MINILDM_CACHE")
-    assert cache_dir() == Path.home() / ".cache" / "minildm"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / ".cache" / "minildm"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))  # as one that cannot be written
+    with pytest.warns(UserWarning, match=r"the cache goes to .*minildm-.* \("):
+        folder = cache_dir()
+    assert folder.is_dir() and cache_dir() == folder  # no second warning: those are errors
 
 
 def test_the_fingerprint_is_of_names_shapes_and_float32_values() -> None:

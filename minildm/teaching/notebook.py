@@ -10,7 +10,8 @@ import torch
 from minildm.training.loop import pick_device
 
 SCALES = ("smoke", "cpu", "gpu")
-KERNEL = "python3"  # of the environment that this runs in
+KERNEL = "python3"  # of the environment that this runs in, not one of the user's
+os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 
 
 def setup(scale: str, seed: int, run_dir: str | os.PathLike[str]) -> tuple[torch.device, Path]:

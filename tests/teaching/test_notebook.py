@@ -10,6 +10,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
+from minildm.files import write_json
 from minildm.teaching.notebook import run_notebook, setup
 
 PUBLISH = Path(__file__).parents[2] / "notebooks/publish.py"
@@ -43,6 +44,9 @@ def test_a_notebook_runs_with_parameters_in_the_caller_s_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
+    other = tmp_path / "kernels/python3/kernel.json"  # the user's, of another environment
+    write_json(other, {"argv": ["false"], "display_name": "Python 3", "language": "python"})
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path))
     source = write(tmp_path / "a.ipynb", 'name = "x"', "open(name, 'w').close()")
     monkeypatch.chdir(tmp_path / "here")
     run_notebook(source, "deep/out.ipynb", {"name": "y"})
