@@ -308,7 +308,7 @@ def convert_model(
 
 @app.command()
 def sweep(
-    what: Annotated[str, typer.Argument(help="a name in notebooks/sweeps, or a TOML file")],
+    what: Annotated[str, typer.Argument(help="a name in notebooks/sweeps, a TOML file, a folder")],
     out: Annotated[Path | None, typer.Option(help="the folder; default: runs/sweep-NAME")] = None,
     jobs: Annotated[int | None, typer.Option(help="runs at once; default: one a device")] = None,
     device: Annotated[list[str] | None, typer.Option(help="may be repeated: cuda:0, cpu")] = None,
@@ -324,17 +324,19 @@ def sweep(
     """Ablate a factor: every level with every seed; one table, figures, a report."""
     from minildm.sweeps import run_sweep
     from minildm.sweeps.report import write_report
-    from minildm.sweeps.sweep import read_sweep
+    from minildm.sweeps.sweep import DEFINITION, read_sweep
 
-    folder = out or Path("runs") / f"sweep-{Path(what).stem}"
+    own = Path(what, DEFINITION).is_file()  # a sweep's folder
+    folder = out or Path(what if own else f"runs/sweep-{Path(what).stem}")
+    source = folder if report and (folder / DEFINITION).is_file() else what
     given = {"samples": samples, "measure_at": tuple(measure_at or ())}
     given["seeds"] = tuple(seed or range(seeds or 0))
     fields = {name: value for name, value in given.items() if value}
-    definition = replace(read_sweep(what).changed(_settings(change)), **fields)
+    definition = replace(read_sweep(source).changed(_settings(change)), **fields)
     failed = {}
-    if report:
-        write_report(definition, folder, failed)
-    else:
+    if report and not write_report(definition, folder, failed):
+        raise typer.Exit(1)
+    if not report:
         options = {"jobs": jobs, "levels": level, "scheduler": scheduler}
         options |= {"devices": device or (), "say": typer.echo}
         failed = run_sweep(definition, folder, **options)

@@ -5,8 +5,9 @@ executed notebook stays in the run's folder. A run whose results.json exists is 
 """
 
 import itertools
+import platform
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from typing import Any
 import psutil
 
 from minildm.conditioning import look_up
-from minildm.files import data_dir
+from minildm.files import data_dir, write_json
 from minildm.sweeps.report import NOTEBOOK, finished, write_report
-from minildm.sweeps.run import is_trained, stage_folder
-from minildm.sweeps.sweep import Sweep
+from minildm.sweeps.run import RESULTS, is_trained, stage_folder
+from minildm.sweeps.sweep import DEFINITION, Sweep, joined
 from minildm.teaching.notebook import run_notebook
 from minildm.training.configs import to_dict
+from minildm.training.loop import read_log
+
+PAUSE = 30.0  # seconds until the runs' steps are looked up again
 
 
 def run_sweep(
@@ -38,23 +42,30 @@ def run_sweep(
     default the best one. levels: run only these. scheduler: the address of a Dask scheduler whose
     workers see the folder, in place of jobs. A run has as many CPU threads as OMP_NUM_THREADS
     says, by default one. If a run fails, the others continue; the same call tries it again.
-    Writes table.csv, figures and index.html of all finished runs into the folder. Raises
-    ValueError for a folder that holds another sweep, and for an unknown level.
+    Writes sweep.json, and tables, figures and index.html of all finished runs into the folder.
+    Raises ValueError for a folder that holds another sweep, and for an unknown level.
     """
     for level in levels or ():
         look_up(level, list(sweep.levels), f"{sweep.name}: level")
     folder, places = Path(folder).resolve(), itertools.cycle(devices or [""])
+    whole = joined(sweep, folder)
     done = {run.name for run, _ in finished(sweep, folder)}
     stages, runs = {}, {}  # tasks by name; a run's with the first stage that it requires
     for run in sweep.runs():
         place, stage = folder / "runs" / run.name, stage_folder(run, folder)
         if run.level in (levels or sweep.levels) and run.name not in done:
+            if (place / RESULTS).is_file():
+                raise ValueError(f"{place} is of other settings: choose another folder")
             parameters = {"run": to_dict(run), "shared": str(folder), "device": next(places)}
             runs[run.name] = stage, ("one_run", place, parameters)
             if not is_trained(stage):
-                stages[f"first stage {stage.name}"] = "first_stage", stage, parameters
+                label = f"first stage of {sweep.name} = {run.level}"
+                stages.setdefault(stage, (label, ("first_stage", stage, parameters)))
+    write_json(folder / DEFINITION, to_dict(whole))
+    if runs:
+        say(f"{len(done)} runs are finished; now {len(stages)} first stages, then {len(runs)} runs")
     with _executor(scheduler, jobs or len(devices) or 1) as executor:
-        failed = _carry_out(executor, stages, say)
+        failed = _carry_out(executor, dict(stages.values()), say)
         ready = {name: task for name, (stage, task) in runs.items() if is_trained(stage)}
         failed |= _carry_out(executor, ready, say)
     write_report(sweep, folder, failed)
@@ -66,19 +77,32 @@ def _carry_out(
 ) -> dict[str, str]:
     """Call `perform` with each task's arguments, by name; returns what went wrong, by name."""
     failed, futures = {}, {executor.submit(perform, *task): name for name, task in tasks.items()}
-    for i, future in enumerate(as_completed(futures), 1):
-        problem = repr(future.exception()) if future.exception() else future.result()
-        failed |= {futures[future]: problem} if problem else {}
-        say(f"{futures[future]}: {problem or 'done'} ({i} of {len(tasks)})")
+    left, steps = set(futures), {}
+    while left:
+        ended, left = wait(left, PAUSE, FIRST_COMPLETED)
+        for i, future in enumerate(ended, len(tasks) - len(left) - len(ended) + 1):
+            problem = repr(future.exception()) if future.exception() else future.result()
+            failed |= {futures[future]: problem} if problem else {}
+            say(f"{futures[future]}: {problem or 'done'} ({i} of {len(tasks)})")
+        for name in () if ended else sorted(futures[future] for future in left):
+            place = tasks[name][1]  # of a first stage, else of a run
+            log = read_log(place) or read_log(place / "model")
+            if log and steps.get(name) != log[-1].step:
+                steps[name] = log[-1].step
+                say(f"{name}: step {steps[name]}")
     return failed
 
 
 def perform(notebook: str, place: Path, parameters: dict[str, Any]) -> str:
     """Execute a notebook of notebooks/sweeps into a folder; returns what went wrong, or ""."""
     template = data_dir().parent / f"notebooks/sweeps/{notebook}.ipynb"
+    if not Path(parameters["shared"], DEFINITION).is_file():
+        return f"failed: worker {platform.node()} does not see {parameters['shared']}"
     try:
         run_notebook(template, place / NOTEBOOK, {**parameters, "run_dir": str(place)})
     except Exception as error:  # whatever it is, the other runs continue
+        if type(error).__name__ == "DeadKernelError":
+            return f"killed (signal 9, out of memory?); see {place / NOTEBOOK}"
         said = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
         return f"failed: {said.splitlines()[0]}; see {place / NOTEBOOK}"
     return ""

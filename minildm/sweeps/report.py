@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,12 @@ import torch
 
 from minildm.evaluation.intervals import Measured, mean_interval
 from minildm.files import atomic_write
-from minildm.sweeps.run import DEFAULT, METRICS, RESULTS, shown
-from minildm.sweeps.sweep import COLUMNS, Run, Sweep
+from minildm.sweeps.run import DEFAULT, METRICS, RESULTS, SHARES, shown
+from minildm.sweeps.sweep import COLUMNS, Run, Sweep, joined
 from minildm.teaching import plots
 from minildm.training.configs import from_dict
 
 NOTEBOOK = "notebook.ipynb"
-MEAN = "mean"  # in the column of seeds
 AXES = {  # what a metric is drawn against
     "step": "optimiser steps",
     "seconds": "seconds of training",
@@ -35,58 +35,61 @@ def read_table(path: str | Path) -> pd.DataFrame:
 def finished(sweep: Sweep, folder: Path) -> list[tuple[Run, dict[str, Any]]]:
     """The finished runs in a folder and their results.json, those copied from elsewhere included.
 
-    In the order of the levels, then of the seeds. Raises ValueError for a run of another sweep.
+    Only of this sweep, of any seed; in the order of the levels, then of the seeds.
     """
     found, levels = [], list(sweep.levels)
     for path in folder.glob(f"runs/*/{RESULTS}"):
         results = json.loads(path.read_text(encoding="utf-8"))
         run = from_dict(Run, results["run"])
-        if run.level not in levels or run != sweep.run(run.level, run.seed):
-            raise ValueError(f"{path} is of another sweep or other settings: choose another folder")
-        found.append((run, results))
+        own = run.level in levels and run == sweep.run(run.level, run.seed)
+        if own and path.parent.name == run.name:
+            found.append((run, results))
     return sorted(found, key=lambda pair: (levels.index(pair[0].level), pair[0].seed))
 
 
 def table_of(sweep: Sweep, folder: Path) -> pd.DataFrame:
-    """Rows of all finished runs, and of means over seeds; the first column is the sweep's name.
+    """Rows of all finished runs; the first column is the sweep's name.
 
-    A row of a seed has the number of samples as n; a row "mean" has the number of seeds, and
-    Student's t interval of 95 %.
+    n: how many samples, or objects in them; real: how many real images they are compared with.
     """
-    rows, means = [], []
+    rows = []
     for run, results in finished(sweep, folder):
         fixed = {sweep.name: run.level, "seed": str(run.seed), "device": results["device"]}
         rows += [{**fixed, **row} for row in results["rows"]]
-    table = pd.DataFrame(rows, columns=[sweep.name, *COLUMNS])
-    finite = table[table["value"].abs() < math.inf]
-    for _, same in finite.groupby([sweep.name, "step", "sampling", "metric"], sort=False):
-        if len(same) > 1:
-            speeds = same[["seconds", "images_per_second"]].mean()
-            interval = mean_interval(same["value"].tolist())._asdict()
-            means.append({**same.iloc[0], **speeds, "seed": MEAN, **interval})
-    return pd.DataFrame(rows + means, columns=table.columns)
+    return pd.DataFrame(rows, columns=[sweep.name, *COLUMNS])
+
+
+def means_of(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over the seeds of a table, with Student's t interval of 95 % (one seed: NaN)."""
+    keys = [table.columns[0], "step", "sampling", "metric"]
+    times = [name for name in AXES if name in table and name not in keys]
+    rows, means = table[(table["seed"] != "mean") & (table["value"].abs() < math.inf)], []
+    for key, same in rows.groupby(keys, sort=False):
+        values = same["value"].tolist()
+        mean, low, high, n = mean_interval(values) if len(values) > 1 else Measured(*values)
+        if key[-1] in SHARES:
+            low, high = max(low, 0.0), min(high, 1.0)
+        means.append([*key, *same[times].mean(), mean, low, high, n])
+    return pd.DataFrame(means, columns=[*keys, *times, "value", "low", "high", "seeds"])
 
 
 def lines(table: pd.DataFrame, metric: str, x: str) -> dict[str, tuple[list[float], ...]]:
-    """{"f = 4": (x, value, low, high, n)}, x one of AXES, for `plots.curves`, which leaves n out.
+    """{"f = 4": (x, mean, low, high, seeds)}, x one of AXES, for `plots.curves`.
 
-    Means over seeds; values without intervals where a level has a single seed. Against images per
-    second, as in Fig. 7, a point for each sampling at the end.
+    Against images per second, as in Fig. 7, a point for each sampling at the end.
     """
     name, found = table.columns[0], {}
-    same = table[(table["metric"] == metric) & (table["value"].abs() < math.inf)]
-    for level, rows in same.groupby(name, sort=False):
-        rows = rows[rows["seed"] == MEAN] if MEAN in set(rows["seed"]) else rows
+    for level, rows in means_of(table[table["metric"] == metric]).groupby(name, sort=False):
         end, speed = rows["step"] == rows["step"].max(), x == "images_per_second"
         points = rows[end if speed else rows["sampling"] == DEFAULT].dropna(subset=x)
-        columns = points.sort_values(x)[[x, "value", "low", "high", "n"]]
+        columns = points.sort_values(x)[[x, "value", "low", "high", "seeds"]]
         if len(columns):
             found[f"{name} = {level}"] = tuple(columns[part].tolist() for part in columns)
     return found
 
 
 def at_the_end(table: pd.DataFrame, metric: str) -> dict[str, Measured]:
-    """Each level's value at its last step: over n seeds, or of one seed's n samples."""
+    """Each level's mean at its last step, over n seeds."""
     ends = lines(table, metric, "step").items()
     return {level: Measured(*(column[-1] for column in columns[1:])) for level, columns in ends}
 
@@ -101,7 +104,7 @@ def figures(sweep: Sweep, folder: Path, table: pd.DataFrame) -> dict[str, Any]:
             options = {"xlabel": list(panels), "ylabel": axis, "log": "x"}
             found[f"{metric}_curves"] = plots.curves(panels, **options)
         if ends := at_the_end(table, metric):
-            found[f"{metric}_at_the_end"] = plots.bars(ends, xlabel=f"{axis} at the end")
+            found[f"{metric}_at_the_end"] = plots.bars(ends, xlabel=f"{axis} at the end, N seeds")
     rows: dict[str, torch.Tensor] = {}  # the last samples of each level's first seed
     for run, _ in finished(sweep, folder):
         for name, x in reversed(shown(folder / "runs" / run.name).items()):
@@ -112,27 +115,38 @@ def figures(sweep: Sweep, folder: Path, table: pd.DataFrame) -> dict[str, Any]:
     return found
 
 
-def write_report(sweep: Sweep, folder: Path, failed: Mapping[str, str]) -> None:
-    """Write table.csv, the figures and index.html of what is finished.
+def write_report(sweep: Sweep, folder: Path, failed: Mapping[str, str]) -> int:
+    """Write table.csv, means.csv, figures and index.html of the finished runs; returns how many.
 
-    failed: what went wrong, by the run's name. Raises ValueError for a folder without runs.
+    failed: what went wrong, by the run's name. Nothing is written where nothing is finished and
+    nothing failed. Warns of other runs in the folder. Raises ValueError for one of another sweep.
     """
-    if not (folder / "runs").is_dir():
-        raise ValueError(f"{folder} holds no sweep: it has no folder runs/")
+    sweep = joined(sweep, folder)
+    states = {run.name: "not finished" for run in sweep.runs()} | dict(failed)
+    states |= (done := {run.name: "finished" for run, _ in finished(sweep, folder)})
+    for path in folder.glob("runs/*/"):
+        if path.name not in states or (path.name not in done and (path / RESULTS).is_file()):
+            states[path.name] = "not counted: it is of another sweep or other settings"
+            warnings.warn(f"{path} is {states[path.name]}", stacklevel=2)
+    if not done and not failed:
+        warnings.warn(f"{folder}: no run of {sweep.name} is finished", stacklevel=2)
+        return 0
     table = table_of(sweep, folder)
-    with atomic_write(folder / "table.csv") as file:
-        file.write(table.to_csv(index=False, float_format="%.6g").encode())
+    for name, content in {"table": table, "means": means_of(table)}.items():
+        with atomic_write(folder / f"{name}.csv") as file:
+            file.write(content.to_csv(index=False, float_format="%.6g").encode())
     ends = {axis: at_the_end(table, metric) for metric, axis in METRICS.items()}
-    states = {run.name: failed.get(run.name, "not finished") for run in sweep.runs()}
-    states |= {run.name: "finished" for run, _ in finished(sweep, folder)}
     items = ""
     for name, state in states.items():
         items += f'<li><a href="runs/{name}/{NOTEBOOK}">{name}</a>: {html.escape(state)}</li>\n'
+    real = ", ".join(f"{n:.0f}" for n in table["real"].dropna().unique())
     top = f"""<p>{html.escape(sweep.paper)}</p>
-<p>{sweep.samples} samples each. N is the number of seeds, with Student's t interval of 95 %; of a
-single seed, its number of samples.</p>
+<p>{sweep.samples} samples of each seed, compared with {real} real images. N is the number of seeds,
+with Student's t interval of 95 % over them.</p>
 {pd.DataFrame(ends).dropna(axis=1).map(str).to_html()}
-<p>All numbers: <a href="table.csv">table.csv</a>. Runs:</p>
+<p>All numbers: <a href="table.csv">table.csv</a>. Their means over the seeds:
+<a href="means.csv">means.csv</a>. Runs:</p>
 <ul>{items}</ul>"""
     title = sweep.question or f"What does {sweep.name} do?"
     plots.save_page(folder, title, top, figures(sweep, folder, table))
+    return len(done)

@@ -36,7 +36,7 @@ from minildm.training.loop import Record, describe, pick_device, read_log
 from minildm.training.presets import PIXELS
 from minildm.training.stages import train_autoencoder, train_ldm
 
-Row = dict[str, Any]  # step, sampling, images_per_second, metric, value, n, seconds
+Row = dict[str, Any]  # step, sampling, images_per_second, metric, value, n, real, seconds
 RESULTS = "results.json"
 DEFAULT = "default"  # the label of a level's own sampling
 BOUND = "first stage"  # real images through the first stage: the best that samples can be
@@ -50,6 +50,7 @@ METRICS = {  # name: its axis
     "objects": "objects recognised in their boxes",
     "psnr": "PSNR to the true image, dB",
 }
+SHARES = ("precision", "recall", "accuracy", "objects")  # in [0, 1]
 
 
 def data_of(run: Run, model: LatentDiffusion, split: str) -> ImageDataset:
@@ -87,6 +88,7 @@ def measure(run: Run, folder: Path, model: LatentDiffusion, step: int, name: str
         x = pasted(model.sample(y, n=n, seed=run.seed, **options).cpu(), requested)
         fixed["images_per_second"] = len(x) / (time.perf_counter() - began)
     found = scores(x, data, model.device) | follows(x, requested, real, data, model.device)
+    fixed["real"] = min(len(data), REFERENCE)
     for metric, value in found.items():
         content["rows"].append({**fixed, "metric": metric, "value": value.value, "n": value.n})
     with atomic_write(folder / "samples" / f"{step}-{slug(name)}.pt") as file:
@@ -169,6 +171,8 @@ def train(run: Run, folder: Path, shared: Path, device: str | None = None) -> It
     """Train what is left to train and measure at the requested steps; yields stage 2's Records."""
     if run.experiment is None:
         return
+    if len(data := run.experiment.data.dataset("train")) < 7:
+        raise ValueError(f"{len(data)} images are too few to compare samples with: at least 7")
     stage = train_first_stage(run, shared, device)
     model_dir, own = folder / "model", folder / "first_stage"
     autoencoder = load_model(stage, kind="autoencoder") if stage else Autoencoder(PIXELS)
@@ -177,7 +181,7 @@ def train(run: Run, folder: Path, shared: Path, device: str | None = None) -> It
     marks = {*run.measure_at, run.experiment.train.steps}
     options = {"first_stage": own, "run_dir": model_dir, "device": device, "save_at": marks}
     passed = [record.step for record in read_log(model_dir)][:-1]  # those models are gone
-    for record in train_ldm(run.experiment, **options):
+    for record in train_ldm(run.experiment, data, **options):
         if record.step in marks and record.step not in passed:
             model = load_model(model_dir).to(pick_device(device))
             measure(run, folder, model, record.step, DEFAULT)

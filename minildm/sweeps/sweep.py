@@ -1,6 +1,7 @@
 """An ablation as data: what varies, what stays, how often, and how it is measured."""
 
 import itertools
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ from minildm.training.configs import (
 from minildm.training.presets import PRESETS
 
 COLUMNS = ("seed", "step", "seconds", "sampling", "images_per_second", "metric", "value")
-COLUMNS += ("low", "high", "n", "device")  # of the table, after the level
+COLUMNS += ("n", "real", "device")  # of the table, after the level
+DEFINITION = "sweep.json"  # in a sweep's folder
 OF_RUN = ("sampling.", "first_stage.", "latent_std")  # other settings are the experiment's
 
 
@@ -88,9 +90,9 @@ class Sweep:
     paper: str = ""  # what the paper found, to compare with
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name) or self.name in COLUMNS:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.]*", self.name) or self.name in COLUMNS:
             taken = ", ".join(COLUMNS)
-            raise ValueError(f"name={self.name!r} must be a word of a-z, 0-9, _; not {taken}")
+            raise ValueError(f"name={self.name!r} must be a word of a-z, 0-9, _, .; not {taken}")
         names = [run.name for run in self.runs()]
         if not names or len(set(names)) < len(names):
             given = f"levels={list(self.levels)}, seeds={self.seeds}"
@@ -149,26 +151,41 @@ def _resolved(run: Run, settings: dict[str, Any]) -> Run:
 
 
 def read_sweep(what: str | Path) -> Sweep:
-    """Read a TOML file, or the standard sweep of that name in notebooks/sweeps.
+    """Read a TOML file, a sweep's folder, or the standard sweep of that name in notebooks/sweeps.
 
     A file has the fields of Sweep, or in place of `levels` a `grid`: "unet.channels" = [16, 32]
-    and "train.lr" = [1e-3, 5e-4] give four levels, such as "channels 16, lr 0.001". Raises
-    ValueError with the file and what is wrong.
+    and "train.lr" = [1e-3, 5e-4] give four levels, such as "channels 16, lr 0.001". Its name is
+    the key of a grid of one, else the file's. Raises ValueError with the file and what is wrong.
     """
     path, folder = Path(what), data_dir().parent / "notebooks/sweeps"
+    if (path / DEFINITION).is_file():
+        return from_dict(Sweep, json.loads((path / DEFINITION).read_text(encoding="utf-8")))
     if path.suffix != ".toml":
         look_up(str(what), sorted(known.stem for known in folder.glob("*.toml")), "sweep")
         path = folder / f"{what}.toml"
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        levels = content["levels"] if "levels" in content else _crossed(flat(content.pop("grid")))
+        grid = {} if "levels" in content else flat(content.pop("grid"))
+        levels = _crossed(grid) if grid else content["levels"]
         content["levels"] = {label: flat(settings) for label, settings in levels.items()}
         content["shared"] = flat(content.get("shared", {}))
-        return from_dict(Sweep, {"name": re.sub(r"\W", "_", path.stem.lower()), **content})
+        name = next(iter(grid)) if len(grid) == 1 else re.sub(r"\W", "_", path.stem.lower())
+        return from_dict(Sweep, {"name": name, **content})
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} requires levels (tables) or a grid (lists)") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def joined(sweep: Sweep, folder: Path) -> Sweep:
+    """The sweep with the levels and seeds that its folder has. Raises ValueError for another's."""
+    own = read_sweep(folder) if (folder / DEFINITION).is_file() else sweep
+    seeds = tuple(sorted({*own.seeds, *sweep.seeds}))
+    both = replace(sweep, levels={**own.levels, **sweep.levels}, seeds=seeds)
+    if any(own.run(level, 0) != both.run(level, 0) for level in own.levels):
+        advice = f"choose another folder; `minildm sweep {folder}` continues that one"
+        raise ValueError(f"{folder} holds another sweep or other settings: {advice}")
+    return both
 
 
 def _crossed(grid: Mapping[str, list[Any]]) -> dict[str, dict[str, Any]]:

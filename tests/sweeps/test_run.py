@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from sweeps.tiny import tiny_sweep
 
@@ -42,6 +43,7 @@ def test_a_run_that_is_stopped_continues_to_the_same_numbers(tmp_path: Path) -> 
     steps = {(2, "default"), (4, "default"), (4, "three"), (4, "first stage")}
     assert {(row["step"], row["sampling"]) for row in rows} == steps
     assert {row["metric"] for row in rows} == {*DISTANCES, "accuracy"}
+    assert {(row["n"], row["real"]) for row in rows} == {(20, 120)}
     for name in ("model", "ema"):
         a, b = (load_file(place / f"model/{name}.safetensors") for place in (stopped, whole))
         assert all(torch.equal(a[key], b[key]) for key in b)
@@ -50,6 +52,15 @@ def test_a_run_that_is_stopped_continues_to_the_same_numbers(tmp_path: Path) -> 
     assert len({row["seconds"] for row in last}) == 1 and last[0]["seconds"] > 0
     speeds = {row["sampling"]: row.get("images_per_second") for row in rows}
     assert speeds["first stage"] is None and speeds["three"] > 0
+
+
+def test_too_few_images_are_refused_before_the_training(tmp_path: Path) -> None:
+    for i in range(6):
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    folder = {"data.kind": "folder", "data.path": str(tmp_path), "data.subgroups": []}
+    [run] = tiny_sweep(levels={"a": folder}).runs()
+    with pytest.raises(ValueError, match="images are too few to compare samples with"):
+        next(train(run, tmp_path / "run", tmp_path))
 
 
 def test_a_first_stage_is_trained_once_and_rescaled_for_each_level(tmp_path: Path) -> None:

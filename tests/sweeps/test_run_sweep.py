@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from sweeps.tiny import SHARED, tiny_sweep
 from typer.testing import CliRunner
@@ -18,7 +19,8 @@ from typer.testing import CliRunner
 from minildm import cli, pretrained, read_sweep, read_table, run_sweep, save_model, sweeps
 from minildm.files import write_json
 from minildm.sweeps.run import RESULTS
-from minildm.training.loop import read_log
+from minildm.sweeps.sweep import DEFINITION
+from minildm.training.loop import LOG, Record, read_log
 
 
 def test_a_sweep_on_the_command_line_of_which_one_run_fails(tmp_path: Path) -> None:
@@ -32,18 +34,19 @@ def test_a_sweep_on_the_command_line_of_which_one_run_fails(tmp_path: Path) -> N
         warnings.simplefilter("ignore", ResourceWarning)  # event loops of jupyter's, in threads
         ended = CliRunner().invoke(cli.app, words)
         gc.collect()
-    assert ended.exit_code == 1 and "rate-0.001-seed0: done" in ended.output
-    notebook = folder / "runs/rate-1000000000000.0-seed0/notebook.ipynb"
+    assert ended.exit_code == 1 and "train.lr-0.001-seed0: done" in ended.output
+    notebook = folder / "runs/train.lr-1000000000000.0-seed0/notebook.ipynb"
     assert "FloatingPointError" in notebook.read_text()
     [line] = [line for line in ended.output.splitlines() if "failed: FloatingPointError" in line]
     assert f"see {notebook}" in line
     page = (folder / "index.html").read_text()
-    assert "failed: FloatingPointError" in page and "(N=20)</td>" in page
+    assert "failed: FloatingPointError" in page and "(N=1)</td>" in page
     for name in ("proxy_fid_curves", "accuracy_at_the_end", "samples"):
         assert f'src="{name}.png"' in page and (folder / f"{name}.png").stat().st_size > 1000
     table = read_table(folder / "table.csv")
-    assert set(table.rate) == {"0.001"} and set(table.step) == {2, 4} and set(table.n) == {20}
-    again = CliRunner().invoke(cli.app, [*words, "--level", "0.001"])
+    assert set(table["train.lr"]) == {"0.001"} and set(table.step) == {2, 4}
+    assert set(table.n) == {20} and table.real.min() > 100
+    again = CliRunner().invoke(cli.app, ["sweep", str(folder), "--level", "0.001"])
     assert again.exit_code == 0 and "done" not in again.output
 
 
@@ -59,20 +62,41 @@ def test_first_stages_come_first_and_runs_without_one_are_not_started(
             raise MemoryError("too large\nby far")
         if path.stem == "first_stage":
             save_model(pretrained("emoji-kl-f4"), out.parent)
+            write_json(out.parent / LOG, [Record(7, 70, 1.0, 0.1, {})._asdict()])
+            time.sleep(0.5)
         else:
             write_json(out.parent / RESULTS, {"run": run, "device": "cpu", "rows": []})
 
     monkeypatch.setattr(sweeps, "run_notebook", run_notebook)
+    monkeypatch.setattr(sweeps, "PAUSE", 0.1)
     sweep, said = replace(read_sweep("f"), seeds=(0, 1)), []
     places = {"devices": ("cuda:0", "cuda:1"), "say": said.append}
     found = run_sweep(sweep, tmp_path, levels=("1", "8", "16"), **places)
     assert [notebook for notebook, _ in begun] == ["first_stage"] * 2 + ["one_run"] * 4
     assert sorted(device for _, device in begun[2:]) == ["cuda:0"] * 2 + ["cuda:1"] * 2
     [(failed, reason)] = found.items()
-    assert failed.startswith("first stage ") and "failed: MemoryError: too large;" in reason
+    assert failed == "first stage of f = 16" and "failed: MemoryError: too large;" in reason
+    assert said[0] == "0 runs are finished; now 2 first stages, then 6 runs"
+    assert "first stage of f = 8: step 7" in said
     page = (tmp_path / "index.html").read_text()
     assert page.count("</a>: finished") == 4 and page.count("</a>: not finished") == 8
     assert said[-1].endswith("done (4 of 4)")
+
+
+def test_a_killed_process_and_a_worker_without_the_disk_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = {"shared": str(tmp_path)}
+    assert sweeps.perform("one_run", tmp_path, shared).endswith(f"does not see {tmp_path}")
+    (tmp_path / DEFINITION).touch()
+    (tmp_path / "notebooks/sweeps").mkdir(parents=True)
+    dies = nbformat.v4.new_code_cell("import os; os.kill(os.getpid(), 9)")
+    info = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+    template = nbformat.v4.new_notebook(cells=[dies], metadata=info)
+    nbformat.write(template, tmp_path / "notebooks/sweeps/dies.ipynb")
+    monkeypatch.setattr(sweeps, "data_dir", lambda: tmp_path / "data")
+    said = sweeps.perform("dies", tmp_path / "run", shared)
+    assert said == f"killed (signal 9, out of memory?); see {tmp_path / 'run/notebook.ipynb'}"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

@@ -84,6 +84,8 @@ def test_a_toml_file_with_a_grid_or_with_levels(tmp_path: Path) -> None:
     assert list(sweep.levels) == [f"channels {c}, lr {lr}" for c in (16, 24) for lr in (1e-3, 5e-4)]
     last = sweep.runs()[-1].experiment
     assert (last.unet.channels, last.train.lr, last.train.steps) == (24, 5e-4, 50)
+    path.write_text('[grid]\n"unet.channels" = [16, 24]\n')
+    assert read_sweep(path).runs()[0].name == "unet.channels-16-seed0"  # one key: its name
     path.write_text("[levels.small]\nunet.channels = 16\n[levels.large]\nunet.channels = 24\n")
     assert [run.experiment.unet.channels for run in read_sweep(path).runs()[:2]] == [16, 24]
 
@@ -108,7 +110,6 @@ def test_a_wrong_file_is_named(text: str, message: str, tmp_path: Path) -> None:
         (("g",), "sweep='g' is not known"),
         (("sampler", "--set", "sampling.sampler=heun"), "each level sets its own sampling.sampler"),
         (("f", "--level", "3"), "level='3' is not known"),
-        (("f", "--report", "--out", "nowhere/typo"), "nowhere/typo holds no sweep"),
     ],
 )
 def test_the_command_refuses_before_anything_runs(words: tuple[str, ...], message: str) -> None:
