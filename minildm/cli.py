@@ -5,18 +5,16 @@ import os
 import tomllib
 import warnings
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor
 from torch.utils.data import default_collate
 
 from minildm.conditioning import look_up
-from minildm.data.dataset import as_float, decode_all
-from minildm.data.folder import label_map, read_image
+from minildm.data.dataset import as_float
+from minildm.data.folder import read_image, read_map
 from minildm.files import data_dir, write_json
 from minildm.training.checkpoint import find_model, load_model, read_card
 from minildm.training.configs import (
@@ -41,7 +39,6 @@ LAYOUT = (
     'a JSON file, {"classes": ["dog"], "boxes": [[0.1, 0.5, 0.4, 0.9]]}, or a list of such; '
     "boxes are left, top, right, bottom as fractions of the image"
 )
-IMAGES = (".png", ".jpg", ".webp")  # what can be written
 ModelName = Annotated[str, typer.Argument(help="a model's folder, or the name of a shipped one")]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; default: the best")]
 SEEDS = {"min": -(2**63), "max": 2**63 - 1}  # what torch takes
@@ -141,7 +138,7 @@ def sample(
     from minildm.evaluation.following import pasted
     from minildm.teaching import plots
 
-    _check_out(out, *IMAGES)
+    _check_image(out)
     folder = find_model(model)
     loaded = load_model(folder, kind="latent-diffusion")
     files = [str(file) for file in (layout, image, map_) if file]
@@ -162,24 +159,17 @@ def sample(
     typer.echo(f"{len(x)} images: {out}")
 
 
-def _check_out(out: Path, *suffixes: str) -> None:
-    """Raise ValueError for a file that cannot be written, before the work for it begins."""
-    if suffixes and out.suffix.lower() not in suffixes:
-        raise ValueError(f"--out {out} must end in {', '.join(suffixes)}")
+def _check_image(out: Path) -> None:
+    """Raise ValueError for an image that cannot be written, before the work for it begins."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise ValueError(f"--out {out} cannot be written")
+    if out.suffix.lower() not in (".png", ".jpg", ".webp") or not os.access(out.parent, os.W_OK):
+        raise ValueError(f"--out {out} must end in .png, .jpg or .webp, in a folder to write in")
 
 
 def _trained_on(folder: Path) -> DataConfig | None:
     """The data of a model's training, as its card has it; None of a shipped model."""
     content = read_card(folder)["info"].get("data_config")
     return content and from_dict(DataConfig, content)
-
-
-def _read(files: list[Path], size: int) -> Tensor:
-    """The central squares of image files: (N, 3, size, size) in [-1, 1]."""
-    return as_float(decode_all(partial(read_image, size=size), files, size))
 
 
 def _conditions(
@@ -201,13 +191,12 @@ def _conditions(
         if kind == "layout":
             found += [(", ".join(k for k, _ in c), c) for c in _layouts(Path(text))]
         elif kind == "semantic":
-            labels, known = read_image(Path(text), side, label_map), model.config.conditioner.labels
-            if labels.max() >= len(known):
-                raise ValueError(f"{text} must have labels below {len(known)}, as the model")
+            labels = read_map(Path(text), side, len(model.config.conditioner.labels))
             found.append((text, {"semantic": labels}))
         elif kind in ("low_res", "inpaint"):
-            given = given_of(_read([Path(text)], side), kind, model.autoencoder.f, seed=seed)
-            given |= {"mask": (_read([mask], side)[:, :1] < 0).float()} if mask else {}
+            x = as_float(read_image(Path(text), side))[None]
+            given = given_of(x, kind, model.autoencoder.f, seed=seed)
+            given |= {"mask": (read_image(mask, side)[None, :1] < 128).float()} if mask else {}
             found.append((text, {key: rows[0] for key, rows in given.items()}))
         else:
             found.append((text, text))
@@ -236,10 +225,11 @@ def reconstruct(
     from minildm.evaluation import metrics
     from minildm.teaching import plots
 
-    _check_out(out, *IMAGES)
+    _check_image(out)
     folder = find_model(model)
     autoencoder = load_model(folder, kind="autoencoder").to(pick_device(device))
-    x = _read(images, size or (_trained_on(folder) or DataConfig()).size)
+    side = size or (_trained_on(folder) or DataConfig()).size
+    x = as_float(torch.stack([read_image(file, side) for file in images]))
     x_rec = metrics.reconstruct(autoencoder, x)
     heads = [f"{value:.1f} dB" for value in metrics.psnr(x, x_rec)]
     grid = {"rows": ("input", "reconstruction"), "scale": max(1.1, x.shape[-1] / plots.DPI)}
@@ -268,16 +258,14 @@ def evaluate(
     """Measure a model on held-out images of its data: reconstructions, samples or answers."""
     from minildm.evaluation.following import evaluate_model
 
-    if out is not None:
-        _check_out(out)
     place, path = pick_device(device), find_model(model)
     given = {"kind": data, "path": ""} if data else {}
     given |= {"kind": "folder", "path": str(folder.resolve())} if folder else {}
     images = _trained_on(path)
-    if images is None and not given and path.parent != data_dir() / "weights":
+    if not (images or given or path.parent == data_dir() / "weights"):
         raise ValueError(f"{path} does not say what it was trained on: give --folder or --data")
-    if given or size:
-        images = replace(images or DataConfig(), **given, **({"size": size} if size else {}))
+    given |= {"size": size} if size else {}
+    images = replace(images or DataConfig(), **given) if given else images
     options = {"per_class": per_class, "n": n, "guidance_scale": guidance_scale, "steps": steps}
     if classifier is not None:
         options["classifier"] = load_model(find_model(classifier)).to(place)

@@ -6,7 +6,7 @@ import operator
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -123,28 +123,24 @@ def read_captions(root: Path, images: Mapping[str, Path]) -> dict[str, str]:
     return found
 
 
-def label_map(image: Image.Image, size: int) -> Tensor:
-    """The central square of an image whose grey levels or colour numbers are labels: (size, size).
-
-    int64; ValueError for other images.
-    """
-    if image.mode not in ("L", "P"):
-        raise ValueError("a map of labels must be grey or have a palette")
-    image = ImageOps.fit(image, (size, size), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(image)).long()
-
-
-def read_image(
-    file: Path, size: int, convert: Callable[[Image.Image, int], Tensor] = square
-) -> Tensor:
+def read_image(file: Path, size: int) -> Tensor:
     """Decode a file: (3, size, size) uint8. ValueError names one that cannot be read."""
     try:
         with Image.open(file) as image:
             image.draft("RGB", (2 * size, 2 * size))  # large JPEGs: decode less
             image.load()
-            return convert(image, size)
+            return square(image, size)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def read_map(file: Path, size: int, labels: int) -> Tensor:
+    """The central square of a grey or palette image of label numbers: (size, size) int64."""
+    with Image.open(file) as image:
+        values = np.array(ImageOps.fit(image, (size, size), Image.Resampling.NEAREST), np.int64)
+    if values.ndim > 2 or values.max() >= labels:
+        raise ValueError(f"{file} must be grey or have a palette, its values labels below {labels}")
+    return torch.from_numpy(values)
 
 
 def wrap_dataset(
