@@ -7,6 +7,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from minildm.layers import check_fields
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 VAL_SHARE = 0.1  # of the files
 SPLIT = re.compile("(train|val|test)(ing|id|idation)?/", re.IGNORECASE)
+nfc = partial(unicodedata.normalize, "NFC")  # names are the same on every system: é is one letter
 
 
 class ImageFolder(ImageDataset):
@@ -30,10 +32,10 @@ class ImageFolder(ImageDataset):
 
     `split` is "train", "val" or "all". Folders of such names above the classes are the splits
     (`test` serves as a missing `val`); else a hash of its name puts about a tenth of the files
-    into "val", so adding files moves no other, but no class as a whole. Subfolders are searched to
-    any depth; names starting with a dot or two underscores are skipped. Items have the relative
-    name as `file`; captions are in `metadata.jsonl` (`file_name`, `text`) or in a .txt with the
-    image's name, else the classes.
+    into "val", so adding files moves no other; a class has at least one in "train". Subfolders are
+    searched to any depth; names starting with a dot or two underscores are skipped. Items have the
+    relative name as `file`. Captions are in `metadata.jsonl` (`file_name`, `text`) or in .txt files
+    with the images' names.
     Raises ValueError for a missing or empty folder, files next to class folders, an empty split, a
     file that cannot be read and a bad argument. Warns of files of other formats.
     """
@@ -61,14 +63,9 @@ class ImageFolder(ImageDataset):
         )
 
 
-def name_in(root: Path, path: Path) -> str:
-    """The name of a file below `root`, with slashes, and with é as one letter on every system."""
-    return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
-
-
 def find_images(root: Path) -> dict[str, Path]:
     """Every image by its name below `root`, sorted. Warns of files of other formats."""
-    paths = {name_in(root, path): path for path in root.rglob("*") if path.is_file()}
+    paths = {nfc(p.relative_to(root).as_posix()): p for p in root.rglob("*") if p.is_file()}
     names = sorted(paths, key=lambda name: name.split("/"))
     names = [name for name in names if not re.search(r"(^|/)(\.|__)", name)]  # the system's files
     suffixes = {name: paths[name].suffix.lower() for name in names}
@@ -85,7 +82,7 @@ def classes_and_splits(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The class and the split, "train", "val" or "test", of each image; see ImageFolder."""
     found = [SPLIT.match(name) for name in names]
     below = [name[m.end() :] if all(found) else name for name, m in zip(names, found, strict=True)]
-    loose = [name for name in below if "/" not in name]
+    loose = [name for name, rest in zip(names, below, strict=True) if "/" not in rest]
     if 0 < len(loose) < len(names):
         raise ValueError(f"{loose[0]} is next to the class folders: move it into one of them")
     classes = ["image" if loose else name.partition("/")[0] for name in below]
@@ -113,7 +110,8 @@ def read_captions(root: Path, images: Mapping[str, Path]) -> dict[str, str]:
         for file in root.rglob("metadata.jsonl"):
             for line in filter(str.strip, file.read_text(encoding="utf-8-sig").split("\n")):
                 row = json.loads(line)
-                found[name_in(root, file.parent / row["file_name"])] = row["text"].strip()
+                name = (file.parent / row["file_name"]).relative_to(root).as_posix()
+                found[nfc(name)] = row["text"].strip()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         wanted = 'a caption, or lines {"file_name": "a.png", "text": "a cat"}, in UTF-8'
         raise ValueError(f"{file} must hold {wanted}: {error!r}") from error
@@ -176,12 +174,11 @@ def wrap_dataset(
                 f"got {error!r} in {' '.join(repr(item).split()):.100}"
             ) from error
     known = classes or getattr(data, "classes", None) or range(max(labels, default=0) + 1)
-    known = [unicodedata.normalize("NFC", str(each)) for each in known]
+    known = [nfc(str(each)) for each in known]
     if not set(labels) <= set(range(len(known))):
         raise ValueError(f"{name}: classes has {len(known)} names, the labels end at {max(labels)}")
-    options = {"labels": torch.tensor(labels), "classes": known}
-    options |= {"columns": {"caption": captions}} if captions else {}
-    return ImageDataset(images, name=name, **options)
+    columns, labels = {"caption": captions} if captions else {}, torch.tensor(labels)
+    return ImageDataset(images, name=name, labels=labels, classes=known, columns=columns)
 
 
 def torchvision_set(
@@ -203,6 +200,5 @@ def torchvision_set(
     if name == "CelebA":
         part, options["target_transform"] = split.replace("val", "valid"), lambda _: 0
     source = getattr(datasets, name)(Path(root).expanduser(), part, **options)
-    names = ["face"] if name == "CelebA" else source.classes
-    names = [each if isinstance(each, str) else each[0] for each in names]  # ImageNet's synonyms
-    return wrap_dataset(source, size, name=f"{name}-{split}", classes=names)
+    names = {"CelebA": ["face"], "ImageNet": [names[0] for names in source.classes]}
+    return wrap_dataset(source, size, name=f"{name}-{split}", classes=names.get(name))
