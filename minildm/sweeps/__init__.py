@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from minildm.conditioning import look_up
-from minildm.files import data_dir, write_json
+from minildm.files import cache_dir, data_dir, write_json
 from minildm.sweeps.report import NOTEBOOK, finished, write_report
 from minildm.sweeps.run import RESULTS, is_trained, stage_folder
 from minildm.sweeps.sweep import DEFINITION, Sweep, joined
@@ -63,6 +63,7 @@ def run_sweep(
                 stages.setdefault(stage, (label, ("first_stage", stage, parameters)))
     write_json(folder / DEFINITION, to_dict(whole))
     if runs:
+        cache_dir()  # one for all, also where it must be temporary
         say(f"{len(done)} runs are finished; now {len(stages)} first stages, then {len(runs)} runs")
     with _executor(scheduler, jobs or len(devices) or 1) as executor:
         failed = _carry_out(executor, dict(stages.values()), say)

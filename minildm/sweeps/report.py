@@ -126,7 +126,7 @@ def write_report(sweep: Sweep, folder: Path, failed: Mapping[str, str]) -> int:
     states |= (done := {run.name: "finished" for run, _ in finished(sweep, folder)})
     for path in folder.glob("runs/*/"):
         if path.name not in states or (path.name not in done and (path / RESULTS).is_file()):
-            states[path.name] = "not counted: it is of another sweep or other settings"
+            states[path.name] = "not counted: unfinished, or of another sweep or other settings"
             warnings.warn(f"{path} is {states[path.name]}", stacklevel=2)
     if not done and not failed:
         warnings.warn(f"{folder}: no run of {sweep.name} is finished", stacklevel=2)

@@ -18,9 +18,11 @@ from minildm.training.checkpoint import find_model
 from minildm.training.configs import (
     AutoencoderExperiment,
     LatentDiffusionExperiment,
+    differences,
     flat,
     from_dict,
     override,
+    to_dict,
 )
 from minildm.training.presets import PRESETS
 
@@ -182,9 +184,10 @@ def joined(sweep: Sweep, folder: Path) -> Sweep:
     own = read_sweep(folder) if (folder / DEFINITION).is_file() else sweep
     seeds = tuple(sorted({*own.seeds, *sweep.seeds}))
     both = replace(sweep, levels={**own.levels, **sweep.levels}, seeds=seeds)
-    if any(own.run(level, 0) != both.run(level, 0) for level in own.levels):
-        advice = f"choose another folder; `minildm sweep {folder}` continues that one"
-        raise ValueError(f"{folder} holds another sweep or other settings: {advice}")
+    for level in own.levels:
+        if differ := differences(to_dict(own.run(level, 0)), to_dict(both.run(level, 0))):
+            advice = f"choose another folder; `minildm sweep {folder}` continues that one"
+            raise ValueError(f"{folder} holds another sweep ({level}: {differ}): {advice}")
     return both
 
 

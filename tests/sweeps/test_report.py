@@ -70,7 +70,9 @@ def test_another_sweep_in_the_folder_is_refused(changes: dict[str, Any], tmp_pat
     with pytest.raises(ValueError, match="rate-low-seed0 is of other settings: choose another"):
         run_sweep(tiny_sweep(**changes), tmp_path)
     write_json(tmp_path / DEFINITION, to_dict(tiny_sweep()))
-    with pytest.raises(ValueError, match=r"holds another sweep.* `minildm sweep .*` continues"):
+    with pytest.raises(
+        ValueError, match=r"\(low: .* there, .* here\).* `minildm sweep .*` continues"
+    ):
         write_report(tiny_sweep(**changes), tmp_path, {})
     assert write_report(tiny_sweep(seeds=(1,), levels={"new": {}}), tmp_path, {}) == 2
 
