@@ -178,7 +178,7 @@ def _pipeline_for(model: LatentDiffusion) -> str:
     found = [kind for kind, fit in fits.items() if fit and not shift]
     if not found:
         given = f"kind={text.kind!r}, {stage.regularizer}, f={stage.f}, {shift=}, {scale=}"
-        raise ValueError(f"diffusers has no pipeline for {given}: save the model's parts")
+        raise ValueError(f"diffusers has no pipeline for {given}: save its parts, as model.unet")
     return found[0]
 
 

@@ -157,9 +157,9 @@ class _InertDict:
 
 def _stand_ins(checkpoint: PathLike) -> list[tuple[type, str]]:
     """Inert classes for all that a pickle names, but for what only code needs."""
-    names = {*TABLES["stand_ins"]}
-    if zipfile.is_zipfile(checkpoint):  # torch cannot search its older format
-        names |= {*get_unsafe_globals_in_checkpoint(checkpoint)} - {*TABLES["code"]}
+    names = TABLES["stand_ins"]  # torch cannot search its older format
+    if zipfile.is_zipfile(checkpoint):
+        names = {*get_unsafe_globals_in_checkpoint(checkpoint)} - {*TABLES["code"]}
     return [(_InertDict if n.lower().endswith("dict") else _Inert, n) for n in names]
 
 
@@ -187,7 +187,7 @@ def read_tensors(checkpoint: PathLike | Mapping[str, Any]) -> dict[str, Tensor]:
         return {name: value for name, value in named.items() if isinstance(value, Tensor)}
     except Exception as error:  # a broken pickle raises nearly anything
         # torch advises to run the pickle, before and after the reason
-        reason = re.sub(r"(?s).*(?=WeightsUnpickler)|\n.*| Please use.*", "", str(error))
+        reason = re.sub(TABLES["advice"], "", str(error))
         what = "is cut short, not a checkpoint, or would run code; nothing was run"
         raise CheckpointError(f"{checkpoint!s:.200} {what}: {reason}") from error
 
