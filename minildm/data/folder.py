@@ -200,5 +200,6 @@ def torchvision_set(
     if name == "CelebA":
         part, options["target_transform"] = split.replace("val", "valid"), lambda _: 0
     source = getattr(datasets, name)(Path(root).expanduser(), part, **options)
-    names = {"CelebA": ["face"], "ImageNet": [names[0] for names in source.classes]}
-    return wrap_dataset(source, size, name=f"{name}-{split}", classes=names.get(name))
+    classes = ["face"] if name == "CelebA" else source.classes
+    classes = [names if isinstance(names, str) else names[0] for names in classes]  # of ImageNet
+    return wrap_dataset(source, size, name=f"{name}-{split}", classes=classes)

@@ -179,21 +179,28 @@ def test_any_torch_dataset_can_be_wrapped() -> None:
     assert wrap_dataset(rows, 8).captions == ["a leaf"]
 
 
-@pytest.mark.parametrize("name", ["CIFAR10", "MNIST"])
+TORCHVISION = {  # the classes and the labels, as torchvision gives them, and the last label here
+    "CIFAR10": (["airplane", "automobile"], [0, 1], "automobile"),
+    "MNIST": (["0 - zero", "1 - one"], [0, 1], "1 - one"),
+    "CelebA": (None, [torch.zeros(40), torch.ones(40)], "face"),
+    "ImageNet": ([("tench", "Tinca tinca"), ("hen",)], [1, 0], "tench"),
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
 def test_a_torchvision_set_is_decoded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Fake(list):
-        """As torchvision gives it: pairs of an image, MNIST's grey, and a label."""
-
-        classes = ("airplane", "automobile")
-
-        def __init__(self, root: Path, train: bool, download: bool) -> None:
-            image = Image.new("L" if name == "MNIST" else "RGB", (28, 28), "gray" if train else 0)
-            super().__init__((image, label) for label in (0, 1, 1))
+        def __init__(self, root: Path, part: Any, **options: Any) -> None:
+            transform = options.get("target_transform", lambda label: label)
+            mode, grey = "L" if name == "MNIST" else "RGB", part in (True, "train")
+            image = Image.new(mode, (28, 28), "gray" if grey else "black")
+            self.classes, labels, _ = TORCHVISION[name]
+            super().__init__((image, transform(label)) for label in labels)
 
     monkeypatch.setattr(f"torchvision.datasets.{name}", Fake)
     train, val = (torchvision_set(name, ".", 32, split) for split in ("train", "val"))
-    assert train.name == f"{name}-train" and train.labels.tolist() == [0, 1, 1]
-    assert train[2]["caption"] == "automobile" and train[2]["image"].shape == (3, 32, 32)
+    assert train.name == f"{name}-train" and train[1]["caption"] == TORCHVISION[name][2]
+    assert train.images.shape == (2, 3, 32, 32)
     assert train.images.unique().tolist() == [128] and val.images.unique().tolist() == [0]
 
 
