@@ -29,7 +29,7 @@ lint: .venv/done
 	$(BIN)/python tests/house.py
 
 lab: .venv/done
-	$(BIN)/jupyter lab notebooks
+	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab notebooks
 
 bench: .venv/done  ## times against diffusers; half an hour
 	$(BIN)/python tests/bench/bench.py

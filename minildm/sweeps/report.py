@@ -122,12 +122,12 @@ def write_report(sweep: Sweep, folder: Path, failed: Mapping[str, str]) -> int:
     nothing failed. Warns of other runs in the folder. Raises ValueError for one of another sweep.
     """
     sweep = joined(sweep, folder)
-    states = {run.name: "not finished" for run in sweep.runs()} | dict(failed)
+    states = {run.name: failed.get(run.name, "not finished") for run in sweep.runs()}
     states |= (done := {run.name: "finished" for run, _ in finished(sweep, folder)})
     for path in folder.glob("runs/*/"):
         if path.name not in states or (path.name not in done and (path / RESULTS).is_file()):
-            states[path.name] = "not counted: unfinished, or of another sweep or other settings"
-            warnings.warn(f"{path} is {states[path.name]}", stacklevel=2)
+            why = "unfinished, or of another sweep or other settings"
+            warnings.warn(f"{path} is not counted: {why}", stacklevel=2)
     if not done and not failed:
         warnings.warn(f"{folder}: no run of {sweep.name} is finished", stacklevel=2)
         return 0

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from sweeps.tiny import tiny_sweep
 
@@ -14,6 +13,7 @@ from minildm.data.scenes import ScenesDataset
 from minildm.evaluation.following import draw_conditions, layout_following
 from minildm.sweeps import run as module
 from minildm.sweeps.run import data_of, follows, measure_at_end, scores, shown, train
+from minildm.training.configs import DataConfig
 from minildm.training.loop import read_log
 
 [RUN] = tiny_sweep(
@@ -54,13 +54,12 @@ def test_a_run_that_is_stopped_continues_to_the_same_numbers(tmp_path: Path) -> 
     assert speeds["first stage"] is None and speeds["three"] > 0
 
 
-def test_too_few_images_are_refused_before_the_training(tmp_path: Path) -> None:
-    for i in range(6):
-        Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / f"{i}.png")
-    folder = {"data.kind": "folder", "data.path": str(tmp_path), "data.subgroups": []}
-    [run] = tiny_sweep(levels={"a": folder}).runs()
-    with pytest.raises(ValueError, match="images are too few to compare samples with"):
-        next(train(run, tmp_path / "run", tmp_path))
+def test_too_few_images_are_refused_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DataConfig, "dataset", lambda *_: range(6))
+    with pytest.raises(ValueError, match="6 images are too few to compare samples with"):
+        next(train(RUN, tmp_path, tmp_path))
 
 
 def test_a_first_stage_is_trained_once_and_rescaled_for_each_level(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
-import nbformat
 import pytest
+from nbclient.exceptions import DeadKernelError
 from sweeps.tiny import SHARED, tiny_sweep
 from typer.testing import CliRunner
 
@@ -86,17 +87,12 @@ def test_first_stages_come_first_and_runs_without_one_are_not_started(
 def test_a_killed_process_and_a_worker_without_the_disk_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = {"shared": str(tmp_path)}
-    assert sweeps.perform("one_run", tmp_path, shared).endswith(f"does not see {tmp_path}")
+    monkeypatch.setattr(sweeps, "run_notebook", Mock(side_effect=DeadKernelError))
+    task = "one_run", tmp_path / "run", {"shared": str(tmp_path)}
+    assert sweeps.perform(*task).endswith(f" does not see {tmp_path}")
     (tmp_path / DEFINITION).touch()
-    (tmp_path / "notebooks/sweeps").mkdir(parents=True)
-    dies = nbformat.v4.new_code_cell("import os; os.kill(os.getpid(), 9)")
-    info = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
-    template = nbformat.v4.new_notebook(cells=[dies], metadata=info)
-    nbformat.write(template, tmp_path / "notebooks/sweeps/dies.ipynb")
-    monkeypatch.setattr(sweeps, "data_dir", lambda: tmp_path / "data")
-    said = sweeps.perform("dies", tmp_path / "run", shared)
-    assert said == f"killed (signal 9, out of memory?); see {tmp_path / 'run/notebook.ipynb'}"
+    notebook = tmp_path / "run/notebook.ipynb"
+    assert sweeps.perform(*task) == f"killed (signal 9, out of memory?); see {notebook}"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

@@ -8,6 +8,7 @@ from typing import Any
 import nbformat
 import pytest
 import torch
+from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook
 
 from minildm.files import write_json
@@ -53,6 +54,9 @@ def test_a_notebook_runs_with_parameters_in_the_caller_s_folder(
     assert Path("y").exists() and Path("deep/out.ipynb").exists() and not Path("x").exists()
     with pytest.raises(FileNotFoundError, match=r"none\.ipynb"):
         run_notebook("none.ipynb", "out.ipynb", {})
+    killed = write(tmp_path / "b.ipynb", "x = 1", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(DeadKernelError):
+        run_notebook(killed, "out.ipynb", {})
 
 
 FIGURE = """
