@@ -15,7 +15,7 @@ _NAMES = {  # by the module that defines them, or that they are
     ),
     "data.dataset": "ImageDataset as_float",
     "data.emoji": "EmojiDataset",
-    "data.folder": "ImageFolder torchvision_set wrap_dataset",
+    "data.folder": "ImageFolder wrap_dataset",
     "data.photos": "PhotoDataset load_photo",
     "data.scenes": "ScenesDataset",
     "diffusion.guidance": "guided image_guided keep_known",

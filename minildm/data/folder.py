@@ -148,7 +148,8 @@ def wrap_dataset(
 
     Items are (image, label), or dicts of `image` and `label`, `caption` or both; images are PIL's
     or tensors (C, H, W), uint8 or float in [0, 1]; labels are integers. classes: the labels'
-    names; default: data.classes, else "0", "1", ... Raises ValueError for other items and labels.
+    names; default: data.classes (of several names for one the first), else "0", "1", ... Raises
+    ValueError for other items and labels.
     """
     from torchvision.transforms.functional import to_pil_image  # slow to import
 
@@ -174,32 +175,8 @@ def wrap_dataset(
                 f"got {error!r} in {' '.join(repr(item).split()):.100}"
             ) from error
     known = classes or getattr(data, "classes", None) or range(max(labels, default=0) + 1)
-    known = [nfc(str(each)) for each in known]
+    known = [nfc(each[0] if isinstance(each, tuple) else str(each)) for each in known]
     if not set(labels) <= set(range(len(known))):
         raise ValueError(f"{name}: classes has {len(known)} names, the labels end at {max(labels)}")
     columns, labels = {"caption": captions} if captions else {}, torch.tensor(labels)
     return ImageDataset(images, name=name, labels=labels, classes=known, columns=columns)
-
-
-def torchvision_set(
-    name: str, root: str | Path, size: int, split: str = "train", *, download: bool = False
-) -> ImageDataset:
-    """MNIST, FashionMNIST, CIFAR10, CelebA, Flowers102 or ImageNet, in torchvision's layout.
-
-    `split` is "train" or "val" (of the first three: the test images). `download=True` fetches
-    what is missing below `root`, except ImageNet, which requires an account. CelebA is one class.
-    Raises ValueError for a bad argument, and torchvision's RuntimeError if the set is missing.
-    """
-    known = ("MNIST", "FashionMNIST", "CIFAR10", "CelebA", "Flowers102", "ImageNet")
-    look_up(name, known, "name")
-    look_up(split, ("train", "val"), "split")
-    from torchvision import datasets  # slow to import
-
-    options = {} if name == "ImageNet" else {"download": download}
-    part = split == "train" if name in known[:3] else split
-    if name == "CelebA":
-        part, options["target_transform"] = split.replace("val", "valid"), lambda _: 0
-    source = getattr(datasets, name)(Path(root).expanduser(), part, **options)
-    classes = ["face"] if name == "CelebA" else source.classes
-    classes = [names if isinstance(names, str) else names[0] for names in classes]  # of ImageNet
-    return wrap_dataset(source, size, name=f"{name}-{split}", classes=classes)
