@@ -186,8 +186,8 @@ def test_torchvisions_sets_keep_their_names(tmp_path: Path) -> None:
     raw.mkdir(parents=True)
     for kind, header, content in (("images", [2, 28, 28], grey), ("labels", [2], bytes([1, 0]))):
         numbers = np.array([0x800 + len(header), *header], ">i4").tobytes()
-        name = f"train-{kind}-idx{len(header)}-ubyte"
-        (raw / name).write_bytes(numbers + content)
+        for part in ("train", "t10k"):
+            (raw / f"{part}-{kind}-idx{len(header)}-ubyte").write_bytes(numbers + content)
     data = wrap_dataset(MNIST(tmp_path), 32)
     assert data.images.shape == (2, 3, 32, 32) and data.images.unique().tolist() == [128]
     assert data.captions == ["1 - one", "0 - zero"]
