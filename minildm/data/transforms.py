@@ -80,7 +80,7 @@ def degraded(x: Tensor, factor: int, rng: BatchRandom) -> Tensor:
     of blind super-resolution (LDM appendix D.6; Zhang et al. 2021). JPEG runs on the CPU.
     """
     sigma, strength, quality = rng.rand(len(x), 3, device=x.device).unbind(1)
-    small = shrink(blur(x, sigma * factor / 2, widest=factor / 2), factor)
+    small = shrink(blur(x, sigma * factor / 2, widest=factor / 2).to(x), factor)  # autocast: bf16
     small = small + 0.12 * strength[:, None, None, None] * rng.randn_like(small)
     return jpeg(small.clamp(-1, 1), (30 + 65 * quality).round().int().tolist())
 
