@@ -134,7 +134,7 @@ def sample(
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Sample images of classes, prompts, layouts, images or maps; of held-out ones without."""
+    """Sample images of classes, prompts, layouts, maps or images; without images: held-out ones."""
     from minildm.evaluation.following import pasted
     from minildm.teaching import plots
 
@@ -230,10 +230,9 @@ def reconstruct(
     autoencoder = load_model(folder, kind="autoencoder").to(pick_device(device))
     side = size or (_trained_on(folder) or DataConfig()).size
     x = as_float(torch.stack([read_image(file, side) for file in images]))
-    x_rec = metrics.reconstruct(autoencoder, x)
-    heads = [f"{value:.1f} dB" for value in metrics.psnr(x, x_rec)]
-    grid = {"rows": ("input", "reconstruction"), "scale": max(1.1, x.shape[-1] / plots.DPI)}
-    plots.save(plots.image_grid(torch.cat([x, x_rec]), heads=heads, **grid), out)
+    pairs = torch.cat([x, metrics.reconstruct(autoencoder, x)])
+    grid = {"rows": ("input", "reconstruction"), "scale": max(1.1, side / plots.DPI)}
+    plots.save(plots.image_grid(pairs, **grid), out)
     typer.echo(f"{len(x)} images: {out}")
 
 

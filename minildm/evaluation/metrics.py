@@ -238,13 +238,12 @@ def evaluate_images(
     """Compute all metrics of generated against real images (N, 3, S, S), with intervals.
 
     float in [-1, 1] or uint8 -> `fid` (`proxy_fid` without Inception), `kid`, `precision`,
-    `recall`; `nearest`, the distance of the features of fake[i] from the nearest of real, and
-    `nearest_real`, that of real[i] from the nearest other. paired: fake[i] was made from real[i];
-    in place of `nearest` there are `psnr`, `ssim` and `perceptual`, alone for fewer than 7 pairs,
-    and the Fréchet distance is `r_fid`. clusters, of pairs: (N,) int, images that are not
-    independent. features, perceptual: default `frechet_features()`, `perceptual_distance()`.
-    groups: of the jackknife, at most half of the images, drawn by `seed`. Raises ValueError for
-    values outside [-1, 1] and too few images.
+    `recall`; `nearest`, how far the features of fake are from the nearest of real, `nearest_real`,
+    those of real from each other. paired: fake[i] was made from real[i]; instead of `nearest`
+    `psnr`, `ssim` and `perceptual`, alone if N < 7; the Fréchet distance is `r_fid`. clusters,
+    of pairs: (N,) int, images that are not independent. features, perceptual: default
+    `frechet_features()`, `perceptual_distance()`. groups: of the jackknife, two images or more
+    each, drawn by `seed`. Raises ValueError for values outside [-1, 1] and too few images.
     """
     for x in (real, fake):
         if x.is_floating_point() and not (x.abs() <= 1 + 1e-4).all():
