@@ -13,7 +13,7 @@ import minildm
 from minildm.training.checkpoint import pretrained, read_card
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "notebooks/INSTRUCTORS.md", "notebooks/COSTS.md")
+PAGES = ("README.md", *(f"notebooks/{page}.md" for page in ("INSTRUCTORS", "COSTS", "METHOD")))
 
 
 def test_the_tree_stays_small() -> None:

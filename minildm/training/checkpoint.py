@@ -3,15 +3,18 @@
 A diffusion model's folder names that of its first stage.
 """
 
+import hashlib
+import inspect
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
@@ -22,6 +25,7 @@ from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter,
 from minildm.training.configs import from_dict, to_dict
 
 Model = Autoencoder | LatentDiffusion | Classifier | Segmenter
+Build = Callable[[Any], Model]  # config -> model
 FORMAT, AVERAGES = 2, "ema.safetensors"
 KINDS: dict[str, tuple[type, type]] = {
     "autoencoder": (AutoencoderConfig, Autoencoder),
@@ -48,6 +52,27 @@ def reading(where: object) -> Iterator[None]:
         raise CheckpointError(f"{where}: {said}") from error
 
 
+def own_code(*things: Any) -> dict[str, str]:
+    """The classes and functions that a user wrote, each with a hash of its source."""
+    found = {}
+    for thing in things:
+        if thing.__module__.partition(".")[0] not in ("minildm", "torch"):
+            source = [re.sub(r" at 0x\w+", "", repr(thing))]  # with a partial's arguments
+            for part in (thing, getattr(thing, "func", None), *vars(thing).values()):
+                with suppress(OSError, TypeError):  # typed at a prompt; no function
+                    source.append(inspect.getsource(part))
+            found[source[0]] = hashlib.sha256(repr(source).encode()).hexdigest()[:12]
+    return found
+
+
+def _unwrapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names that they had before torch.compile or DataParallel wrapped a part."""
+    for path, part in model.named_modules():
+        if isinstance(part, nn.DataParallel):
+            tensors = {k.replace(f"{path}.module.", f"{path}."): v for k, v in tensors.items()}
+    return {name.replace("_orig_mod.", ""): v for name, v in tensors.items()}
+
+
 def save_model(
     model: Model,
     folder: str | Path,
@@ -62,9 +87,11 @@ def save_model(
     diffusion model: the folder of its autoencoder, relative to `folder`. info: what else the
     card should hold, such as data and steps.
     """
-    folder, kind = Path(folder), {cls: kind for kind, (_, cls) in KINDS.items()}[type(model)]
+    folder, kind = Path(folder), *(k for k, (_, cls) in KINDS.items() if isinstance(model, cls))
     card = {"format": FORMAT, "kind": kind, "config": to_dict(model.config), "info": info or {}}
-    tensors = model.state_dict()
+    if own := own_code(*map(type, model.modules())):
+        card["own"] = list(own)
+    tensors = _unwrapped(model, model.state_dict())
     if isinstance(model, LatentDiffusion):
         if first_stage is None:
             raise ValueError("first_stage=None must be the folder of the model's autoencoder")
@@ -74,7 +101,7 @@ def save_model(
             reader.tokenizer.save(folder / "tokenizer.json")
     files = {"model": tensors}
     if ema is not None:
-        files["ema"] = {name: v for name, v in ema.items() if name in tensors}
+        files["ema"] = {k: v for k, v in _unwrapped(model, ema).items() if k in tensors}
     for name, content in files.items():
         kept = {k: v.detach().cpu().contiguous() for k, v in content.items()}
         with atomic_write(folder / f"{name}.safetensors") as file:
@@ -84,12 +111,15 @@ def save_model(
     write_json(folder / "config.json", card)
 
 
-def load_model(folder: str | Path, *, ema: bool = True, kind: str | None = None) -> Model:
+def load_model(
+    folder: str | Path, *, ema: bool = True, kind: str | None = None, build: Build | None = None
+) -> Model:
     """Read a model's folder: on the CPU, in float32, in evaluation mode.
 
-    ema: use the averaged weights if there are any. kind: the required one of KINDS. The config
-    and the shapes are checked before any weight is allocated. Raises CheckpointError for files
-    that are missing, damaged, or do not fit together.
+    ema: use the averaged weights if there are any. kind: the required one of KINDS. build: config
+    -> model; required where the model has classes of your own, since no file decides which code
+    runs. The config and the shapes are checked before any weight is allocated. Raises
+    CheckpointError for files that are missing, damaged, or do not fit together.
     """
     folder, card = Path(folder), read_card(folder)
     if kind not in (None, card["kind"]):
@@ -98,7 +128,7 @@ def load_model(folder: str | Path, *, ema: bool = True, kind: str | None = None)
         tensors = _read_tensors(folder / "model.safetensors")
         if ema and (folder / AVERAGES).exists():
             tensors |= _read_tensors(folder / AVERAGES)
-        model = _built(folder, card)
+        model = _built(folder, card, build)
         if isinstance(model, LatentDiffusion):
             stage = model.autoencoder.state_dict()
             tensors |= {f"autoencoder.{name}": tensor for name, tensor in stage.items()}
@@ -146,12 +176,14 @@ def on_meta(build: Callable[..., Any], *args: Any, **parts: Any) -> Any:
         return build(*args, **parts)
 
 
-def _built(folder: Path, card: Mapping[str, Any]) -> Model:
+def _built(folder: Path, card: Mapping[str, Any], build: Build | None) -> Model:
     """The card's model on the meta device; a diffusion model with its first stage and schedules."""
     config_class, model_class = KINDS[card["kind"]]
+    if build is None and card.get("own"):
+        raise ValueError(f"it has classes of your own, {', '.join(card['own'])}: give build=")
     config = from_dict(config_class, card["config"])
     if model_class is not LatentDiffusion:
-        return on_meta(model_class, config)
+        return build(config) if build else on_meta(model_class, config)
     reference = card["first_stage"]
     stage = load_model(folder / reference["path"], kind="autoencoder")
     if stage.config != config.autoencoder or fingerprint(stage) != reference["sha256"]:
@@ -159,6 +191,10 @@ def _built(folder: Path, card: Mapping[str, Any]) -> Model:
     text = getattr(config.conditioner, "tokens", config.conditioner)
     frozen = isinstance(text, FrozenTextConfig)  # its weights are not in the folder
     with torch.random.fork_rng([]):
+        if build is not None:
+            model = build(config)
+            model.autoencoder.load_state_dict(stage.state_dict())
+            return model
         conditioner = config.conditioner.build() if frozen else None
     return on_meta(LatentDiffusion, config, autoencoder=stage, conditioner=conditioner)
 

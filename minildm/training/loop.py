@@ -130,12 +130,12 @@ class Training:
         experiment: Any,
         device: str | None,
         data: ImageDataset,
-        **inputs: str | None,
+        **inputs: Any,
     ) -> None:
         """Join the other processes, and check what the folder holds.
 
-        inputs: hashes of the first stage and of the initial model. Raises ValueError if the folder
-        holds another run, and for a batch size that the number of processes does not divide.
+        inputs: hashes of the first stage, the initial model and a user's code. Raises ValueError if
+        the folder holds another run, or if the number of processes does not divide the batch size.
         """
         from accelerate import Accelerator, InitProcessGroupKwargs
         from accelerate.state import AcceleratorState

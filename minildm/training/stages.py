@@ -7,7 +7,7 @@ for record in train_ldm(experiment, first_stage="runs/ae", run_dir="runs/ldm"):
 """
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,18 @@ from minildm.conditioning import CaptionTokenizer, ConditionerConfig, HybridConf
 from minildm.data import transforms
 from minildm.data.dataset import ImageDataset
 from minildm.data.latents import encode_dataset, measure_scale
-from minildm.diffusion.latent_diffusion import LatentDiffusion
+from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.files import fingerprint
 from minildm.layers import Batch, BatchRandom, seed_of
-from minildm.training.checkpoint import AVERAGES, load_model, reader_of, save_model
+from minildm.training.checkpoint import (
+    AVERAGES,
+    Build,
+    load_model,
+    own_code,
+    read_card,
+    reader_of,
+    save_model,
+)
 from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter, SegmenterConfig
 from minildm.training.configs import (
     AutoencoderExperiment,
@@ -40,7 +48,7 @@ from minildm.training.configs import (
 from minildm.training.loop import Record, Training
 
 
-def new_model(build: type, config: Any, seed: int, init: str | Path | None = None) -> Any:
+def new_model(build: Build, config: Any, seed: int, init: str | Path | None = None) -> Any:
     """A model whose weights depend on the seed, or come from the folder `init`.
 
     A diffusion model with another conditioner gives its UNet and autoencoder, as the paper does
@@ -51,12 +59,12 @@ def new_model(build: type, config: Any, seed: int, init: str | Path | None = Non
         model = build(config)
     if init is None:
         return model
-    trained = load_model(init)
+    trained = load_model(init, build=build if read_card(init).get("own") else None)
     if trained.config == config:
         model.load_state_dict(trained.state_dict())
         return model
     if type(trained.config) is not type(config):
-        kind, wanted = type(trained).__name__, build.__name__
+        kind, wanted = type(trained).__name__, type(model).__name__
         raise ValueError(f"init={str(init)!r} holds another kind of model: {kind}, not {wanted}")
     parts = {"unet", "autoencoder"} & vars(config).keys() or vars(config).keys()
     tables = ({k: v for k, v in to_dict(c).items() if k in parts} for c in (trained.config, config))
@@ -142,12 +150,15 @@ def train_ldm(
     device: str | None = None,
     init: str | Path | None = None,
     save_at: Collection[int] = (),
+    build: Callable[[LatentDiffusionConfig], LatentDiffusion] = LatentDiffusion,
+    loss: Callable[[LatentDiffusion, Batch, BatchRandom], dict[str, Tensor]] | None = None,
 ) -> Iterator[Record]:
     """Stage 2 on the latents of `data`, encoded once by the autoencoder in `first_stage`.
 
     Each step samples from the cached posteriors. Leaves a model's folder in run_dir, with the
     averaged weights. init: a model's folder to start from. save_at: steps after which the model
-    is saved, besides save_every. Raises ValueError for parts that do not fit together.
+    is saved, besides save_every. build: a subclass, or a function that makes a model with parts of
+    your own. loss: in place of the model's. Raises ValueError for parts that do not fit together.
     """
     data = training_set(experiment, data)
     autoencoder = load_model(first_stage, kind="autoencoder")
@@ -158,7 +169,7 @@ def train_ldm(
     train, given = experiment.train, experiment.data
     conditioner, tokenizer = completed(experiment.conditioner, data, given.style_words)
     config = experiment.model_config(autoencoder.config, conditioner)
-    model = new_model(LatentDiffusion, config, train.seed, init)
+    model = new_model(build, config, train.seed, init)
     hashed = fingerprint(autoencoder)
     if init is not None and fingerprint(model.autoencoder) != hashed:
         raise ValueError(f"init={str(init)!r} was trained on another first stage")
@@ -169,13 +180,14 @@ def train_ldm(
     if read := getattr(reader, "tokenizer", None):
         read(data.captions, reader.config.length)  # names those that are too long
     inputs = {"first_stage": hashed, "init": init and fingerprint(model)}
+    inputs["code"] = own_code(build, loss or build, *map(type, model.modules()))
     run = Training(run_dir, experiment, device, data, **inputs)
     model.autoencoder.to(run.device)
     with run.accelerator.main_process_first():  # the others read the cache
         moments = encode_dataset(model.autoencoder, data, run.config.precision)
     task = getattr(conditioner, "concat", conditioner).kind
 
-    def loss(batch: Batch, step: int, rng: BatchRandom) -> dict[str, Tensor]:
+    def terms(batch: Batch, step: int, rng: BatchRandom) -> dict[str, Tensor]:
         if given.style_words:  # drawn where captions are, on the CPU
             host = torch.Generator().manual_seed(seed_of(train.seed, step - 1, 0))
             batch = transforms.with_styles(batch, given.style_words, rng._replace(generator=host))
@@ -187,11 +199,11 @@ def train_ldm(
             batch, task, model.autoencoder.f, given.degradation, given.masks, rng
         )
         z = model.autoencoder.latent(own, noise=rng.randn_like)
-        return model.loss({**batch, "z": z}, rng)
+        return (loss or type(model).loss)(model, {**batch, "z": z}, rng)
 
     latents = latent_items(data, moments, task)
     place = Path(os.path.relpath(Path(first_stage).resolve(), Path(run_dir).resolve())).as_posix()
-    yield from run.optimise(model, loss, latents, first_stage=place, save_at=save_at)
+    yield from run.optimise(model, terms, latents, first_stage=place, save_at=save_at)
 
 
 def latent_items(data: ImageDataset, moments: Tensor, task: str) -> StackDataset:
