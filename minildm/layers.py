@@ -95,20 +95,19 @@ def has_bf16(device: torch.device) -> bool:
 
 def fast_layout(x: Tensor) -> Tensor:
     """x (B, C, h, w), as channels_last where it saves time: bfloat16 on a CPU, no gradients."""
-    if x.device.type != "cpu" or torch.is_grad_enabled():
-        return x
-    by_autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
-    half = torch.bfloat16 in (x.dtype, by_autocast)
-    return x.contiguous(memory_format=torch.channels_last) if half else x
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if x.device.type == "cpu" and dtype == torch.bfloat16 and not torch.is_grad_enabled():
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
 
 
 def warn_of_range(x: Tensor) -> None:
     """Warn if images (B, 3, H, W), which must lie in [-1, 1], look like images in [0, 1]."""
-    if x.device.type == "cpu" and x.numel():  # elsewhere to read x would wait for the device
+    if x.device.type == "cpu":  # elsewhere to read x would wait for the device
         low, high = x.aminmax()
         if 0 <= low < 0.1 and high > 0.5:  # light images in [-1, 1] do not end just above 0
-            found = f"images in [{low:.2g}, {high:.2g}] where [-1, 1] is meant"
-            warnings.warn(f"{found}: 2 * x - 1 converts them from [0, 1]", stacklevel=3)
+            said = "images in [0, 1] where [-1, 1] is meant: 2 * x - 1 converts them"
+            warnings.warn(said, stacklevel=3)
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:

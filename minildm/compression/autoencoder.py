@@ -205,8 +205,7 @@ class Autoencoder(nn.Module):
     def encode(self, x: Tensor, *, sample: bool = True, noise: Noise = torch.randn_like) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> normalised z (B, c, H/f, W/f): a draw, or the mean.
 
-        VQ: the latent before quantisation, whatever `sample`. Raises ValueError as `moments`, warns
-        of images in [0, 1].
+        VQ: the latent before quantisation. Raises ValueError as `moments`; warns of [0, 1].
         """
         warn_of_range(x)
         return self.latent(self.moments(x), sample=sample, noise=noise)

@@ -79,13 +79,9 @@ class CaptionTokenizer:
         """B captions -> (B, length) int64. Raises ValueError for those that are too long."""
         encodings = self._tokenizer.encode_batch(list(captions))
         long = sum(len(encoding) > length for encoding in encodings)
+        others = f"; {long} of {len(captions)} are too long for length={length}" * (long > 1)
         for caption, encoding in zip(captions, encodings, strict=True):
             if (n := len(encoding) - 2) > length - 2:  # without start and end
-                others = (
-                    f"; {long} of {len(captions)} are too long for length={length}"
-                    if long > 1
-                    else ""
-                )
                 found = f"caption {caption!r:.60} has {n} tokens, at most {length - 2}"
                 raise ValueError(found + others)
             encoding.pad(length, pad_id=self.pad)

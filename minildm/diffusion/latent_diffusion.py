@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
-from minildm.conditioning import Conditioner, ConditionerConfig, Conditioning
+from minildm.conditioning import Conditioner, ConditionerConfig, Conditioning, look_up
 from minildm.diffusion.guidance import guided
 from minildm.diffusion.objective import ObjectiveConfig, draw_t, ldm_loss, time_weights
 from minildm.diffusion.samplers import SAMPLERS, Denoise, EditFn, Spacing, Step
@@ -186,9 +186,8 @@ class LatentDiffusion(nn.Module):
         alone; size: the image's side or (H, W), if not the trained one, unless a concatenated
         condition decides it; guide: wraps the denoiser, as `image_guided`; edit: changes z
         between steps, as `keep_known` does; noise: like torch.randn_like, in place of seed;
-        precision: "bf16" runs the network in bfloat16 where the device has it, for speed; "fp32",
-        the default, gives everyone the same image. sampler may also be a function that is called
-        as those in SAMPLERS are. Raises ValueError for values outside their range.
+        precision: "bf16" for a faster network where the device has it, "fp32" for the same image
+        everywhere; sampler: also a function like those in SAMPLERS. ValueError for other values.
         """
         (batch, n), first, images = self._read(y, n), options.pop("first", 0), []
         if any(options.get(name) is not None for name in ("noise", "edit", "guide")):
@@ -221,14 +220,12 @@ class LatentDiffusion(nn.Module):
         noise: Noise | None = None,
         guide: Callable[[Denoise], Denoise] | None = None,
         edit: EditFn | None = None,
-        sampler: str | Callable[..., Iterator[Step]] | None = None,
         precision: str = "fp32",
         **sampling: Any,
     ) -> Iterator[Step]:
         """`steps`, for a batch of n conditions that the conditioner has read."""
-        name = "ddim" if callable(sampler) else sampler  # whose options all are allowed
-        how, noise = self._sampling(sampler=name, **sampling), noise or seeded_noise(seed, first)
-        sampler = sampler if callable(sampler) else SAMPLERS[how.sampler]
+        own = sampling.pop("sampler") if callable(sampling.get("sampler")) else None
+        how, noise = self._sampling(**sampling), noise or seeded_noise(seed, first)
         was_training = self.training
         self.eval()
         try:
@@ -239,6 +236,7 @@ class LatentDiffusion(nn.Module):
             z_T = noise(self.schedule.alphas_cumprod.new_zeros(shape))
             options = {"steps": how.steps, "eta": how.eta, "spacing": how.spacing}
             options = {name: value for name, value in options.items() if value}  # else its own
+            sampler = own or SAMPLERS[how.sampler]
             yield from sampler(denoise, self.schedule, z_T, noise=noise, edit=edit, **options)
         finally:
             self.train(was_training)
@@ -256,9 +254,8 @@ class LatentDiffusion(nn.Module):
         scale, objective = how.guidance_scale, self.config.objective.predict
         c_null = c if scale == 1.0 else self.conditioner.null(n)._replace(concat=c.concat)
         options = {"rescale": how.guidance_rescale, "interval": how.guidance_interval}
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision={precision!r} must be 'fp32' or 'bf16'")
         network = self.network
+        look_up(precision, ("fp32", "bf16"), "precision")
         if precision == "bf16" and has_bf16(self.device):
             network = torch.autocast(self.device.type, torch.bfloat16)(network)
         network = guided(network, c, c_null, scale, **options)

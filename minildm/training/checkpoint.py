@@ -25,7 +25,6 @@ from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter,
 from minildm.training.configs import from_dict, to_dict
 
 Model = Autoencoder | LatentDiffusion | Classifier | Segmenter
-Build = Callable[[Any], Model]  # config -> model
 FORMAT, AVERAGES = 2, "ema.safetensors"
 KINDS: dict[str, tuple[type, type]] = {
     "autoencoder": (AutoencoderConfig, Autoencoder),
@@ -89,8 +88,7 @@ def save_model(
     """
     folder, kind = Path(folder), *(k for k, (_, cls) in KINDS.items() if isinstance(model, cls))
     card = {"format": FORMAT, "kind": kind, "config": to_dict(model.config), "info": info or {}}
-    if own := own_code(*map(type, model.modules())):
-        card["own"] = list(own)
+    card["own"] = list(own_code(*map(type, model.modules())))
     tensors = _unwrapped(model, model.state_dict())
     if isinstance(model, LatentDiffusion):
         if first_stage is None:
@@ -112,14 +110,14 @@ def save_model(
 
 
 def load_model(
-    folder: str | Path, *, ema: bool = True, kind: str | None = None, build: Build | None = None
+    folder: str | Path, *, ema: bool = True, kind: str | None = None, build: Callable | None = None
 ) -> Model:
     """Read a model's folder: on the CPU, in float32, in evaluation mode.
 
-    ema: use the averaged weights if there are any. kind: the required one of KINDS. build: config
-    -> model; required where the model has classes of your own, since no file decides which code
-    runs. The config and the shapes are checked before any weight is allocated. Raises
-    CheckpointError for files that are missing, damaged, or do not fit together.
+    ema: use the averaged weights if there are any. kind: the required one of KINDS. build: makes a
+    model with classes of your own from its config, since no file decides which code runs. Config
+    and shapes are checked before any weight is allocated. Raises CheckpointError for files that
+    are missing, damaged, or do not fit together.
     """
     folder, card = Path(folder), read_card(folder)
     if kind not in (None, card["kind"]):
@@ -176,14 +174,14 @@ def on_meta(build: Callable[..., Any], *args: Any, **parts: Any) -> Any:
         return build(*args, **parts)
 
 
-def _built(folder: Path, card: Mapping[str, Any], build: Build | None) -> Model:
+def _built(folder: Path, card: Mapping[str, Any], build: Callable | None) -> Model:
     """The card's model on the meta device; a diffusion model with its first stage and schedules."""
     config_class, model_class = KINDS[card["kind"]]
-    if build is None and card.get("own"):
-        raise ValueError(f"it has classes of your own, {', '.join(card['own'])}: give build=")
+    if (own := card.get("own")) and build is None:
+        raise ValueError(f"it has classes of your own, {', '.join(own)}: give build=")
     config = from_dict(config_class, card["config"])
     if model_class is not LatentDiffusion:
-        return build(config) if build else on_meta(model_class, config)
+        return build(config) if own else on_meta(model_class, config)
     reference = card["first_stage"]
     stage = load_model(folder / reference["path"], kind="autoencoder")
     if stage.config != config.autoencoder or fingerprint(stage) != reference["sha256"]:
@@ -191,7 +189,7 @@ def _built(folder: Path, card: Mapping[str, Any], build: Build | None) -> Model:
     text = getattr(config.conditioner, "tokens", config.conditioner)
     frozen = isinstance(text, FrozenTextConfig)  # its weights are not in the folder
     with torch.random.fork_rng([]):
-        if build is not None:
+        if own:
             model = build(config)
             model.autoencoder.load_state_dict(stage.state_dict())
             return model

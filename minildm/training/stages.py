@@ -27,15 +27,7 @@ from minildm.data.latents import encode_dataset, measure_scale
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.files import fingerprint
 from minildm.layers import Batch, BatchRandom, seed_of
-from minildm.training.checkpoint import (
-    AVERAGES,
-    Build,
-    load_model,
-    own_code,
-    read_card,
-    reader_of,
-    save_model,
-)
+from minildm.training.checkpoint import AVERAGES, load_model, own_code, reader_of, save_model
 from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter, SegmenterConfig
 from minildm.training.configs import (
     AutoencoderExperiment,
@@ -48,7 +40,7 @@ from minildm.training.configs import (
 from minildm.training.loop import Record, Training
 
 
-def new_model(build: Build, config: Any, seed: int, init: str | Path | None = None) -> Any:
+def new_model(build: Callable, config: Any, seed: int, init: str | Path | None = None) -> Any:
     """A model whose weights depend on the seed, or come from the folder `init`.
 
     A diffusion model with another conditioner gives its UNet and autoencoder, as the paper does
@@ -59,7 +51,7 @@ def new_model(build: Build, config: Any, seed: int, init: str | Path | None = No
         model = build(config)
     if init is None:
         return model
-    trained = load_model(init, build=build if read_card(init).get("own") else None)
+    trained = load_model(init, build=build)
     if trained.config == config:
         model.load_state_dict(trained.state_dict())
         return model
@@ -153,12 +145,11 @@ def train_ldm(
     build: Callable[[LatentDiffusionConfig], LatentDiffusion] = LatentDiffusion,
     loss: Callable[[LatentDiffusion, Batch, BatchRandom], dict[str, Tensor]] | None = None,
 ) -> Iterator[Record]:
-    """Stage 2 on the latents of `data`, encoded once by the autoencoder in `first_stage`.
+    """Stage 2 on latents drawn from the posteriors of `data`, encoded once by `first_stage`.
 
-    Each step samples from the cached posteriors. Leaves a model's folder in run_dir, with the
-    averaged weights. init: a model's folder to start from. save_at: steps after which the model
-    is saved, besides save_every. build: a subclass, or a function that makes a model with parts of
-    your own. loss: in place of the model's. Raises ValueError for parts that do not fit together.
+    Leaves a model's folder, with averaged weights. init: a model's folder to start from. save_at:
+    steps after which the model is saved, besides save_every. build: makes a model with parts of
+    your own from its config. loss: in place of the model's. Raises ValueError for what cannot fit.
     """
     data = training_set(experiment, data)
     autoencoder = load_model(first_stage, kind="autoencoder")
@@ -170,8 +161,7 @@ def train_ldm(
     conditioner, tokenizer = completed(experiment.conditioner, data, given.style_words)
     config = experiment.model_config(autoencoder.config, conditioner)
     model = new_model(build, config, train.seed, init)
-    hashed = fingerprint(autoencoder)
-    if init is not None and fingerprint(model.autoencoder) != hashed:
+    if init is not None and fingerprint(model.autoencoder) != fingerprint(autoencoder):
         raise ValueError(f"init={str(init)!r} was trained on another first stage")
     model.autoencoder.load_state_dict(autoencoder.state_dict())
     if tokenizer is not None:
@@ -179,12 +169,11 @@ def train_ldm(
     reader = getattr(model.conditioner, "tokens", model.conditioner)
     if read := getattr(reader, "tokenizer", None):
         read(data.captions, reader.config.length)  # names those that are too long
-    inputs = {"first_stage": hashed, "init": init and fingerprint(model)}
+    inputs = {"first_stage": fingerprint(autoencoder), "init": init and fingerprint(model)}
     inputs["code"] = own_code(build, loss or build, *map(type, model.modules()))
     run = Training(run_dir, experiment, device, data, **inputs)
-    model.autoencoder.to(run.device)
     with run.accelerator.main_process_first():  # the others read the cache
-        moments = encode_dataset(model.autoencoder, data, run.config.precision)
+        moments = encode_dataset(model.autoencoder.to(run.device), data, run.config.precision)
     task = getattr(conditioner, "concat", conditioner).kind
 
     def terms(batch: Batch, step: int, rng: BatchRandom) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ def test_the_loss_weights_samples_by_their_times(batch: dict) -> None:
 def test_images_in_0_1_are_warned_of() -> None:
     x, tau = torch.rand(2, 3, 16, 16), LowResConfig().build()
     for read in (Autoencoder(tiny_autoencoder_config()).encode, lambda x: tau.batch_from(x, 2)):
-        with pytest.warns(UserWarning, match=r"images in \[.*\] where \[-1, 1\] is meant"):
+        with pytest.warns(UserWarning, match=r"images in \[0, 1\] where \[-1, 1\] is"):
             read(x)
         read(2 * x - 1), read(x / 2 + 0.5)
 
