@@ -164,7 +164,8 @@ class FrozenTextConditioner(CaptionConditioner):
             shape = kind.config_class.from_pretrained(folder, local_files_only=True)
             options |= {"config": shape, "state_dict": tensors, "dtype": torch.float32}
             options |= {"local_files_only": True, "output_loading_info": True}
-            with torch.random.fork_rng([]):  # some versions draw weights before they read them
+            # Some versions draw weights before they read them. On the CPU in a model on meta, too.
+            with torch.random.fork_rng([]), torch.device("cpu"):
                 network, report = kind.from_pretrained(None if tensors else folder, **options)
             if lacks := sorted(report["missing_keys"])[:3]:  # these would stay as drawn
                 raise ValueError(f"it lacks {', '.join(lacks)}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minildm.compression.autoencoder import Autoencoder, AutoencoderConfig
-from minildm.conditioning import CaptionTokenizer, FrozenTextConfig, TextConditioner, look_up
+from minildm.conditioning import CaptionTokenizer, TextConditioner, look_up
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from minildm.files import atomic_write, data_dir, fingerprint, write_json
 from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter, SegmenterConfig
@@ -169,7 +169,7 @@ class _NoInit(TorchFunctionMode):
 
 
 def on_meta(build: Callable[..., Any], *args: Any, **parts: Any) -> Any:
-    """A module whose tensors take no memory, but for those of the given parts."""
+    """A module whose tensors take no memory, but for a frozen encoder's and the given parts'."""
     with torch.device("meta"), _NoInit():
         return build(*args, **parts)
 
@@ -186,15 +186,12 @@ def _built(folder: Path, card: Mapping[str, Any], build: Callable | None) -> Mod
     stage = load_model(folder / reference["path"], kind="autoencoder")
     if stage.config != config.autoencoder or fingerprint(stage) != reference["sha256"]:
         raise ValueError(f"first_stage={reference['path']!r} is not the one that it was trained on")
-    text = getattr(config.conditioner, "tokens", config.conditioner)
-    frozen = isinstance(text, FrozenTextConfig)  # its weights are not in the folder
+    if not own:
+        return on_meta(LatentDiffusion, config, autoencoder=stage)
     with torch.random.fork_rng([]):
-        if own:
-            model = build(config)
-            model.autoencoder.load_state_dict(stage.state_dict())
-            return model
-        conditioner = config.conditioner.build() if frozen else None
-    return on_meta(LatentDiffusion, config, autoencoder=stage, conditioner=conditioner)
+        model = build(config)
+    model.autoencoder.load_state_dict(stage.state_dict())
+    return model
 
 
 def reader_of(model: Model) -> TextConditioner | None:

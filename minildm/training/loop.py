@@ -58,13 +58,6 @@ def pick_device(name: str | None = None) -> torch.device:
     return torch.device(name or known[0])
 
 
-def pick_precision(wanted: str, device: torch.device) -> str:
-    """Resolve "auto": bf16 where the GPU, or the CPU by AMX or AVX512, has it; else fp32."""
-    if wanted != "auto":
-        return wanted
-    return "bf16" if has_bf16(device) else "fp32"
-
-
 def describe(device: torch.device) -> str:
     """The device in words, as "cpu, 2 threads"."""
     if device.type == "cuda":
@@ -141,7 +134,8 @@ class Training:
         from accelerate.state import AcceleratorState
 
         chosen, config = pick_device(device), experiment.train
-        config = replace(config, precision=pick_precision(config.precision, chosen))
+        if config.precision == "auto":
+            config = replace(config, precision="bf16" if has_bf16(chosen) else "fp32")
         if chosen.type == "cuda" and chosen.index is not None:
             torch.cuda.set_device(chosen)
         AcceleratorState._reset_state(reset_partial_state=True)  # a notebook trains several models
