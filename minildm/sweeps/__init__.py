@@ -17,13 +17,13 @@ import psutil
 from minildm.conditioning import look_up
 from minildm.files import cache_dir, data_dir, write_json
 from minildm.sweeps.report import NOTEBOOK, finished, write_report
-from minildm.sweeps.run import RESULTS, is_trained, stage_folder
+from minildm.sweeps.run import is_trained, stage_folder
 from minildm.sweeps.sweep import DEFINITION, Sweep, joined
 from minildm.teaching.notebook import run_notebook
 from minildm.training.configs import to_dict
 from minildm.training.loop import read_log
 
-PAUSE = 30.0  # seconds until the runs' steps are looked up again
+PAUSE = 60.0  # seconds between two lines of a run's step
 
 
 def run_sweep(
@@ -54,8 +54,6 @@ def run_sweep(
     for run in sweep.runs():
         place, stage = folder / "runs" / run.name, stage_folder(run, folder)
         if run.level in (levels or sweep.levels) and run.name not in done:
-            if (place / RESULTS).is_file():
-                raise ValueError(f"{place} is of other settings: choose another folder")
             parameters = {"run": to_dict(run), "shared": str(folder), "device": next(places)}
             runs[run.name] = stage, ("one_run", place, parameters)
             if not is_trained(stage):
@@ -78,7 +76,7 @@ def _carry_out(
 ) -> dict[str, str]:
     """Call `perform` with each task's arguments, by name; returns what went wrong, by name."""
     failed, futures = {}, {executor.submit(perform, *task): name for name, task in tasks.items()}
-    left, steps = set(futures), {}
+    left = set(futures)
     while left:
         ended, left = wait(left, PAUSE, FIRST_COMPLETED)
         for i, future in enumerate(ended, len(tasks) - len(left) - len(ended) + 1):
@@ -87,10 +85,8 @@ def _carry_out(
             say(f"{futures[future]}: {problem or 'done'} ({i} of {len(tasks)})")
         for name in () if ended else sorted(futures[future] for future in left):
             place = tasks[name][1]  # of a first stage, else of a run
-            log = read_log(place) or read_log(place / "model")
-            if log and steps.get(name) != log[-1].step:
-                steps[name] = log[-1].step
-                say(f"{name}: step {steps[name]}")
+            if log := read_log(place) or read_log(place / "model"):
+                say(f"{name}: step {log[-1].step}")
     return failed
 
 

@@ -180,9 +180,8 @@ def train(run: Run, folder: Path, shared: Path, device: str | None = None) -> It
     save_model(autoencoder, own)  # a copy, so that the run's folder can move
     marks = {*run.measure_at, run.experiment.train.steps}
     options = {"first_stage": own, "run_dir": model_dir, "device": device, "save_at": marks}
-    passed = [record.step for record in read_log(model_dir)][:-1]  # those models are gone
     for record in train_ldm(run.experiment, data, **options):
-        if record.step in marks and record.step not in passed:
+        if record.step in marks:
             model = load_model(model_dir).to(pick_device(device))
             measure(run, folder, model, record.step, DEFAULT)
         yield record

@@ -54,9 +54,6 @@ class Run:
     first_stage_dir: str = ""
     latent_std: float = 1.0
 
-    def __post_init__(self) -> None:
-        check_fields(self, 1e-6, 1e6, "latent_std")
-
     @property
     def name(self) -> str:
         """The name of its folder."""
