@@ -126,7 +126,6 @@ def read_image(file: Path, size: int) -> Tensor:
     try:
         with Image.open(file) as image:
             image.draft("RGB", (2 * size, 2 * size))  # large JPEGs: decode less
-            image.load()
             return square(image, size)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
@@ -141,9 +140,7 @@ def read_map(file: Path, size: int, labels: int) -> Tensor:
     return torch.from_numpy(values)
 
 
-def wrap_dataset(
-    data: Dataset, size: int, *, name: str | None = None, classes: Sequence[str] | None = None
-) -> ImageDataset:
+def wrap_dataset(data: Dataset, size: int, classes: Sequence[str] | None = None) -> ImageDataset:
     """Any torch Dataset with a length, read once into memory and identified by its content.
 
     Items are (image, label), or dicts of `image` and `label`, `caption` or both; images are PIL's
@@ -154,7 +151,7 @@ def wrap_dataset(
     from torchvision.transforms.functional import to_pil_image  # slow to import
 
     images = torch.empty(len(data), 3, size, size, dtype=torch.uint8)
-    name, labels, captions = name or type(data).__name__, [], []
+    name, labels, captions = type(data).__name__, [], []
     for i in tqdm(range(len(data)), "decoding", delay=2):
         item = data[i]
         try:
