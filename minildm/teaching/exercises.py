@@ -16,6 +16,7 @@ from torch.distributions import Normal, kl_divergence
 
 from minildm.compression.loss import discriminator_loss
 from minildm.compression.quantizer import DiagonalGaussian, code_usage
+from minildm.conditioning import look_up
 from minildm.evaluation.following import overlaps
 from minildm.evaluation.metrics import psnr
 from minildm.layers import attention, timestep_embedding
@@ -27,8 +28,7 @@ def check(name: str, fn: Any) -> Result:
 
     Raises ValueError for a name that is not an exercise.
     """
-    if name not in EXERCISES:
-        raise ValueError(f"exercise={name!r} is not known; known: {', '.join(EXERCISES)}")
+    look_up(name, list(EXERCISES), "exercise")
     cases = EXERCISES[name].cases
     problems = (problem_of(fn, EXERCISES[name], case) for case in cases)
     problem = next(filter(None, problems), "")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from minildm.conditioning import look_up
 from minildm.training.loop import pick_device
 
 SCALES = ("smoke", "cpu", "gpu")
@@ -17,12 +18,9 @@ os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 def setup(scale: str, seed: int, run_dir: str | os.PathLike[str]) -> tuple[torch.device, Path]:
     """Check a notebook's parameters, seed torch, make the folder: (device, run_dir/SCALE-SEED).
 
-    Raises ValueError for an unknown scale or an invalid seed.
+    Raises ValueError for an unknown scale.
     """
-    if scale not in SCALES:
-        raise ValueError(f"scale={scale!r} is not known; known: {', '.join(SCALES)}")
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed!r} must be an integer in 0..2**63 - 1")
+    look_up(scale, SCALES, "scale")
     torch.manual_seed(seed)
     folder = Path(run_dir) / f"{scale}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)

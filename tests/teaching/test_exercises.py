@@ -44,5 +44,5 @@ def test_any_wrong_answer_is_described(wrong: object, said: str) -> None:
 
 
 def test_an_unknown_exercise_is_refused() -> None:
-    with pytest.raises(ValueError, match="known: noised"):
+    with pytest.raises(ValueError, match="exercise='nothing' is not known"):
         check("nothing", lambda: 0)

@@ -17,19 +17,14 @@ from minildm.teaching.notebook import run_notebook, setup
 PUBLISH = Path(__file__).parents[2] / "notebooks/publish.py"
 
 
-@pytest.mark.parametrize(("scale", "seed"), [("large", 0), ("cpu", -1), ("cpu", True)])
-def test_invalid_parameters_are_refused(scale: str, seed: int, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"scale='large' is not known|seed=.* must be an integer"):
-        setup(scale, seed, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_setup_seeds_torch_and_each_scale_and_seed_has_its_folder(tmp_path: Path) -> None:
     chosen = [("smoke", 3), ("cpu", 3), ("smoke", 4), ("smoke", 3)]
     found = [(setup(*one, tmp_path / "a" / "run")[1], torch.rand(1).item()) for one in chosen]
     (first, x), (second, y), (third, z), again = found
     assert len({first, second, third}) == 3 and x == y != z and again == (first, x)
     assert all(folder.is_dir() for folder in (first, second, third))
+    with pytest.raises(ValueError, match="scale='large' is not known"):
+        setup("large", 0, tmp_path)
 
 
 def write(path: Path, *sources: str, **metadata: Any) -> Path:
