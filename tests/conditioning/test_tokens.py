@@ -35,7 +35,6 @@ INPUT = {
     "hybrid": {"low_res": torch.zeros(3, 3, 4, 4), "y": ["bee", "ant", "bee"]},
     "ids": [[0, 1, 2, 8], [3, 3, 3, 3], [0, 0, 1, 2]],
 }
-KINDS = pytest.mark.parametrize("kind", CONFIGS)
 
 
 def build(kind: str) -> Any:
@@ -57,20 +56,6 @@ def test_a_dropped_condition_is_exactly_the_null_condition(kind: str) -> None:
     assert null.concat is None
     assert kept.concat is dropped.concat  # an image is never dropped
     assert tau.config.p_uncond == 0.1
-
-
-@KINDS
-def test_the_meta_device_gives_shapes_and_loaded_weights_the_same_tokens(kind: str) -> None:
-    tau = build(kind)
-    with torch.device("meta"):
-        empty = tau.config.build()
-    empty.load_state_dict(tau.state_dict(), strict=True, assign=True)
-    assert not any(x.is_meta for x in (*empty.parameters(), *empty.buffers()))
-    if kind == "text":
-        empty.set_tokenizer(WORDS)
-    batch = tau.batch_from(INPUT[kind], 3)
-    assert torch.equal(empty(batch).tokens, tau(batch).tokens)
-    assert empty.double()(batch).tokens.dtype == torch.float64
 
 
 @pytest.mark.parametrize("kind", ["class", "text", "layout", "ids"])

@@ -59,7 +59,10 @@ def test_a_first_stage_equals_theirs(name: str, tmp_path: Path) -> None:
     config = AUTOENCODERS[name]
     ours = shaken(Autoencoder(config)).eval()
     ours.scale.fill_(1.7)
-    theirs, ours = theirs_of(ours, tmp_path / "theirs").double(), ours.double()
+    ours.shift.fill_(-0.6 if config.regularizer == "kl" else 0)
+    theirs = theirs_of(ours, tmp_path / "theirs").double()
+    again, ours = interop.load_diffusers(tmp_path / "theirs").double(), ours.double()
+    assert official.same(again.state_dict(), ours.state_dict())
     x, encode = randn(2, 3, 16, 24, dtype=torch.float64).clamp(-1, 1), theirs.encode
     if config.regularizer == "kl":
         moments, posterior = encode(x).latent_dist, ours.posterior(x)
@@ -67,7 +70,7 @@ def test_a_first_stage_equals_theirs(name: str, tmp_path: Path) -> None:
         assert error(posterior.logvar, moments.logvar) < 1e-10
         assert error(posterior.kl(), moments.kl()) < 1e-10
         noise = randn(*z.shape, seed=3, dtype=torch.float64)
-        drawn = ours.encode(x, noise=lambda _: noise) * ours.scale
+        drawn = ours.encode(x, noise=lambda _: noise) * ours.scale + ours.shift
         assert error(drawn, z + moments.std * noise) < 1e-10
     else:
         z = encode(x).latents
@@ -75,7 +78,7 @@ def test_a_first_stage_equals_theirs(name: str, tmp_path: Path) -> None:
         quantized = ours.decoder.quantizer(z)
         assert torch.equal(quantized.indices.flatten(), indices)
         assert error(quantized.z, codes) < 1e-10 and error(quantized.loss, loss) < 1e-10
-    scaled = z * theirs.config.scaling_factor
+    scaled = (z - ours.shift) * theirs.config.scaling_factor
     assert error(ours.encode(x, sample=False), scaled) < 1e-7  # a float32 factor
     z = randn(2, 3, 8, 6, dtype=torch.float64)
     assert error(ours.decoder(z), theirs.decode(z).sample) < 1e-10

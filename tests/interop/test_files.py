@@ -141,14 +141,6 @@ def test_linear_layers_depth_and_heads_per_level_are_read(tmp_path: Path) -> Non
     assert error(interop.load_diffusers(tmp_path / "one head")(z, t), theirs(z, t).sample) < 1e-5
 
 
-def test_a_shift_and_scale_come_back(tmp_path: Path) -> None:
-    ours = shaken(Autoencoder(KL)).eval()
-    ours.scale.fill_(1.7)
-    ours.shift.fill_(-0.6)
-    interop.save_diffusers(ours, tmp_path / "ours")
-    assert same(ours.state_dict(), interop.load_diffusers(tmp_path / "ours").state_dict())
-
-
 def test_names_of_the_first_year_pickles_and_half_precision_are_read(tmp_path: Path) -> None:
     tiny.first_stage("AutoencoderKL").save_pretrained(tmp_path)
     state, path = interop.load_diffusers(tmp_path).state_dict(), tmp_path / WEIGHTS

@@ -1,4 +1,4 @@
-"""Images of one's own through both stages: a captioned folder, and any torch data set."""
+"""Images of one's own, a captioned folder, through both stages."""
 
 from dataclasses import replace
 from itertools import islice
@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from helpers import tiny_unet_config
 from PIL import Image
-from torch.utils.data import TensorDataset
 from training.trainings import KL, LDM
 
-from minildm import DataConfig, TextConfig, load_model, wrap_dataset
+from minildm import DataConfig, TextConfig, load_model
 
 COLORS = ("red", "green", "blue")
 
@@ -37,11 +35,3 @@ def test_a_captioned_folder_trains_both_stages_and_may_be_moved(tmp_path: Path) 
         (there / COLORS[i] / f"{i}.txt").write_text("a square of one colour")
     with pytest.raises(ValueError, match=r"has 5 tokens, at most 3; \d of \d+ are too long"):
         next(LDM(tmp_path / "new", moved, **options))  # before anything is encoded
-
-
-def test_a_wrapped_torch_dataset_trains_both_stages(tmp_path: Path) -> None:
-    images = TensorDataset(torch.rand(12, 1, 28, 28), torch.arange(12) % 3)
-    data = wrap_dataset(images, 16, classes=COLORS)
-    list(KL(tmp_path / "ae", data=data))
-    list(LDM(tmp_path / "run", data=data, first_stage=tmp_path / "ae"))
-    assert len(load_model(tmp_path / "run").sample(["red", "blue"], steps=2, seed=0)) == 2
