@@ -184,8 +184,6 @@ def _pipeline_for(model: LatentDiffusion) -> str:
 
 def _save_bert(model: Any, folder: Path) -> dict[str, list[str]]:
     config, words = model.config, model.tokenizer
-    if words is None:
-        raise ValueError("this text model has no tokenizer: call set_tokenizer first")
     card = {"architectures": ["LDMBertModel"], "pad_token_id": words.pad}
     card |= configs.write_fields("LDMBertModel", vars(config) | {"hidden": 4 * config.d_cond})
     write_json(folder / "bert/config.json", card)

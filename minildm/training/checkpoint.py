@@ -160,12 +160,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 class _NoInit(TorchFunctionMode):
     """Leaves out torch.nn.init: on the meta device it imports the compiler, for two seconds."""
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if getattr(function, "__module__", None) == "torch.nn.init":
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
             return (kwargs or {}).get("tensor")
-        return function(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 def on_meta(build: Callable[..., Any], *args: Any, **parts: Any) -> Any:

@@ -146,10 +146,8 @@ class Training:
         )
         self.device, self.processes = self.accelerator.device, self.accelerator.num_processes
         if config.batch_size % self.processes:
-            raise ValueError(
-                f"batch_size={config.batch_size}, of all processes together, must be a multiple of "
-                f"their number, {self.processes}"
-            )
+            wanted = f"must be a multiple of {self.processes}, the number of processes"
+            raise ValueError(f"batch_size={config.batch_size} {wanted}")
         resolved = to_dict(replace(experiment, train=config))
         content = {type(experiment).__name__: resolved, "data": data.fingerprint, **inputs}
         self.folder, self.config, self.content = Path(run_dir), config, content

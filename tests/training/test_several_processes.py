@@ -73,7 +73,7 @@ def test_what_two_processes_cannot_share_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
-    with pytest.raises(ValueError, match="batch_size=3, of all processes together, must be a mult"):
+    with pytest.raises(ValueError, match="batch_size=3 must be a multiple of 2, the number of"):
         next(LDM(tmp_path, LDM.changed(batch_size=3)))
     with pytest.raises(ValueError, match="restart_dead=2 must be 0 with several processes"):
         next(GAN(tmp_path, GAN.experiment))
