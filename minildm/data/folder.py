@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 
 from minildm.conditioning import look_up
 from minildm.data.dataset import ImageDataset, decode_all, square
-from minildm.layers import check_fields
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 VAL_SHARE = 0.1  # of the files
@@ -42,8 +41,6 @@ class ImageFolder(ImageDataset):
 
     def __init__(self, root: str | Path, size: int, *, split: str = "train") -> None:
         look_up(split, ("train", "val", "all"), "split")
-        self.size = size
-        check_fields(self, 1, 4096, "size")
         root = Path(root).expanduser().resolve()
         files = find_images(root)
         classes, splits = classes_and_splits(list(files))

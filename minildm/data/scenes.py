@@ -74,7 +74,6 @@ class ScenesDataset(ImageDataset):
         look_up(background, ("scene", "plain"), "background")
         check_fields(self, 16, 4096, "size")
         check_fields(self, 1, 10**6, "n")
-        check_fields(self, 0, 2**62, "seed")
         self._style_ids = sorted({look_up(style, STYLES, "styles") for style in styles or STYLES})
         layouts = [draw_layout(self._rng(i), self._style_ids) for i in range(n)]
         rows = [(layout.objects + MAX_OBJECTS * (ABSENT,))[:MAX_OBJECTS] for layout in layouts]

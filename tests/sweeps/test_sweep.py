@@ -52,13 +52,10 @@ def test_settings_of_first_stages_do_not_matter_to_pixels() -> None:
     ("changes", "message"),
     [
         ({"unet.chanels": 16}, "rate=bad: field of UNetConfig='chanels' is not known; did you"),
-        ({"unet.channels": "wide"}, "rate=bad: channels='wide' must be int"),
         ({"preset": "emoji-clas"}, "did you mean 'emoji-class'"),
         ({"preset": "emoji-kl-f4"}, "field of LatentDiffusionExperiment='model' is not known"),
-        ({"first_stage": "emoji-kl-f3"}, "did you mean 'emoji-kl-f"),
         ({"first_stage": "emoji-kl-f8"}, "unet.in_channels=3"),
         ({"model": "emoji-clas"}, "did you mean 'emoji-class'"),
-        ({"model": "emoji-class"}, "field of Run='unet' is not known"),
         ({"name": "no name"}, "name='no name'"),
         ({"levels": {}}, "levels=[]"),
         ({"levels": {"a b": {}, "A-b": {}}}, "must be different"),
