@@ -28,7 +28,6 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({NAME: torch.ones(4)}, r"quant_conv\.bias: file \(4,\), model \(6,\)"),
     ({NAME: torch.full((6,), torch.nan)}, r"quant_conv\.bias: file values that are not finite"),
     ({NAME: torch.ones(6).long()}, r"quant_conv\.bias: file torch\.int64, not floats"),
-    ({NAME: [1.0] * 6}, r"quant_conv\.bias: file nothing, model \(6,\)"),
     ({f"more.{i}": torch.ones(1) for i in range(30)}, "30 tensors do not fit"),
 ]
 
@@ -46,7 +45,6 @@ def test_a_tensor_that_does_not_fit_is_named(
     assert len(str(raised.value).splitlines()) <= 11  # ten of them are listed
 
 
-DDCONFIG = "first_stage_config.params.ddconfig"
 CLIP = {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"}
 OFFICIAL: list[tuple[str, Any, str]] = [
     ("guidance", 3, "guidance=3 is not known"),
@@ -57,11 +55,9 @@ OFFICIAL: list[tuple[str, Any, str]] = [
     ("loss_type", "huber", "loss='huber'"),
     ("scale_factor", 0.0, "the latents must be positive, got 0.0"),
     ("linear_end", 0.03, "alphas_cumprod are not of the config's schedule"),
-    ("conditioning_key", "hybrid", "conditioning_key='hybrid' cannot be expressed"),
     ("scale_by_std", True, "lacks 'scale_factor'"),
     ("unet_config.params.in_channels", 5, "in_channels=5"),
-    (f"{DDCONFIG}.double_z", False, "double_z=False cannot be expressed, only True"),
-    (f"{DDCONFIG}.attn_type", "linear", "attn_type='linear' cannot be expressed"),
+    ("first_stage_config.params.ddconfig.double_z", False, "double_z=False cannot be expressed"),
     ("cond_stage_config.params.in_channels", 10**9, r"mapper.weight: file .*, model \(3, 10001\)"),
     ("cond_stage_config", CLIP, "clip=None must be a folder"),
 ]
@@ -88,7 +84,6 @@ SCHEDULER, SHAPE = "scheduler/scheduler_config.json", "unet/config.json"
 PIPELINES: list[tuple[str, Callable[[Path], object], str]] = [
     (LDM, lambda f: (f / "vqvae/config.json").write_text("{"), r"vqvae/config\.json"),
     (LDM, lambda f: change_json(f / "vqvae/config.json", scaling_factor=-1), "positive, got -1"),
-    (LDM, lambda f: change_json(f / SCHEDULER, clip_sample=True), "clip_z0=True requires pixels"),
     (LDM, lambda f: change_json(f / SCHEDULER, clip_sample=...), "clip_z0=True requires pixels"),
     (DDIM, lambda f: change_json(f / SCHEDULER, clip_sample_range=2), "clip_sample_range=2 cannot"),
     (DDIM, lambda f: (f / "model_index.json").unlink(), r"one model .*p/unet.; it holds sched"),
@@ -96,10 +91,8 @@ PIPELINES: list[tuple[str, Callable[[Path], object], str]] = [
     (LDM, lambda f: tiny.unet(in_channels=4).save_pretrained(f / "unet"), "unet.in_channels=4"),
     (LDM, lambda f: change_json(f / SHAPE, act_fn="gelu"), r"/unet: act_fn='gelu' cannot"),
     (LDM, lambda f: change_json(f / SHAPE, num_class_embeds=9), "num_class_embeds=9 is not known"),
-    (LDM, lambda f: change_json(f / SHAPE, _class_name="Tiny"), "'Tiny' is not known"),
     (TEXT, lambda f: change_json(f / SHAPE, attention_head_dim=[4, 3]), r"heads=\[4, 3\] must"),
     (TEXT, lambda f: change_json(f / SHAPE, transformer_layers_per_block=[1, 2]), r"depth=\[1, 2"),
-    (TEXT, lambda f: change_json(f / "bert/config.json", activation_function="relu"), "'relu' "),
     (TEXT, lambda f: [p.unlink() for p in (f / "tokenizer").iterdir()], "is not a tokenizer"),
     (STABLE, lambda f: (f / "text_encoder/model.safetensors").unlink(), "must hold|lacks"),
 ]
@@ -138,7 +131,6 @@ OURS: list[tuple[str, Callable[[], Any], str]] = [
         lambda: scaled(whole(tau.InpaintConfig())),
         "scale_factor must be 1 for inpainting",
     ),
-    ("diffusers", lambda: Autoencoder(replace(KL, channel_mult=(2, 2))), "channels=32, only 64"),
     ("diffusers", lambda: Autoencoder(replace(KL, hid_z_channels=6)), "z_channels=3, only 6"),
     ("diffusers", lambda: UNet(replace(UNET, heads=2, d_head=None)), "express heads=2, only None"),
     ("diffusers", lambda: UNet(replace(UNET, d_cond=5, resblock_updown=True)), "resblock_updown"),
