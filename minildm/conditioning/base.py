@@ -88,6 +88,7 @@ class ConditionerConfig:
     d_cond: ClassVar[int | None] = None  # width of the tokens, if there are any
     channels: ClassVar[int] = 0  # that are concatenated with z_t
     null_batch: ClassVar[Batch] = {}  # of one null condition; empty: there is none, for guidance
+    names: ClassVar[dict[str, str]] = {}  # fields that training fills with names of the data set
     kind: Literal["none"] = "none"
 
     def __post_init__(self) -> None:

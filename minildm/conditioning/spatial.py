@@ -107,6 +107,7 @@ class SemanticConfig(ConditionerConfig):
 
     conditioner = SemanticConditioner
     allowed = "a dict of semantic (B, H, W), sides multiples of 2^{0.stages}, numbers of {0.labels}"
+    names: ClassVar = {"labels": "semantic_classes"}
     kind: Literal["semantic"] = "semantic"
     labels: tuple[str, ...] = ()  # names in order; presets leave it to the data
     stages: int = 2  # halvings of the map, log2 of the first stage's f

@@ -39,6 +39,7 @@ class ClassConfig(ConditionerConfig):
 
     conditioner = ClassConditioner
     allowed = "class names or labels; known: {0.classes}"
+    names: ClassVar = {"classes": "classes"}
     kind: Literal["class"] = "class"
     classes: tuple[str, ...] = ()  # names in the order of the labels; presets leave it to the data
     d_cond: int = 512
@@ -175,6 +176,7 @@ class LayoutConfig(IdsConfig):
         "and top < bottom in [0, 1]; classes: {0.classes}"
     )
     null_batch: ClassVar = {"boxes": torch.zeros(1, 0, 4), "classes": torch.zeros(1, 0).long()}
+    names: ClassVar = {"classes": "objects"}
     # Corners, classes and "nothing"; three tokens a box: of IdsConfig's fields these two are none
     vocab_size: ClassVar[int] = property(lambda c: c.grid**2 + len(c.classes) + 1)
     length: ClassVar[int] = property(lambda c: 3 * c.max_boxes)

@@ -210,14 +210,6 @@ def latent_items(data: ImageDataset, moments: Tensor, task: str) -> StackDataset
     return StackDataset(**columns)
 
 
-# Which names of the data complete which field of a conditioner's config
-NAMES = {
-    "class": ("classes", "classes"),
-    "layout": ("classes", "objects"),
-    "semantic": ("labels", "semantic_classes"),
-}
-
-
 def completed(
     conditioner: ConditionerConfig, data: ImageDataset, style_words: float = 0.0
 ) -> tuple[ConditionerConfig, CaptionTokenizer | None]:
@@ -233,13 +225,12 @@ def completed(
         styles = [transforms.style_caption("", style) for style in data.styles if style_words]
         tokenizer = CaptionTokenizer.trained_on([*data.captions, *styles])
         return replace(conditioner, vocab_size=len(tokenizer)), tokenizer
-    if conditioner.kind not in NAMES:
-        return conditioner, None
-    field, source = NAMES[conditioner.kind]
-    if not hasattr(data, source):
-        kind = conditioner.kind
-        raise ValueError(f"conditioner.kind={kind!r} requires scenes, got {data.name!r}")
-    return replace(conditioner, **{field: tuple(getattr(data, source))}), None
+    for field, source in conditioner.names.items():
+        if not hasattr(data, source):
+            kind = conditioner.kind
+            raise ValueError(f"conditioner.kind={kind!r} requires scenes, got {data.name!r}")
+        conditioner = replace(conditioner, **{field: tuple(getattr(data, source))})
+    return conditioner, None
 
 
 def train_classifier(
