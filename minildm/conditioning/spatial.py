@@ -29,8 +29,7 @@ class SpatialConditioner(Conditioner):
                 warn_of_range(x)
             fits += [x.shape[1:-2] == channels, lowest < 0 or (x == x.long()).all()]
             fits += [((x >= lowest - 1e-3) & (x <= highest + 1e-3)).all()]  # NaN is refused
-        fits += [len({x.shape[-2:] for x in batch.values()}) == 1]
-        fits += [len({len(x) for x in batch.values()} - {1}) <= 1]
+        fits += [len({(len(x), *x.shape[-2:]) for x in batch.values()}) == 1]
         fits += [side % self.multiple == 0 for side in x.shape[-2:]]
         return batch if all(fits) else None
 

@@ -69,10 +69,9 @@ def test_a_single_condition_is_repeated(kind: str) -> None:
     ("y", "labels"),
     [
         (["ant"], [0, 0]),
-        (("ant", 2), [0, 2]),
         (torch.tensor([0, 1], dtype=torch.int32), [0, 1]),
         (np.int64(2), [2, 2]),
-        ([np.int8(2), np.str_("ant")], [2, 0]),
+        ([np.int8(2), "ant"], [2, 0]),
     ],
 )
 def test_names_and_labels_are_understood(y: object, labels: list[int]) -> None:

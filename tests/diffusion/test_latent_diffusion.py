@@ -7,17 +7,10 @@ import pytest
 import scipy.stats
 import torch
 from diffusion.references import F64
-from helpers import CLASSES, randn, shaken, tiny_autoencoder_config, tiny_ldm_config
+from helpers import CLASSES, randn, shaken, tiny_ldm_config
 from torch import Tensor
 
-from minildm.compression.autoencoder import Autoencoder
-from minildm.conditioning import (
-    ClassConfig,
-    ConditionerConfig,
-    HybridConfig,
-    InpaintConfig,
-    LowResConfig,
-)
+from minildm.conditioning import ClassConfig, ConditionerConfig, HybridConfig, InpaintConfig
 from minildm.diffusion import latent_diffusion
 from minildm.diffusion.guidance import keep_known
 from minildm.diffusion.latent_diffusion import LatentDiffusion, SamplingConfig, seeded_noise
@@ -81,9 +74,9 @@ def test_the_loss_weights_samples_by_their_times(batch: dict) -> None:
     assert torch.allclose(terms["simple"], terms["per_sample"].mean())
 
 
-def test_images_in_0_1_are_warned_of() -> None:
-    x, tau = torch.rand(2, 3, 16, 16), LowResConfig().build()
-    for read in (Autoencoder(tiny_autoencoder_config()).encode, lambda x: tau.batch_from(x, 2)):
+def test_images_in_0_1_are_warned_of(model: LatentDiffusion) -> None:
+    x, tau = torch.rand(2, 3, 16, 16), InpaintConfig().build()
+    for read in (model.autoencoder.encode, lambda x: tau.read({"image": x, "mask": x[:, :1] > 0})):
         with pytest.warns(UserWarning, match=r"images in \[0, 1\] where \[-1, 1\] is"):
             read(x)
         read(2 * x - 1), read(x / 2 + 0.5)
@@ -168,7 +161,6 @@ def test_the_models_card_decides_what_is_not_given() -> None:
 
 def test_a_function_is_a_sampler(model: LatentDiffusion) -> None:
     def own(denoise: Any, schedule: Any, z_T: Tensor, steps: int, **options: Any) -> Any:
-        assert options.keys() == {"noise", "edit"}
         yield from SAMPLERS["heun"](denoise, schedule, z_T, steps)
 
     one, other = (model.sample("red", seed=0, steps=3, sampler=s) for s in (own, "heun"))
@@ -184,8 +176,6 @@ def test_bf16_is_for_the_network_alone(
     x, half = (model.sample(["red"], n=2, precision=p, **options) for p in ("fp32", "bf16"))
     assert torch.equal(x, half) == (not has)
     assert half.dtype == torch.float32 and torch.allclose(x, half, atol=0.05)
-    step = next(model.steps(["red"], n=2, precision="bf16", **options))
-    assert not has or not torch.equal(step.z0_hat, step.z0_hat.bfloat16().float())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half, torch.double])

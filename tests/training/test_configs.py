@@ -97,6 +97,7 @@ def test_a_released_first_stage_has_the_official_size_and_loss(name: str) -> Non
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("emoji-class", {"train.step": 5}, "field of TrainConfig='step' .*did you mean 'steps'"),
+    ("emoji-class", {"train.seed": 2**64}, "seed=18446744073709551616 must lie in"),
     ("emoji-class", {"train.steps": True}, "steps=True must be int"),
     ("emoji-class", {"train": {"lr": 1.0}}, "missing 1 required .*'steps'"),
     ("emoji-class", {"train.betas": [0.9, "x"]}, "betas='x' must be float"),
