@@ -8,19 +8,19 @@ from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.files import new_folder
 from minildm.interop.compvis import load_compvis, save_compvis
 from minildm.interop.diffusers import load_diffusers, save_diffusers
-from minildm.interop.weights import PathLike, read_mapping
+from minildm.interop.weights import read_mapping
 from minildm.training.checkpoint import CheckpointError, find_model, load_model, save_model
 
 __all__ = ["convert", "load_compvis", "load_diffusers", "save_compvis", "save_diffusers"]
 
 
 def convert(
-    source: PathLike,
-    target: PathLike,
+    source: str | Path,
+    target: str | Path,
     *,
     to: str = "minildm",
-    config: PathLike | None = None,
-    clip: PathLike | None = None,
+    config: str | Path | None = None,
+    clip: str | Path | None = None,
 ) -> tuple[str, str]:
     """Read a model from `source`, write it to the new `target`; return both forms.
 

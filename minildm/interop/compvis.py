@@ -15,7 +15,7 @@ from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionC
 from minildm.diffusion.unet import UNet, UNetConfig
 from minildm.files import atomic_write
 from minildm.interop import configs, weights
-from minildm.interop.weights import NAMES, TABLES, PathLike, fill
+from minildm.interop.weights import NAMES, TABLES, fill
 from minildm.training.checkpoint import on_meta, reader_of, reading
 from minildm.training.configs import from_dict, to_dict
 
@@ -30,10 +30,10 @@ CLIP = "cond_stage_model.transformer.text_model."
 
 
 def load_compvis(
-    config: PathLike | Mapping[str, Any],
-    checkpoint: PathLike | Mapping[str, Tensor],
+    config: str | Path | Mapping[str, Any],
+    checkpoint: str | Path | Mapping[str, Tensor],
     *,
-    clip: PathLike | None = None,
+    clip: str | Path | None = None,
 ) -> LatentDiffusion | Autoencoder | UNet | tau.Conditioner:
     """Load an official model, or a part of one: a first stage, a UNet, an encoder of conditions.
 
@@ -119,7 +119,7 @@ def _layer(found: re.Match[str]) -> str:
 
 
 def save_compvis(
-    model: LatentDiffusion | Autoencoder | UNet | tau.Conditioner, path: PathLike
+    model: LatentDiffusion | Autoencoder | UNet | tau.Conditioner, path: str | Path
 ) -> None:
     """Write a model's tensors by their official names, and next to them its config, a `.yaml`.
 
@@ -144,7 +144,7 @@ def save_compvis(
     content = {"model": part}
     if whole:
         tensors["alphas_cumprod"] = model.schedule.alphas_cumprod
-        if reader.config.kind in ("class", "semantic", "layout"):
+        if reader.config.names:
             content["minildm"] = {"conditioner": to_dict(model.config.conditioner)}
     weights.write_tensors(path, tensors)
     with atomic_write(path.with_suffix(".yaml")) as file:
@@ -154,7 +154,7 @@ def save_compvis(
 # --- configs ---
 
 
-def read_part(part: Any, clip: PathLike | None = None) -> Any:
+def read_part(part: Any, clip: str | Path | None = None) -> Any:
     """Our config of a target and its params, or of a word; ValueError names what does not fit."""
     part = {"target": part} if isinstance(part, str) else part
     target, params = part.get("target"), part.get("params") or {}

@@ -12,7 +12,7 @@ from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.diffusion.unet import UNet
 from minildm.files import new_folder, write_json
 from minildm.interop import configs, weights
-from minildm.interop.weights import NAMES, TABLES, PathLike, fill, read_mapping
+from minildm.interop.weights import NAMES, TABLES, fill, read_mapping
 from minildm.training.checkpoint import CheckpointError, on_meta, reading
 from minildm.training.configs import from_dict
 
@@ -24,7 +24,7 @@ PIPELINES: dict[str, str] = TABLES["pipelines"]
 LDM, SUPER, TEXT, STABLE, INPAINT, DDIM, DDPM = PIPELINES
 
 
-def load_diffusers(folder: PathLike) -> Autoencoder | UNet | LatentDiffusion:
+def load_diffusers(folder: str | Path) -> Autoencoder | UNet | LatentDiffusion:
     """Load what `save_pretrained` wrote: a model of MODELS, or a pipeline of PIPELINES.
 
     CLIP requires the extra `text` and stays in the folder; the spacing of a scheduler's steps and
@@ -112,7 +112,7 @@ def _load_conditioner(folder: Path, kind: str) -> tau.Conditioner:
     return model.eval()
 
 
-def save_diffusers(model: Autoencoder | UNet | LatentDiffusion, folder: PathLike) -> None:
+def save_diffusers(model: Autoencoder | UNet | LatentDiffusion, folder: str | Path) -> None:
     """Write a model in float32 as a new folder, whole or not at all, for `from_pretrained`.
 
     Of a LatentDiffusion that no pipeline fits (see `_pipeline_for`), save the parts. Raises

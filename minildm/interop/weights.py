@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import zipfile
 from collections import Counter, OrderedDict
@@ -20,7 +19,6 @@ from minildm.files import atomic_write
 from minildm.layers import Downsample, ResBlock, SelfAttention2d, SpatialTransformer, Upsample
 from minildm.training.checkpoint import CheckpointError, reading
 
-PathLike = str | os.PathLike[str]
 TABLES = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
 NAMES = TABLES["names"]
 KINDS = {ResBlock: "resnets", SelfAttention2d: "attentions", SpatialTransformer: "transformers"}
@@ -128,7 +126,7 @@ def _shape(value: Any) -> Any:
     return shape
 
 
-def read_mapping(config: PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
+def read_mapping(config: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
     """A mapping, or the one in a YAML or JSON file. Raises CheckpointError."""
     if isinstance(config, Mapping):
         return config
@@ -155,7 +153,7 @@ class _InertDict:
         return OrderedDict()
 
 
-def _stand_ins(checkpoint: PathLike) -> list[tuple[type, str]]:
+def _stand_ins(checkpoint: str | Path) -> list[tuple[type, str]]:
     """Inert classes for all that a pickle names, but for what only code needs."""
     names = TABLES["stand_ins"]  # torch cannot search its older format
     if zipfile.is_zipfile(checkpoint):
@@ -163,7 +161,7 @@ def _stand_ins(checkpoint: PathLike) -> list[tuple[type, str]]:
     return [(_InertDict if n.lower().endswith("dict") else _Inert, n) for n in names]
 
 
-def read_tensors(checkpoint: PathLike | Mapping[str, Any]) -> dict[str, Tensor]:
+def read_tensors(checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a `.safetensors`, a `.ckpt` or a mapping, by their names in the model.
 
     An enclosing `state_dict` or `model`, the prefixes of DataParallel and torch.compile, and what
