@@ -112,8 +112,7 @@ def _evaluate(
     figures["reconstructions"] = plots.class_grid(torch.cat([shown, x_rec]), rows, **options)
     name, decode = fresh.config.conditioner.classes[0], fresh.autoencoder.decode
     steps = list(fresh.steps(name, seed=seed, **SAMPLING))[::4]
-    states = {"zₜ decoded": [s.z for s in steps], "ẑ₀ decoded": [s.z0_hat for s in steps]}
-    rows = {name: decode(torch.cat(z)) for name, z in states.items()}
-    times = [step.t for step in steps]
-    figures["trajectory"] = plots.trajectory(rows, times, title=TITLES["trajectory"])
+    x = decode(torch.cat([s.z for s in steps] + [s.z0_hat for s in steps]))
+    options = {"heads": [f"t = {s.t}" for s in steps], "title": TITLES["trajectory"]}
+    figures["trajectory"] = plots.class_grid(x, ("zₜ decoded", "ẑ₀ decoded"), **options)
     return measured, figures

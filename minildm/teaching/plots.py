@@ -130,17 +130,6 @@ def class_grid(x: Tensor, rows: Names, *, scale: float = 1.0, **options: Any) ->
     return image_grid(x, rows=rows, scale=scale, **options)
 
 
-def trajectory(rows: Mapping[str, Tensor], times: list[int], *, title: str = "") -> NotebookFigure:
-    """One sample at the S `times`, by rows such as "zₜ decoded": images (S, 3, H, W).
-
-    At most seven are shown, evenly spread, the first and the last among them.
-    """
-    kept = torch.linspace(0, len(times) - 1, min(7, len(times))).round().long()
-    heads = [f"t = {int(times[i])}" for i in kept]
-    shown = torch.cat([images[kept] for images in rows.values()])
-    return class_grid(shown, list(rows), heads=heads, title=title)
-
-
 def latent_maps(z: Tensor, *, rows: Names = ()) -> NotebookFigure:
     """Every channel of latents (B, c, h, w) as a grey map with 0 in the middle; a row each."""
     z, c = z.detach().float().cpu(), z.shape[1]

@@ -34,7 +34,6 @@ EVERY = {
     "image_grid": lambda: plots.image_grid(X, [LONG, "a" * 40, *"abcd"], columns=4, title=LONG),
     "class_grid": lambda: plots.class_grid(X, ["food-fruit", LONG], heads="abc", title=3 * LONG),
     "rows": lambda: plots.image_grid(X, [""] * 3 + ["20.0 dB"] * 3, rows=["original", LONG]),
-    "trajectory": lambda: plots.trajectory({"zₜ": X, "ẑ₀": X}, [9, 7, 5, 3, 1, 0]),
     "latent_maps": lambda: plots.latent_maps(randn(2, 3, 4, 5), rows=["a", "b"]),
     "word_maps": lambda: plots.word_maps(X[0], ["a", "red", "apple"], X.abs()[:3, 0]),
     "loss_curves": lambda: plots.loss_curves({"ae": records(50, loss=1.0, rec_loss=0.5)}),
