@@ -16,7 +16,7 @@ _NAMES = {  # by the module that defines them, or that they are
     "data.dataset": "ImageDataset as_float",
     "data.emoji": "EmojiDataset",
     "data.folder": "ImageFolder wrap_dataset",
-    "data.photos": "PhotoDataset load_photo",
+    "data.photos": "PhotoDataset",
     "data.scenes": "ScenesDataset",
     "diffusion.guidance": "guided image_guided keep_known",
     "diffusion.latent_diffusion": "LatentDiffusion SamplingConfig seeded_noise",

@@ -1,4 +1,4 @@
-"""The embedded photographs, whole or as square crops; `data/photos` holds the files."""
+"""Square crops of the embedded photographs; `data/photos/pictures` holds the files."""
 
 import csv
 import hashlib
@@ -6,7 +6,6 @@ import hashlib
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from minildm.conditioning import look_up
@@ -17,16 +16,6 @@ from minildm.layers import check_fields
 CROPS = {"train": 24, "val": 8, "all": 8}  # of each photograph, by default
 EDGE, MIN_DETAIL = 14, 0.05  # grey values; share of edges: below, a bare sky, a blurred background
 TRIES = 12  # at a crop with detail; then the best of them is taken
-
-
-def load_photo(name: str) -> Tensor:
-    """A whole photograph, "koala", both sides multiples of 32: (3, H, W) uint8.
-
-    Raises ValueError for an unknown name.
-    """
-    folder = data_dir() / "photos/pictures"
-    look_up(name, sorted(file.stem for file in folder.glob("*.webp")), "name")
-    return to_tensor(Image.open(folder / f"{name}.webp").convert("RGB"))
 
 
 def cut(photo: Image.Image, key: str, size: int) -> tuple[tuple[int, ...], Image.Image]:
