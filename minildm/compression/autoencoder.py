@@ -107,9 +107,8 @@ class Encoder(nn.Module):
         self.to_moments = nn.Conv2d(hid_z, twice * config.z_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        hid = self.conv_in(
-            fast_layout(F.pixel_unshuffle(x, self.patch))
-        )  # (B, C, H/patch, W/patch)
+        x = F.pixel_unshuffle(x, self.patch)  # (B, 3 patch^2, H/patch, W/patch)
+        hid = self.conv_in(fast_layout(x))
         for level in self.levels:
             hid = level(hid)
         hid = self.middle(hid)  # (B, C * channel_mult[-1], h, w)
