@@ -41,9 +41,15 @@ LAYOUT = (
 )
 ModelName = Annotated[str, typer.Argument(help="a model's folder, or the name of a shipped one")]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; default: the best")]
+FILES = {  # that `sample` reads for a condition
+    "layout": ["--layout"],
+    "semantic": ["--map"],
+    "low_res": ["--image"],
+    "inpaint": ["--image", "--image --mask"],
+}
 SEEDS = {"min": -(2**63), "max": 2**63 - 1}  # what torch takes
 Seed = Annotated[int, typer.Option(help="the same seed gives the same result", **SEEDS)]
-Size = Annotated[int | None, typer.Option(help="side of the images; default: the model's")]
+Size = Annotated[int | None, typer.Option(min=8, help="side of the images; default: the model's")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="a field, as data.size=128")]
 
 
@@ -141,8 +147,13 @@ def sample(
     _check_image(out)
     folder = find_model(model)
     loaded = load_model(folder, kind="latent-diffusion")
-    files = [str(file) for file in (layout, image, map_) if file]
-    found = _conditions(loaded, folder, [*(y or ()), *files], mask, size, n, seed)
+    kind, files = loaded.config.conditioner.kind, {"--layout": layout, "--image": image}
+    files |= {"--mask": mask, "--map": map_}
+    given, read = " ".join(name for name in files if files[name]), FILES.get(kind, ["no file"])
+    if given and given not in read:
+        raise ValueError(f"{given}: the condition {kind!r} reads {' or '.join(read)}")
+    texts = [*(y or ()), *(str(file) for file in (layout, image, map_) if file)]
+    found = _conditions(loaded, folder, texts, mask, size, n, seed)
     options = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "size": size}
     options |= {"precision": precision, "seed": seed}
     if index is not None:
@@ -179,8 +190,6 @@ def _conditions(
     from minildm.evaluation.following import draw_conditions, given_of
 
     kind, side = model.config.conditioner.kind, size or model.config.image_size
-    if mask and kind != "inpaint":
-        raise ValueError(f"--mask {mask}: the condition {kind!r} has no mask")
     if not y and kind in ("low_res", "inpaint", "semantic"):
         data = _trained_on(folder)
         drawn, _, _ = draw_conditions(model, n, seed, data and data.dataset("val"))
@@ -244,10 +253,9 @@ def evaluate(
         str | None, typer.Option(help="emoji, scenes, photos; default: its own")
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="measure on this folder of images")] = None,
-    size: Size = None,
     split: Annotated[str, typer.Option(help="val: held-out images; all")] = "val",
     per_class: Annotated[int, typer.Option(help="classes: samples of each")] = 24,
-    n: Annotated[int, typer.Option(min=1, help="others: samples at each guidance scale")] = 128,
+    n: Annotated[int, typer.Option(min=2, help="others: samples at each guidance scale")] = 128,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 25,
     guidance_scale: Annotated[list[float], typer.Option(help="may be repeated")] = (3.0,),
     classifier: Annotated[str | None, typer.Option(help="its folder or name")] = None,
@@ -261,9 +269,8 @@ def evaluate(
     given = {"kind": data, "path": ""} if data else {}
     given |= {"kind": "folder", "path": str(folder.resolve())} if folder else {}
     images = _trained_on(path)
-    if not (images or given or path.parent == data_dir() / "weights"):
+    if not (images or given or path.resolve().parent == (data_dir() / "weights").resolve()):
         raise ValueError(f"{path} does not say what it was trained on: give --folder or --data")
-    given |= {"size": size} if size else {}
     images = replace(images or DataConfig(), **given) if given else images
     options = {"per_class": per_class, "n": n, "guidance_scale": guidance_scale, "steps": steps}
     if classifier is not None:

@@ -68,7 +68,7 @@ def test_both_stages_train_on_a_folder_and_are_sampled_and_evaluated_on_it(
         assert results["model"] == str(model)
         assert name in next(iter(results["evaluations"].values()))["measured"]
     assert run("evaluate", ldm, "--n", 3, "--split", "all") == 2
-    assert "3 samples, 16 images of own0-all" in capsys.readouterr().err
+    assert "n=3 and 16 images of own0-all must be at least 7" in capsys.readouterr().err
     card = json.loads((ae / "config.json").read_text())
     del card["info"]["data_config"]
     (ae / "config.json").write_text(json.dumps(card))
@@ -154,7 +154,8 @@ def test_each_shipped_model_is_sampled_by_one_command(
         (["sample", "scenes-layout", "--layout", "LAYOUT"], "is not a layout"),
         (["sample", "emoji-class", "person", "--out", "x.gif"], "must end in .png, .jpg or .webp"),
         (["sample", "emoji-class", "person", "--out", "LAYOUT/x.png"], "exists"),
-        (["sample", "emoji-class", "person", "--mask", "LAYOUT"], "has no mask"),
+        (["sample", "emoji-class", "person", "--image", "LAYOUT"], "'class' reads no file"),
+        (["sample", "emoji-inpaint", "--mask", "LAYOUT"], "reads --image or --image --mask"),
         (["sample", "emoji-class", "person", "--index", "1"], "must be below 1"),
         (["sample", "scenes-semantic", "--map", "LAYOUT"], "cannot identify image"),
         (["reconstruct", "emoji-class", "LAYOUT"], "not 'autoencoder'"),

@@ -105,9 +105,10 @@ def square(image: Image.Image, size: int) -> Tensor:
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # 16-bit grey, which Pillow would clip at 255
-        if 0 < (brightest := image.getextrema()[1]) < 4096:
-            raise ValueError(f"grey of at most {brightest} in 16 bits: scale it to 65535")
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        grey = np.asarray(image)
+        if 0 < grey.max() < 4096:
+            raise ValueError(f"grey of at most {grey.max()} in 16 bits: scale it to 65535")
+        image = Image.fromarray((grey >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError("grey of 32 bits: store it with 8 or 16 bits")
     if image.has_transparency_data:

@@ -79,9 +79,12 @@ def classes_and_splits(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The class and the split, "train", "val" or "test", of each image; see ImageFolder."""
     found = [SPLIT.match(name) for name in names]
     below = [name[m.end() :] if all(found) else name for name, m in zip(names, found, strict=True)]
-    loose = [name for name, rest in zip(names, below, strict=True) if "/" not in rest]
+    several = len({m[1].lower() for m in found if m}) > 1  # splits; one may be a class
+    rows = zip(names, below, found, strict=True)
+    loose = [name for name, rest, m in rows if "/" not in rest or (several and not m)]
     if 0 < len(loose) < len(names):
-        raise ValueError(f"{loose[0]} is next to the class folders: move it into one of them")
+        what = "splits" if several else "classes"
+        raise ValueError(f"{loose[0]} is next to the folders of {what}: move it into one of them")
     classes = ["image" if loose else name.partition("/")[0] for name in below]
     splits = [m[1].lower() for m in found] if all(found) else ["train"]
     if set(splits) != {"train"}:

@@ -82,14 +82,16 @@ def accuracy(classifier: Classifier, x: Tensor, truth: Tensor, question: str = "
     return proportion_interval(int(right.sum()), len(x))
 
 
-def evaluate_classes(model: LatentDiffusion, classifier: Classifier, x: Tensor) -> Evaluation:
+def evaluate_classes(
+    model: LatentDiffusion, classifier: Classifier, x: Tensor, split: str = "val"
+) -> Evaluation:
     """How often the classifier names the group of a sample's class; for models of emoji classes.
 
     `accuracy`, the mean over groups, so that sets with other shares of the groups compare, and that
-    of held-out images, `accuracy_real`; each group's, "food-drink" and "food-drink_real".
-    x: samples, equally many of each class, in order.
+    of real images, `accuracy_real`; each group's, "food-drink" and "food-drink_real". x: samples,
+    equally many of each class, in order. split: of the real images.
     """
-    real = EmojiDataset("val", model.config.image_size, subgroups=model.config.conditioner.classes)
+    real = EmojiDataset(split, model.config.image_size, subgroups=model.config.conditioner.classes)
     groups = [real.group_ids[real.labels == c][0] for c in range(len(real.classes))]
     requested, measured = torch.stack(groups).repeat_interleave(len(x) // len(groups)), {}
     for which, images, truth in (("", x, requested), ("_real", real.images, real.group_ids)):
@@ -321,7 +323,7 @@ def evaluate_model(
     seed: int = 0,
     **sampling: Any,
 ) -> dict[str, Evaluation]:
-    """Evaluate a first stage, a diffusion model or a classifier on held-out data.
+    """Evaluate a first stage, a diffusion model or a classifier, by default on held-out data.
 
     data: default, the images in `data/` of the model's task; samples for others are compared with
     these images. split: "val", or "all". classifier: of a diffusion model's samples; default, the
@@ -333,8 +335,8 @@ def evaluate_model(
     config, how, found = model.config.conditioner, {"seed": seed, **sampling}, {}
     kind, home = config.kind, "scenes" if config.kind in ("layout", "semantic") else "emoji"
     data = replace(data or DataConfig(kind=home), size=model.config.image_size)
-    if home == "scenes" != data.kind:
-        raise ValueError(f"data.kind={data.kind!r} must be 'scenes' for the condition {kind!r}")
+    if home == "scenes" and (data.kind, split) != ("scenes", "val"):
+        raise ValueError(f"data and split must be 'scenes' and 'val' for the condition {kind!r}")
     val = None if home == "scenes" else data.dataset(split)
     if kind in ("low_res", "inpaint"):
         given, _, x = draw_conditions(model, n, seed, val)
@@ -346,8 +348,7 @@ def evaluate_model(
     else:
         follow, labels = text_following if classifier else None, val.classes
         if min(n, len(val)) < 7:
-            said = f"{n} samples, {len(val)} images of {val.name}"
-            raise ValueError(f"{said}: at least 7 of each are required; split='all' takes all")
+            raise ValueError(f"n={n} and {len(val)} images of {val.name} must be at least 7 each")
     others = classifier and getattr(classifier.config, "labels", None) != labels
     if others and follow is not evaluate_classes:
         raise ValueError(f"classifier must know these classes, in order: {', '.join(labels):.200}")
@@ -356,7 +357,7 @@ def evaluate_model(
         how["guidance_scale"] = scale
         if follow is evaluate_classes:
             y = [name for name in config.classes for _ in range(per_class)]
-            evaluation = evaluate_classes(model, classifier, model.sample(y, **how))
+            evaluation = evaluate_classes(model, classifier, model.sample(y, **how), split)
         else:
             y, requested, real = draw_conditions(model, n, seed, val, styled=style == "styled, ")
             x = model.sample(y, n=n, **how).cpu()

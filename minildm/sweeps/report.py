@@ -39,8 +39,11 @@ def finished(sweep: Sweep, folder: Path) -> list[tuple[Run, dict[str, Any]]]:
     """
     found, levels = [], list(sweep.levels)
     for path in folder.glob(f"runs/*/{RESULTS}"):
-        results = json.loads(path.read_text(encoding="utf-8"))
-        run = from_dict(Run, results["run"])
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))
+            run = from_dict(Run, results["run"])
+        except (ValueError, KeyError, TypeError):  # damaged, or of another version: not counted
+            continue
         own = run.level in levels and run == sweep.run(run.level, run.seed)
         if own and path.parent.name == run.name:
             found.append((run, results))

@@ -52,15 +52,19 @@ def reading(where: object) -> Iterator[None]:
 
 
 def own_code(*things: Any) -> dict[str, str]:
-    """The classes and functions that a user wrote, each with a hash of its source."""
+    """The classes and functions that a user wrote, each with a hash of its source and state."""
     found = {}
     for thing in things:
         if thing.__module__.partition(".")[0] not in ("minildm", "torch"):
-            source = [re.sub(r" at 0x\w+", "", repr(thing))]  # with a partial's arguments
-            for part in (thing, getattr(thing, "func", None), *vars(thing).values()):
+            owner = getattr(thing, "__self__", thing)  # of a bound method
+            state = [cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()]
+            state += getattr(owner, "__dict__", {}).values()
+            source = [repr(thing), "" if isinstance(thing, type) else repr(state)]
+            for part in (thing, type(owner), getattr(thing, "func", None), *state):
                 with suppress(OSError, TypeError):  # typed at a prompt; no function
                     source.append(inspect.getsource(part))
-            found[source[0]] = hashlib.sha256(repr(source).encode()).hexdigest()[:12]
+            name, *source = (re.sub(r" at 0x\w+", "", text) for text in source)
+            found[name] = hashlib.sha256(repr(source).encode()).hexdigest()[:12]
     return found
 
 

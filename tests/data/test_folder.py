@@ -154,8 +154,12 @@ def test_folders_that_cannot_be_used_are_named(zoo: Path) -> None:
         (zoo.parent / "one" / name).write_bytes(b"")
     with pytest.warns(UserWarning, match=r"skipped 3 of 4 files: \.avif, \.heic$"):
         ImageFolder(zoo.parent / "one", 8)
+    for name in ("train/a/x.png", "val/a/x.png", "others/a/x.png"):
+        save(zoo.parent / "split" / name)
+    with pytest.raises(ValueError, match=r"others/a/x\.png is next to the folders of splits"):
+        ImageFolder(zoo.parent / "split", 8)
     save(zoo / "stray.png")
-    with pytest.raises(ValueError, match=r"stray\.png is next to the class folders"):
+    with pytest.raises(ValueError, match=r"stray\.png is next to the folders of classes"):
         ImageFolder(zoo, 8)
 
 

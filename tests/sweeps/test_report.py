@@ -78,7 +78,7 @@ def test_another_sweep_in_the_folder_is_refused(changes: dict[str, Any], tmp_pat
 def test_a_report_reads_the_folder_s_definition_and_names_other_runs(tmp_path: Path) -> None:
     words = ["sweep", str(tmp_path), "--report"]
     pretend(tiny_sweep(samples=30), tmp_path, low0=3.0)
-    (tmp_path / "runs/rate-old-seed0").mkdir()
+    write_json(tmp_path / "runs/rate-old-seed0/results.json", {"run": {"of": "another version"}})
     write_json(tmp_path / DEFINITION, to_dict(tiny_sweep()))
     with pytest.warns(UserWarning) as caught:
         assert CliRunner().invoke(cli.app, words).exit_code == 1

@@ -13,7 +13,7 @@ from training.test_checkpoints import model_of, same
 from training.trainings import LDM, difference
 
 from minildm.diffusion.latent_diffusion import LatentDiffusion
-from minildm.training.checkpoint import CheckpointError, load_model, save_model
+from minildm.training.checkpoint import CheckpointError, load_model, own_code, save_model
 
 PAGE = Path(__file__).parents[2] / "notebooks/METHOD.md"
 
@@ -52,6 +52,24 @@ def test_an_own_model_and_loss_train_resume_and_load(tmp_path: Path) -> None:
     assert type(model) is Own and not torch.equal(model.more, torch.ones(2, 1, 1))
     assert model.sample("red", steps=2).isfinite().all()
     list(LDM(tmp_path / "further", **own, init=whole))
+
+
+class Times:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, *args: Any) -> dict:
+        return scaled(*args, self.factor)
+
+
+def closure(factor: float) -> Any:
+    return lambda *args: scaled(*args, factor)
+
+
+@pytest.mark.parametrize("make", [Times, closure, lambda x: Times(x).__call__])
+def test_what_a_loss_keeps_is_part_of_the_run(make: Any) -> None:
+    one, same, other = (own_code(make(factor)) for factor in (1.0, 1.0, 2.0))
+    assert one == same != other
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, partial(torch.compile, backend="eager")])
