@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first command makes.
 PYTHON ?= python3
 BIN := .venv/bin
-JOBS ?= 2
+JOBS ?= 3
 
 .PHONY: demo test lint lab bench gpu clean
 
@@ -16,9 +16,9 @@ JOBS ?= 2
 demo: .venv/done  ## train both stages on the embedded emoji; images in runs/demo
 	$(BIN)/python -m minildm demo
 
-test: .venv/done  ## unit tests, then every notebook, twice; JOBS=4 runs four at once
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
-	OMP_NUM_THREADS=1 MINILDM_CACHE=$(CURDIR)/.cache MINILDM_SCALE=$${MINILDM_SCALE:-smoke} \
+test: .venv/done  ## unit tests, then every notebook, twice; JOBS=8 runs eight at once
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --basetemp .cache
+	OMP_NUM_THREADS=1 MINILDM_CACHE=$(CURDIR)/.cache/cache MINILDM_SCALE=$${MINILDM_SCALE:-smoke} \
 	    $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax --nbval-current-env \
 	    --override-ini filterwarnings= notebooks
 

@@ -17,17 +17,17 @@ from minildm.evaluation.metrics import psnr, reconstruct
 from minildm.files import write_json
 from minildm.teaching import plots
 from minildm.training.checkpoint import load_model, pretrained
-from minildm.training.configs import with_steps
+from minildm.training.configs import override
 from minildm.training.loop import describe, pick_device
 from minildm.training.presets import PRESETS
 from minildm.training.stages import finish, train_autoencoder, train_ldm
 
 SAMPLING: dict[str, Any] = {"steps": 25, "guidance_scale": 3.0}
 SHOWN = 8  # samples of a class in the figure
-SCALES = {  # the presets of both stages, their steps (None: the preset's), samples of a class
-    "smoke": ("emoji-kl-f4", "emoji-class", 4, 1),  # only the mechanics, in seconds
-    "cpu": ("emoji-kl-f4", "emoji-class", None, 24),
-    "gpu": ("emoji-kl-f4-gpu", "emoji-class-gpu", None, 48),
+SCALES = {  # the presets of both stages, samples of a class
+    "smoke": ("emoji-kl-f4", "emoji-class", 1),  # only the mechanics, in seconds
+    "cpu": ("emoji-kl-f4", "emoji-class", 24),
+    "gpu": ("emoji-kl-f4-gpu", "emoji-class-gpu", 48),
 }
 TITLES = {
     "samples": "Samples of the model just trained, one row a class",
@@ -53,11 +53,12 @@ def demo(
     place, run_dir = pick_device(device), Path(run_dir)
     scale = scale or ("gpu" if place.type == "cuda" else "cpu")
     look_up(scale, list(SCALES), "scale")
-    *presets, steps, per_class = SCALES[scale]
+    *presets, per_class = SCALES[scale]
     print(f"minildm demo: scale {scale}, on {describe(place)}, into {run_dir}", flush=True)
-    first, second = (
-        with_steps(PRESETS[name], steps or PRESETS[name].train.steps, seed=seed) for name in presets
-    )
+    changes = {"train.seed": seed}
+    if scale == "smoke":
+        changes |= {"train.steps": 4, "data.styles": ["fluent3d"]}
+    first, second = (override(PRESETS[name], changes) for name in presets)
     stage, model = run_dir / "first_stage", run_dir / "diffusion"
     records = train_autoencoder(first, run_dir=stage, device=device)
     histories = {"first stage": finish(records, first.train.steps, "first stage")}
