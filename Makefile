@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first command makes.
 PYTHON ?= python3
 BIN := .venv/bin
-JOBS ?= 3
+JOBS ?= 2
 
 .PHONY: demo test lint lab bench gpu clean
 
