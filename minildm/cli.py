@@ -140,7 +140,7 @@ def sample(
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Sample images of classes, prompts, layouts, maps or images; without images: held-out ones."""
+    """Sample images of classes, prompts or layouts; of maps or images, by default held-out ones."""
     from minildm.evaluation.following import pasted
     from minildm.teaching import plots
 

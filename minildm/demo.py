@@ -25,7 +25,7 @@ from minildm.training.stages import finish, train_autoencoder, train_ldm
 SAMPLING: dict[str, Any] = {"steps": 25, "guidance_scale": 3.0}
 SHOWN = 8  # samples of a class in the figure
 SCALES = {  # the presets of both stages, samples of a class
-    "smoke": ("emoji-kl-f4", "emoji-class", 1),  # only the mechanics, in seconds
+    "smoke": ("emoji-kl-f4", "emoji-class", 1),  # only the mechanics: four steps, one style
     "cpu": ("emoji-kl-f4", "emoji-class", 24),
     "gpu": ("emoji-kl-f4-gpu", "emoji-class-gpu", 48),
 }
