@@ -41,12 +41,6 @@ LAYOUT = (
 )
 ModelName = Annotated[str, typer.Argument(help="a model's folder, or the name of a shipped one")]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; default: the best")]
-FILES = {  # that `sample` reads for a condition
-    "layout": ["--layout"],
-    "semantic": ["--map"],
-    "low_res": ["--image"],
-    "inpaint": ["--image", "--image --mask"],
-}
 SEEDS = {"min": -(2**63), "max": 2**63 - 1}  # what torch takes
 Seed = Annotated[int, typer.Option(help="the same seed gives the same result", **SEEDS)]
 Size = Annotated[int | None, typer.Option(min=8, help="side of the images; default: the model's")]
@@ -147,11 +141,6 @@ def sample(
     _check_image(out)
     folder = find_model(model)
     loaded = load_model(folder, kind="latent-diffusion")
-    kind, files = loaded.config.conditioner.kind, {"--layout": layout, "--image": image}
-    files |= {"--mask": mask, "--map": map_}
-    given, read = " ".join(name for name in files if files[name]), FILES.get(kind, ["no file"])
-    if given and given not in read:
-        raise ValueError(f"{given}: the condition {kind!r} reads {' or '.join(read)}")
     texts = [*(y or ()), *(str(file) for file in (layout, image, map_) if file)]
     found = _conditions(loaded, folder, texts, mask, size, n, seed)
     options = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "size": size}
@@ -190,7 +179,7 @@ def _conditions(
     from minildm.evaluation.following import draw_conditions, given_of
 
     kind, side = model.config.conditioner.kind, size or model.config.image_size
-    if not y and kind in ("low_res", "inpaint", "semantic"):
+    if not (y or mask) and kind in ("low_res", "inpaint", "semantic"):
         data = _trained_on(folder)
         drawn, _, _ = draw_conditions(model, n, seed, data and data.dataset("val"))
         rows = zip(*drawn.values(), strict=True)
@@ -249,9 +238,6 @@ def reconstruct(
 def evaluate(
     model: ModelName,
     out: Annotated[Path | None, typer.Option(help="a JSON file for the numbers")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="emoji, scenes, photos; default: its own")
-    ] = None,
     folder: Annotated[Path | None, typer.Option(help="measure on this folder of images")] = None,
     split: Annotated[str, typer.Option(help="val: held-out images; all")] = "val",
     per_class: Annotated[int, typer.Option(help="classes: samples of each")] = 24,
@@ -266,12 +252,11 @@ def evaluate(
     from minildm.evaluation.following import evaluate_model
 
     place, path = pick_device(device), find_model(model)
-    given = {"kind": data, "path": ""} if data else {}
-    given |= {"kind": "folder", "path": str(folder.resolve())} if folder else {}
     images = _trained_on(path)
-    if not (images or given or path.resolve().parent == (data_dir() / "weights").resolve()):
-        raise ValueError(f"{path} does not say what it was trained on: give --folder or --data")
-    images = replace(images or DataConfig(), **given) if given else images
+    if folder is not None:
+        images = replace(images or DataConfig(), kind="folder", path=str(folder.resolve()))
+    elif not images and path.resolve().parent != (data_dir() / "weights").resolve():
+        raise ValueError(f"{path} does not say what it was trained on: give --folder")
     options = {"per_class": per_class, "n": n, "guidance_scale": guidance_scale, "steps": steps}
     if classifier is not None:
         options["classifier"] = load_model(find_model(classifier)).to(place)

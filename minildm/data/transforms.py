@@ -1,17 +1,15 @@
-"""What training makes of a batch: mirrored and degraded images, masks, named styles.
+"""What training makes of a batch: mirrored and shrunk images, masks, named styles.
 
 (B, 3, H, W) in [-1, 1] -> the same range; masks are (B, 1, H, W), 1 = known, 0 = hole.
 """
 
-import io
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from minildm.data.dataset import as_float, to_tensor
+from minildm.data.dataset import as_float
 from minildm.layers import Batch, BatchRandom
 
 
@@ -41,24 +39,22 @@ def with_styles(batch: Batch, share: float, rng: BatchRandom) -> Batch:
     return {**batch, "caption": [styled if chosen else plain for plain, styled, chosen in rows]}
 
 
-def degrade_for_task(
-    batch: Batch, kind: str, f: int, degradation: str, masks: Sequence[str], rng: BatchRandom
+def task_inputs(
+    batch: Batch, kind: str, f: int, rng: BatchRandom, masks: Sequence[str] = ("lama", "halves")
 ) -> Batch:
-    """Add what a task's conditioner reads, made from `image` or `semantic` (uint8 or as in items).
+    """What a task's conditioner reads, made from `image` or `semantic` (uint8 or as in items).
 
-    "low_res": `low_res` (B, 3, H/f, W/f) in place of `image`; "inpaint": `image` in [-1, 1] and
-    `mask` (B, 1, H, W); "semantic": `semantic` as int64. Other kinds need nothing.
+    "low_res": `low_res` (B, 3, H/f, W/f); "inpaint": `image` in [-1, 1] and `mask` (B, 1, H, W) of
+    the kinds `masks`, keys of MASKS; "semantic": `semantic` as int64. Other kinds need nothing.
     """
-    batch = dict(batch)
     if kind == "semantic":
-        batch["semantic"] = batch["semantic"].long()
-    elif kind == "low_res":
-        x = as_float(batch.pop("image"))
-        batch["low_res"] = degraded(x, f, rng) if degradation == "degraded" else shrink(x, f)
-    elif kind == "inpaint":
+        return {"semantic": batch["semantic"].long()}
+    if kind == "low_res":
+        return {"low_res": shrink(as_float(batch["image"]), f)}
+    if kind == "inpaint":
         x = as_float(batch["image"])
-        batch |= {"image": x, "mask": draw_masks(masks, len(x), x.shape[2:], rng).to(x)}
-    return batch
+        return {"image": x, "mask": draw_masks(masks, len(x), x.shape[2:], rng).to(x)}
+    return {}
 
 
 def shrink(x: Tensor, factor: int) -> Tensor:
@@ -70,40 +66,6 @@ def shrink(x: Tensor, factor: int) -> Tensor:
 def enlarge(x: Tensor, factor: int) -> Tensor:
     """Bicubic: (B, 3, h, w) -> (B, 3, factor h, factor w); the baseline of super-resolution."""
     return F.interpolate(x, scale_factor=factor, mode="bicubic").clamp(-1, 1)
-
-
-def degraded(x: Tensor, factor: int, rng: BatchRandom) -> Tensor:
-    """Blur, shrink, add noise, compress as JPEG: (B, 3, H, W) -> (B, 3, H/factor, W/factor).
-
-    Each image draws its strengths: a Gaussian blur of 0 to `factor` / 2 pixels, noise of standard
-    deviation 0 to 0.12 of [-1, 1], JPEG quality 30 to 95. A simplified version of the degradations
-    of blind super-resolution (LDM appendix D.6; Zhang et al. 2021). JPEG runs on the CPU.
-    """
-    sigma, strength, quality = rng.rand(len(x), 3, device=x.device).unbind(1)
-    small = shrink(blur(x, sigma * factor / 2, widest=factor / 2).to(x), factor)  # autocast: bf16
-    small = small + 0.12 * strength[:, None, None, None] * rng.randn_like(small)
-    return jpeg(small.clamp(-1, 1), (30 + 65 * quality).round().int().tolist())
-
-
-def jpeg(x: Tensor, quality: Sequence[int]) -> Tensor:
-    """Write and read each image (B, 3, H, W) as a JPEG of its own quality."""
-    pixels, read = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy(), []
-    for image, q in zip(pixels, quality, strict=True):
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=q)
-        read.append(to_tensor(Image.open(file)))
-    return torch.stack(read).to(x) / 127.5 - 1
-
-
-def blur(x: Tensor, sigma: Tensor, widest: float) -> Tensor:
-    """Gaussian blur, one sigma an image: (B, 3, H, W), sigma (B,) in 0..widest pixels."""
-    reach = min(int(3 * widest + 1), min(x.shape[-2:]) - 1)  # the same for every batch
-    away = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
-    weights = torch.exp(-(away**2) / (2 * sigma.clamp(min=1e-3)[:, None] ** 2))  # (B, 2 reach + 1)
-    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(3, 0)[:, None]
-    flat = F.pad(x.flatten(0, 1)[None], (reach,) * 4, mode="reflect")  # (1, 3B, ...)
-    across = F.conv2d(flat, weights[:, :, None], groups=len(weights))
-    return F.conv2d(across, weights[..., None], groups=len(weights))[0].unflatten(0, (-1, 3))
 
 
 def pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:

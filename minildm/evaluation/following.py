@@ -19,7 +19,7 @@ from minildm.compression.autoencoder import Autoencoder
 from minildm.data.dataset import ImageDataset, as_float
 from minildm.data.emoji import EmojiDataset
 from minildm.data.scenes import CROP_CLASSES, CropsDataset, ScenesDataset, crop, empty_box
-from minildm.data.transforms import degrade_for_task, enlarge, mean_fill, shrink, style_caption
+from minildm.data.transforms import enlarge, mean_fill, shrink, style_caption, task_inputs
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.evaluation.intervals import Evaluation, Measured, mean_interval, proportion_interval
 from minildm.evaluation.metrics import evaluate_first_stage, evaluate_images, psnr
@@ -193,11 +193,11 @@ def map_following(x: Tensor, maps: Batch, segmenter: Segmenter) -> dict[str, Mea
 def given_of(x: Tensor, task: str, f: int = 4, *, seed: int = 0, **options: Any) -> Batch:
     """The input of a restoration of x (N, 3, H, W) in [-1, 1]: `low_res`, or `image` and `mask`.
 
-    task: "low_res" or "inpaint". options: `degradation` and `masks`, as in DataConfig. Determined
-    by the seed alone, so the same for every model and baseline.
+    task: "low_res" or "inpaint". options: `masks`, as of `task_inputs`. Determined by the seed
+    alone, so the same for every model and baseline.
     """
-    data, rng = DataConfig(**options), BatchRandom(torch.Generator().manual_seed(seed))
-    return degrade_for_task({"image": x}, task, f, data.degradation, data.masks, rng)
+    rng = BatchRandom(torch.Generator().manual_seed(seed))
+    return task_inputs({"image": x}, task, f, rng, **options)
 
 
 def pasted(x: Tensor, given: Batch) -> Tensor:
@@ -283,8 +283,7 @@ def draw_conditions(
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     if kind in ("low_res", "inpaint"):
         x = as_float(data.images[order[:n]])
-        own = {key: getattr(data.config or DataConfig(), key) for key in ("degradation", "masks")}
-        given = given_of(x, kind, model.autoencoder.f, seed=seed, **own)
+        given = given_of(x, kind, model.autoencoder.f, seed=seed)
         return given, given, x
     rows = order[torch.arange(n) % len(data)]
     x, captions = as_float(data.images[rows]), [data.captions[i] for i in rows.tolist()]

@@ -16,7 +16,6 @@ from minildm.data.emoji import EmojiDataset
 from minildm.data.folder import ImageFolder
 from minildm.data.photos import PhotoDataset
 from minildm.data.scenes import CropsDataset, ScenesDataset
-from minildm.data.transforms import MASKS
 from minildm.diffusion.latent_diffusion import DiffusionConfig, LatentDiffusionConfig
 from minildm.layers import check_fields, check_words
 
@@ -42,7 +41,6 @@ class TrainConfig:
     log_every: int = 1  # steps per Record; a GPU computes without a pause between two of them
     save_every: int = 100  # steps; a save also ends a Record
     workers: int = 0  # processes that load data
-    compile: bool = False  # torch.compile of the networks: takes minutes, then faster on a GPU
 
     def __post_init__(self) -> None:
         check_words(self)
@@ -64,8 +62,6 @@ class DataConfig:
     subgroups: tuple[str, ...] = ()  # emoji; empty: all with at least ten emoji
     unpaired: int = 0  # emoji: see EmojiDataset
     style_words: float = 0.0  # share of the captions in which training names the style
-    degradation: Literal["bicubic", "degraded"] = "bicubic"  # of super-resolution's input
-    masks: tuple[str, ...] = ("lama", "halves")  # of inpainting's input
     path: str = ""  # of the folder
     background: Literal["scene", "plain"] = "scene"  # scenes; plain: objects on grey
 
@@ -73,8 +69,6 @@ class DataConfig:
         check_words(self)
         check_fields(self, 1, 10_000, "size")
         check_fields(self, 0, 1, "style_words")
-        if not self.masks or not set(self.masks) <= set(MASKS):
-            raise ValueError(f"masks={self.masks} must be some of {', '.join(MASKS)}")
         if (self.kind == "folder") != bool(self.path):
             raise ValueError(f"path={self.path!r} must be given for kind='folder', and only then")
 

@@ -239,12 +239,6 @@ class Training:
             self.modules.load_state_dict(state["modules"])
             self.optimizer.load_state_dict(state["optimizer"])
         self.records = [record for record in read_log(self.folder) if record.step <= self.step]
-        if self.config.compile:
-            # An adversary's adaptive weight walks a graph twice: the graph must keep its buffers.
-            torch._functorch.config.donated_buffer = len(modules) == 1
-            for network in [part for module in modules.values() for part in module.children()]:
-                if any(p.requires_grad for p in network.parameters()):
-                    network.compile()
 
     def _batches(self, data: Dataset) -> Iterator[tuple[Batch, BatchRandom]]:
         """This process's part of the batches to come, on the device, with random numbers."""

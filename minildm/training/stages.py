@@ -184,11 +184,9 @@ def train_ldm(
         chosen = rng.rand(len(moments), device=moments.device) < 0.5 * train.flip
         own = torch.where(chosen[:, None, None, None], moments[:, 1], moments[:, 0])
         batch = transforms.mirrored(batch, chosen)
-        batch = transforms.degrade_for_task(
-            batch, task, model.autoencoder.f, given.degradation, given.masks, rng
-        )
+        inputs = transforms.task_inputs(batch, task, model.autoencoder.f, rng)
         z = model.autoencoder.latent(own, noise=rng.randn_like)
-        return (loss or type(model).loss)(model, {**batch, "z": z}, rng)
+        return (loss or type(model).loss)(model, {**batch, **inputs, "z": z}, rng)
 
     latents = latent_items(data, moments, task)
     place = Path(os.path.relpath(Path(first_stage).resolve(), Path(run_dir).resolve())).as_posix()

@@ -222,7 +222,7 @@ def test_both_stages_overfit(tmp_path: Path) -> None:
     assert sum(losses[-10:]) / 10 < 0.6
 
 
-# --- precision, compilation ---
+# --- precision ---
 
 
 @each
@@ -232,27 +232,3 @@ def test_bf16_trains_float32_weights(training: Training, tmp_path: Path) -> None
     weights, full = (load_file(tmp_path / name / "model.safetensors") for name in ("half", "full"))
     assert {w.dtype for w in weights.values()} <= {torch.float32, torch.int64}
     assert any(not torch.equal(weights[name], full[name]) for name in full)
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_compiled_training_ends_like_an_eager_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The harder case: the adaptive weight runs the decoder's backward pass twice."""
-    compiled, compile_ = [], torch.compile
-
-    def quick(call: Any, *args: Any, **kwargs: Any) -> Any:  # the code generator takes minutes
-        compiled.append(type(call.__self__).__name__)
-        return compile_(call, *args, backend="aot_eager", **kwargs)
-
-    monkeypatch.setattr(torch, "compile", quick)
-    torch._dynamo.reset()
-    small = {"steps": 3, "model": tiny_autoencoder_config(), "restart_dead": 0}
-    list(GAN(tmp_path / "eager", GAN.changed(**small)))
-    assert not compiled
-    list(GAN(tmp_path / "fast", GAN.changed(**small, compile=True)))
-    assert {"Encoder", "Decoder"} <= {*compiled}
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("eager", "fast"))
-    assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
-    torch._dynamo.reset()
