@@ -33,7 +33,6 @@ TITLES = {
     "samples": "Samples of the model just trained, one row a class",
     "samples_shipped": "The same of the shipped model, trained longer",
     "reconstructions": "Held-out emoji, and their reconstructions by the first stage",
-    "trajectory": "One sampling, from noise to image, and the z₀ predicted at each t",
 }
 
 
@@ -105,15 +104,7 @@ def _evaluate(
         figures[name] = plots.class_grid(rows, classes, title=TITLES[name])
         found = evaluate_classes(model, classifier, drawn)
         measured |= {f"accuracy_{name}": found["accuracy"], "accuracy_real": found["accuracy_real"]}
-    accuracy = {name.replace("_", ", "): measured[f"accuracy_{name}"] for name in models}
-    accuracy["held-out emoji"] = measured["accuracy_real"]
-    figures["accuracy"] = plots.bars(accuracy, chance=1 / 6)
     rows, heads = ("original", "reconstruction"), [f"{p:.1f} dB" for p in psnr(shown, x_rec)]
     options = {"heads": heads, "title": TITLES["reconstructions"]}
     figures["reconstructions"] = plots.class_grid(torch.cat([shown, x_rec]), rows, **options)
-    name, decode = fresh.config.conditioner.classes[0], fresh.autoencoder.decode
-    steps = list(fresh.steps(name, seed=seed, **SAMPLING))[::4]
-    x = decode(torch.cat([s.z for s in steps] + [s.z0_hat for s in steps]))
-    options = {"heads": [f"t = {s.t}" for s in steps], "title": TITLES["trajectory"]}
-    figures["trajectory"] = plots.class_grid(x, ("zₜ decoded", "ẑ₀ decoded"), **options)
     return measured, figures

@@ -17,7 +17,7 @@ def test_the_demo_leaves_its_page_and_numbers(tmp_path: Path) -> None:
     assert results["accuracy_samples_shipped"] > results["accuracy_samples"]
     page = (tmp_path / "index.html").read_text()
     images = re.findall(r'img src="([^"]+)" alt="[^"]{20,}"', page)
-    assert len(images) == 6
+    assert len(images) == 4
     for name in images:
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 100

@@ -35,8 +35,6 @@ class SamplingConfig:
         check_words(self)
         check_fields(self, 1, 10_000, "steps")
         check_fields(self, 0, 1, "guidance_rescale", "eta")
-        if self.eta and self.sampler != "ddim":
-            raise ValueError(f"eta={self.eta} must be 0 for {self.sampler!r}; 'ddim' has it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from minildm.files import new_folder
 from minildm.interop.compvis import load_compvis, save_compvis
 from minildm.interop.diffusers import load_diffusers, save_diffusers
 from minildm.interop.weights import read_mapping
-from minildm.training.checkpoint import CheckpointError, find_model, load_model, save_model
+from minildm.training.checkpoint import find_model, load_model, save_model
 
 __all__ = ["convert", "load_compvis", "load_diffusers", "save_compvis", "save_diffusers"]
 
@@ -36,8 +36,6 @@ def convert(
         near = (path.with_suffix(".yaml"), path.with_name("config.yaml"))
         found = config or next((p for p in near if p.is_file()), near[0])
         form, model = "compvis", load_compvis(found, path, clip=clip)
-    elif not path.is_dir() and (path.suffix or len(path.parts) > 1):  # not the form of a name
-        raise CheckpointError(f"{source} is missing")
     elif not path.is_dir() or (card.is_file() and "format" in read_mapping(card)):
         form, model = "minildm", load_model(find_model(source))
     else:

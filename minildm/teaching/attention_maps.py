@@ -36,11 +36,8 @@ def attention_maps(model: LatentDiffusion) -> Iterator[list[Tensor]]:
     """Within the block each call of the UNet adds its maps (B, M, h, w), on the CPU, to the list.
 
     They are means over the heads and all blocks, resized to the latent; at each pixel they sum to
-    1 over the M tokens. Of a guided call the first half of B has the null condition. Raises
-    ValueError for a model without tokens.
+    1 over the M tokens. Of a guided call the first half of B has the null condition.
     """
-    if model.config.unet.d_cond is None:
-        raise ValueError("this model has no cross-attention: its UNet receives no tokens")
     maps, blocks = [], []  # blocks: the weights in each block of the current call
 
     def look(attn: CrossAttention, args: Any, _out: Tensor) -> None:

@@ -37,7 +37,6 @@ LOW_RES = {"low_res": torch.zeros(1, 3, 4, 8)}
         (MODEL, {"image_size": 18}, "image_size=18 must be a multiple of 4"),
         (MODEL, {"schedule": ScheduleConfig(zero_terminal_snr=True)}, "predict='eps' must be"),
         (SAMPLING, {"sampler": "ddmp"}, "sampler='ddmp' must be one of 'ddim', 'ddpm', 'plms'"),
-        (SAMPLING, {"eta": 0.5, "sampler": "heun"}, "eta=0.5 must be 0 for 'heun'"),
     ],
 )
 def test_impossible_configs_are_refused(config: Any, wrong: dict, message: str) -> None:
