@@ -106,7 +106,7 @@ def test_the_notebook_keeps_the_rule(rule: object, path: Path) -> None:
 def test_the_notebook_runs_with_other_parameters(path: Path, tmp_path: Path) -> None:
     scale = os.environ["MINILDM_SCALE"]
     parameters = {"scale": scale, "seed": 1, "run_dir": str(tmp_path / "run")}
-    run_notebook(path, tmp_path / "out.ipynb", parameters, save_each_cell=False)
+    run_notebook(path, tmp_path / "out.ipynb", parameters, request_save_on_cell_execute=False)
     executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     assert all(cell.execution_count for cell in code_cells(executed))
     results = json.loads((tmp_path / f"run/{scale}-1/results.json").read_text())

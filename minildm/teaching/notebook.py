@@ -31,22 +31,17 @@ def run_notebook(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
     parameters: Mapping[str, Any],
-    *,
-    save_each_cell: bool = True,
+    **options: Any,
 ) -> None:
     """Execute a notebook with papermill, from a fresh kernel; the executed copy goes to `out`.
 
     parameters: values for names in the cell tagged `parameters`; papermill warns of others. The
     kernel works in the caller's folder. A cell that fails raises papermill's
-    PapermillExecutionError, and `out` shows where.
-
-    save_each_cell: False writes `out` once, at the end, which saves seconds in a long notebook; of
-    a kernel that was killed nothing is kept then.
+    PapermillExecutionError, and `out` shows where. options: of `papermill.execute_notebook`.
     """
     import papermill  # takes a second: not for notebooks that only want `setup`
 
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    options = {"kernel_name": KERNEL, "progress_bar": False}
+    options |= {"kernel_name": KERNEL, "progress_bar": False}
     options |= {"extra_arguments": ["--log-level=CRITICAL"]}  # what fails is raised here
-    options |= {"request_save_on_cell_execute": save_each_cell}
     papermill.execute_notebook(path, out, parameters, **options)
