@@ -97,15 +97,8 @@ def train_autoencoder(
     data = training_set(experiment, data)
     distance = perceptual_distance(experiment.perceptual) if experiment.perceptual_weight else None
     game, train, config = experiment.adversarial, experiment.train, experiment.model
-    side, least = data[0]["image"].shape[-1], 3 * 2**game.disc_layers if game else 1  # one logit
     if distance is not None:
         experiment = replace(experiment, perceptual=distance.kind)
-        least = max(least, distance.min_side)
-    if side % config.f or side < least:
-        raise ValueError(
-            f"images of {side} px: the side must be a multiple of f={config.f}, at least {least} "
-            "for the perceptual distance and the discriminator"
-        )
     model = new_model(Autoencoder, config, train.seed, init)
     critic = new_model(PatchDiscriminator, game, train.seed) if game else None
     run = Training(run_dir, experiment, device, data, init=init and fingerprint(model))
