@@ -57,9 +57,6 @@ class AutoencoderConfig:
         check_fields(self, 1, 2**20, "codebook_size")
         check_fields(self, 1, 4096, "in_channels", "z_channels", "hid_z_channels", "channels")
         check_fields(self, 1, 100, "groups", "num_res_blocks", "patch", "channel_mult")
-        if self.regularizer == "identity" and self.z_channels != self.in_channels:
-            given = f"z_channels={self.z_channels} must be in_channels={self.in_channels}"
-            raise ValueError(f"{given} where regularizer='identity'")
         if not 1 <= len(self.channel_mult) <= 10:
             raise ValueError(f"channel_mult={self.channel_mult} must hold 1 to 10 factors")
         check_fields(self, 0, len(self.channel_mult) - 1, "attn_levels")
