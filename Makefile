@@ -17,7 +17,7 @@ demo: .venv/done  ## train both stages on the embedded emoji; images in runs/dem
 	$(BIN)/python -m minildm demo
 
 test: .venv/done  ## unit tests, then every notebook, twice; JOBS=8 runs eight at once
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --basetemp .cache
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -p no:nbval --basetemp .cache
 	OMP_NUM_THREADS=1 MINILDM_CACHE=$(CURDIR)/.cache/cache MINILDM_SCALE=$${MINILDM_SCALE:-smoke} \
 	    $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax --nbval-current-env \
 	    --override-ini filterwarnings= notebooks

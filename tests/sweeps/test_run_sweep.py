@@ -107,7 +107,7 @@ def test_a_run_of_a_killed_dask_worker_is_finished_by_another(tmp_path: Path) ->
         return os.getpid() if kernels else 0
 
     sweep = tiny_sweep(levels={"low": {"train.lr": 1e-3}})
-    sweep = sweep.changed({"train.steps": 40, "train.save_every": 5})
+    sweep = sweep.changed({"train.steps": 20, "train.save_every": 2})
     place, found = tmp_path / "runs" / sweep.runs()[0].name, {}
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(processes=True, **options) as cluster, Client(cluster) as client:
@@ -126,5 +126,5 @@ def test_a_run_of_a_killed_dask_worker_is_finished_by_another(tmp_path: Path) ->
         sweeping.join(timeout=300)
     assert found["failed"] == {}
     log = read_log(place / "model")
-    assert log[0] == began and len(log) == 40  # continued, not started again
+    assert log[0] == began and len(log) == 20  # continued, not started again
     assert (place / RESULTS).is_file()
