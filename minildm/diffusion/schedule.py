@@ -23,16 +23,14 @@ class Prediction(NamedTuple):
 class NoiseSchedule(nn.Module):
     """q(z_t | z_0) = N(sqrt(abar_t) z_0, (1 - abar_t) I), DDPM (Ho et al. 2020) Eq. 4.
 
-    `alphas_cumprod` (T,) is abar, in the betas' dtype; index 0 is the paper's t = 1. Raises
-    ValueError for betas outside (0, 1).
+    betas: (T,) in (0, 1). `alphas_cumprod` (T,) is abar, in their dtype; index 0 is the paper's
+    t = 1.
     """
 
     alphas_cumprod: Tensor
 
     def __init__(self, betas: Tensor) -> None:
         super().__init__()
-        if not ((betas > 0) & (betas < 1)).all():
-            raise ValueError(f"betas must lie in (0, 1), got {betas}")
         self.T = len(betas)
         # A product of T factors near 1: in float32 its error would grow with T.
         abar = torch.cumprod(1 - betas.double(), 0).to(betas.dtype)
