@@ -64,6 +64,17 @@ class NoiseSchedule(nn.Module):
         abar = angles.cos() ** 2
         return cls((1 - abar[1:] / abar[:-1]).clamp(max=0.999)).float()
 
+    @classmethod
+    def flow(cls, T: int = 1000) -> Self:
+        """z_t is (1 - tau) z_0 + tau eps, scaled to variance 1: rectified flow (Liu et al. 2023).
+
+        tau_t = (t + 1) / (T + 1). To scale z changes neither the flow nor what a step of DDIM does;
+        the velocity's error |eps - z_0 - u|^2 is v's times 1 / ((1 - tau)^2 + tau^2), 1 to 2.
+        """
+        tau = torch.arange(1, T + 1, dtype=torch.float64) / (T + 1)
+        abar = (1 - tau) ** 2 / ((1 - tau) ** 2 + tau**2)
+        return cls(1 - abar / torch.cat([tau.new_ones(1), abar[:-1]])).float()
+
     def zero_terminal_snr(self) -> Self:
         """The same schedule, stretched until z_T holds no signal; T >= 2.
 
@@ -116,9 +127,9 @@ class ScheduleConfig:
     """A noise schedule; "scaled_linear" with these ends is the paper's."""
 
     T: int = 1000
-    beta_start: float = 0.0015  # both ends are ignored for "cosine"
+    beta_start: float = 0.0015  # both ends are ignored for "cosine", "flow"
     beta_end: float = 0.0195
-    kind: Literal["scaled_linear", "linear", "cosine"] = "scaled_linear"
+    kind: Literal["scaled_linear", "linear", "cosine", "flow"] = "scaled_linear"
     zero_terminal_snr: bool = False  # see NoiseSchedule.zero_terminal_snr
 
     def __post_init__(self) -> None:
@@ -130,6 +141,6 @@ class ScheduleConfig:
     def build(self) -> NoiseSchedule:
         """The schedule, in float32; on the CPU even where a model is built on the meta device."""
         with torch.device("cpu"):
-            ends = () if self.kind == "cosine" else (self.beta_start, self.beta_end)
+            ends = () if self.kind in ("cosine", "flow") else (self.beta_start, self.beta_end)
             schedule = getattr(NoiseSchedule, self.kind)(self.T, *ends)
             return schedule.zero_terminal_snr() if self.zero_terminal_snr else schedule

@@ -375,9 +375,14 @@ def evaluate_network(
 ) -> dict[str, Evaluation]:
     """`evaluate_model` of what is not sampled from: a first stage, or a classifier."""
     if isinstance(model, Autoencoder):
-        val = (data or DataConfig()).dataset(split)
-        clusters = getattr(val, "photo_ids", None)  # crops of one photograph
-        return {val.name: evaluate_first_stage(model, val.images, clusters=clusters, seed=seed)}
+        found = {}
+        for val in (data or DataConfig()).parts(split):
+            options = {
+                "clusters": getattr(val, "photo_ids", None),
+                "seed": seed,
+            }  # of one photograph
+            found[val.name] = evaluate_first_stage(model, val.images, **options)
+        return found
     if isinstance(model, Segmenter):
         scenes = ScenesDataset("val", 64, n=n)
         maps, x = {"semantic": scenes.maps.long()}, as_float(scenes.images)

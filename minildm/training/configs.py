@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import torch
+
 from minildm.compression.autoencoder import AutoencoderConfig
 from minildm.compression.loss import AdversarialConfig
 from minildm.conditioning import ConditionerConfig, look_up
@@ -54,9 +56,12 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images: "emoji", "scenes", objects cut out of them ("crops"), "photos", a "folder"."""
+    """Which images: "emoji", "scenes", objects cut out of them ("crops"), "photos", a "folder".
 
-    kind: Literal["emoji", "scenes", "crops", "photos", "folder"] = "emoji"
+    "mixed": about as many emoji as scenes and photographs; only images, for a first stage.
+    """
+
+    kind: Literal["emoji", "scenes", "crops", "photos", "mixed", "folder"] = "emoji"
     size: int = 64
     styles: tuple[str, ...] = ()  # empty: all
     subgroups: tuple[str, ...] = ()  # emoji; empty: all with at least ten emoji
@@ -81,11 +86,25 @@ class DataConfig:
         elif self.kind == "emoji":
             names = {"styles": self.styles, "subgroups": self.subgroups}
             data = EmojiDataset(split, self.size, **names, unpaired=self.unpaired)
+        elif self.kind == "mixed":
+            parts = [part.images for part in self.parts(split)]
+            data = ImageDataset(torch.cat(parts), name=f"mixed-{split}")
         else:
             data = ScenesDataset(split, self.size, styles=self.styles, background=self.background)
             data = CropsDataset(data) if self.kind == "crops" else data
         data.config = self
         return data
+
+    def parts(self, split: str) -> list[ImageDataset]:
+        """What "mixed" is made of; of other kinds the one data set."""
+        if self.kind != "mixed":
+            return [self.dataset(split)]
+        n, crops = (5000, 96) if split == "train" else (1000, 8)
+        scenes, photos = (
+            ScenesDataset(split, self.size, n=n),
+            PhotoDataset(split, self.size, crops=crops),
+        )
+        return [EmojiDataset(split, self.size), scenes, photos]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,11 +49,11 @@ def test_impossible_configs_are_refused(config: Any, wrong: dict, message: str) 
     [
         (AutoencoderConfig, "regularizer", "'kl', 'vq', 'identity'"),
         (FrozenTextConfig, "encoder", "'minilm', 'clip', 'bert'"),
-        (ScheduleConfig, "kind", "'scaled_linear', 'linear', 'cosine'"),
+        (ScheduleConfig, "kind", "'scaled_linear', 'linear', 'cosine', 'flow'"),
         (ObjectiveConfig, "predict", "'eps', 'z0', 'v'"),
         (ObjectiveConfig, "loss_weighting", "'simple', 'min_snr', 'vlb'"),
         (SamplingConfig, "spacing", "'leading', 'trailing', 'linspace'"),
-        (DataConfig, "kind", "'emoji', 'scenes', 'crops', 'photos', 'folder'"),
+        (DataConfig, "kind", "'emoji', 'scenes', 'crops', 'photos', 'mixed', 'folder'"),
     ],
 )
 def test_a_wrong_word_is_refused_by_each_config(config: type, field: str, words: str) -> None:
