@@ -141,6 +141,10 @@ def sample(
     _check_image(out)
     folder = find_model(model)
     loaded = load_model(folder, kind="latent-diffusion")
+    kind, reads = loaded.config.conditioner.kind, {"layout": {layout}, "semantic": {map_}}
+    reads |= {"low_res": {image}, "inpaint": {image, mask}}
+    if unread := {layout, image, mask, map_} - reads.get(kind, set()) - {None}:
+        raise ValueError(f"the condition {kind!r} does not read {', '.join(map(str, unread))}")
     texts = [*(y or ()), *(str(file) for file in (layout, image, map_) if file)]
     found = _conditions(loaded, folder, texts, mask, size, n, seed)
     options = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "size": size}

@@ -154,7 +154,7 @@ def test_each_shipped_model_is_sampled_by_one_command(
         (["sample", "scenes-layout", "--layout", "LAYOUT"], "is not a layout"),
         (["sample", "emoji-class", "person", "--out", "x.gif"], "must end in .png, .jpg or .webp"),
         (["sample", "emoji-class", "person", "--out", "LAYOUT/x.png"], "exists"),
-        (["sample", "emoji-class", "person", "--image", "LAYOUT"], "is not known"),
+        (["sample", "emoji-class", "person", "--image", "LAYOUT"], "does not read"),
         (["sample", "emoji-inpaint", "--mask", "LAYOUT"], "must be a dict of image"),
         (["sample", "emoji-class", "person", "--index", "1"], "must be below 1"),
         (["sample", "scenes-semantic", "--map", "LAYOUT"], "cannot identify image"),

@@ -6,7 +6,6 @@ or torchrun) share each batch, and average gradients and terms.
 """
 
 import functools
-import inspect
 import io
 import json
 import math
@@ -115,16 +114,6 @@ class EMA:
         torch._foreach_lerp_(list(self.shadow.values()), weights, 1.0 - decay)
 
 
-class AdamW(torch.optim.AdamW):
-    """PyTorch's own, but for wrappers that import its compiler, which takes two seconds."""
-
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
-    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
-    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
-    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
-
-
 class Training:
     """One training: its folder, the processes that share it, and its state between two steps."""
 
@@ -228,7 +217,7 @@ class Training:
         lr_of = {"loss": 1.0, "disc_loss": adversary_lr}  # relative to the config's
         groups = [{"params": m.parameters(), "lr_factor": lr_of[t]} for t, m in modules.items()]
         options = {"betas": self.config.betas, "weight_decay": self.config.weight_decay}
-        self.optimizer = AdamW(groups, fused=True, **options)  # fused: 3 x as fast
+        self.optimizer = torch.optim.AdamW(groups, fused=True, **options)  # fused: 3 x as fast
         self.ema = EMA(modules["loss"], self.config.ema_decay)
         self.step, self.sums = 0, {}  # the last step; sums of terms since the last Record
         if (path := self.folder / STATE).is_file():
