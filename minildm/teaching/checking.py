@@ -3,10 +3,13 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from minildm.files import write_json
 
 TOLERANCE = 1e-4  # relative to the largest value: float32 arithmetic in any order
 UNWRITTEN = "nothing is written yet; put your line in place of the dots."
@@ -19,12 +22,43 @@ class Result(NamedTuple):
 
     ok: bool
     message: str
+    name: str = ""  # of the exercise
+    answer: Any = None  # the student's function; None: a measurement
 
     def __repr__(self) -> str:
         return f"{'✓ Right' if self.ok else '✗ Not yet'}: {self.message}"
 
     def __bool__(self) -> bool:
         return self.ok
+
+
+class Points:
+    """A student's points by stage, all of `most` or none, in a JSON file that each check updates.
+
+    A measurement, a Result without an answer, counts if all stages before it are the student's.
+    """
+
+    def __init__(self, path: Path, **most: int) -> None:
+        self.path, self.most = path, most
+        self.found: dict[str, Result] = {}  # the last one of each stage
+
+    def record(self, result: Result) -> Result:
+        """Keep the points of the stage `result.name`; the message says how many."""
+        name, stages = result.name, list(self.most)
+        if not (result.answer or all(map(self.found.get, stages[: stages.index(name)]))):
+            result = Result(False, "this counts when all stages before it are yours.", name)
+        self.found[name] = result
+        earned = {stage: n * bool(self.found.get(stage)) for stage, n in self.most.items()}
+        total = {"earned": sum(earned.values()), "of": sum(self.most.values())}
+        write_json(self.path, {**total, "stages": earned})
+        said = f"{result.message} {earned[name]} of {self.most[name]} points."
+        return result._replace(message=said)
+
+    def chosen(self, name: str, solution: Any) -> Any:
+        """The student's function where it passed, else the solution; prints whose it is."""
+        yours = self.found.get(name)
+        print(f"{name}: from here on {'yours' if yours else 'the solution'} is used")
+        return yours.answer if yours else solution
 
 
 class Exercise(NamedTuple):
@@ -52,9 +86,9 @@ def draw(*shapes: tuple[int, ...], seed: int = 0) -> tuple[Tensor, ...]:
 
 def problem_of(fn: Fn, exercise: Exercise, case: tuple[Any, ...]) -> str:
     """Say what is wrong with the answer to one case; empty if it is right."""
-    args = [arg.clone() if isinstance(arg, Tensor) else arg for arg in case]
+    copies = [[x.clone() if isinstance(x, Tensor) else x for x in case] for _ in range(2)]
     try:
-        answer = exercise.outcome(fn, args)
+        answer, again = (exercise.outcome(fn, args) for args in copies)
     except Exception as error:  # whatever a student's function raises, in words
         return UNWRITTEN if "ellipsis" in str(error) else f"it stopped with {error!r:.160}."
     if answer is Ellipsis:
@@ -64,23 +98,29 @@ def problem_of(fn: Fn, exercise: Exercise, case: tuple[Any, ...]) -> str:
     expected = exercise.outcome(exercise.solution, case)
     if answer.shape != expected.shape:
         return f"its shape is {tuple(answer.shape)}, expected {tuple(expected.shape)}."
-    answer, expected = answer.detach().cpu().double(), expected.detach().double()
-    if not answer.isfinite().all():
-        return "some of its values are not finite: is there 0 / 0, log 0, or a root below 0?"
+    answer, again, expected = (x.detach().cpu().double() for x in (answer, again, expected))
     if _alike(answer, expected):
         return ""
     wrong = _wrong_answers(exercise, case, expected, answer)
     hint = next((hint for hint, values in wrong if _alike(answer, values.detach().double())), "")
-    index = torch.unravel_index((answer - expected).abs().argmax(), answer.shape)
-    place = f"at {[int(i) for i in index]} " if index else ""
+    if not answer.isfinite().all():
+        hint = "some values are not finite: is there 0 / 0, log 0, or a root below 0?"
+    elif not _alike(again, answer):
+        hint = "two calls return different values: use the given random numbers, draw none."
+    index = tuple((~_close(answer, expected)).nonzero()[0].tolist())  # the first that differs
+    place = f"at {list(index)} " if index else ""
     found, right = answer[index].item(), expected[index].item()
     return f"{hint} ({place}it is {found:.4g}, expected {right:.4g})".strip()
 
 
+def _close(answer: Tensor, expected: Tensor) -> Tensor:
+    """Which values are equal but for the rounding of float32; NaN is none."""
+    return (answer - expected).abs() <= TOLERANCE * max(1.0, expected.abs().max().item())
+
+
 def _alike(answer: Tensor, expected: Tensor) -> bool:
-    """Of the same shape, and equal but for the rounding of float32."""
-    close = TOLERANCE * max(1.0, expected.abs().max().item())
-    return answer.shape == expected.shape and torch.allclose(answer, expected, 0.0, close)
+    """Whether two tensors have one shape and close values."""
+    return answer.shape == expected.shape and bool(_close(answer, expected).all())
 
 
 def _wrong_answers(

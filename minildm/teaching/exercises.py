@@ -32,7 +32,8 @@ def check(name: str, fn: Any) -> Result:
     cases = EXERCISES[name].cases
     problems = (problem_of(fn, EXERCISES[name], case) for case in cases)
     problem = next(filter(None, problems), "")
-    return Result(not problem, problem or f"equal to the solution on {len(cases)} inputs.")
+    right = f"equal to the solution on {len(cases)} inputs."
+    return Result(not problem, problem or right, name, fn)
 
 
 # --- solutions that typical mistakes share ---
@@ -65,6 +66,10 @@ def _bits(mean_q: Tensor, logvar_q: Tensor, mean_p: Tensor, logvar_p: Tensor) ->
 def _codes(z: Tensor, codebook: Tensor) -> Tensor:
     nearest = torch.cdist(rearrange(z, "b c h w -> (b h w) c"), codebook).argmin(1)
     return rearrange(codebook[nearest], "(b h w) c -> b c h w", b=len(z), h=z.shape[2])
+
+
+def _usage(indices: Tensor, size: int = 0) -> Tensor:
+    return torch.stack(code_usage(indices.flatten().bincount(minlength=size)))
 
 
 def _ratio(grad_rec: Tensor, grad_adv: Tensor) -> Tensor:
@@ -106,10 +111,10 @@ def _steered(eps_theta: Fn, z: Tensor, y: Tensor, abar: Tensor, scale: float) ->
     return (eps + scale * (1 - rows(abar)).sqrt() * slope).detach()
 
 
-def _idle(seconds: Tensor, workers: int, in_turn: bool = False) -> Tensor:
+def _idle(seconds: Tensor, workers: int) -> Tensor:
     free = torch.zeros(workers)
-    for i, run in enumerate(seconds):
-        free[i % workers if in_turn else free.argmin()] += run
+    for run in seconds:
+        free[free.argmin()] += run
     return 1 - seconds.sum() / (workers * free.max())
 
 
@@ -132,14 +137,18 @@ EXERCISES = {
         lambda z0, eps, abar: noised(z0, eps, rows(abar)),
         [(*LATENTS[:2], ABAR)],
         {
-            "The roots are missing.": lambda z0, eps, a: rows(a) * z0 + (1 - rows(a)) * eps,
+            "One weight has no root.": lambda z, e, a: rows(a).sqrt() * z + (1 - rows(a)) * e,
+            "Each image has its own abar: no abar.mean().": lambda z, e, a: noised(z, e, a.mean()),
             "abar (B,) met the width instead of the batch: use abar.view(-1, 1, 1, 1).": noised,
         },
     ),
     "guidance": Exercise(
         lambda eps_null, eps_c, s: eps_null + s * (eps_c - eps_null),
         [(*LATENTS[:2], s) for s in (3.0, 1.0, 0.0)],
-        {"It starts at eps_c: s = 0 must be unconditional.": lambda n, c, s: c + s * (c - n)},
+        {
+            "It starts at eps_c: s = 0 must be unconditional.": lambda n, c, s: c + s * (c - n),
+            "It is eps_null + s (eps_c − eps_null).": lambda n, c, s: s * c - n,
+        },
     ),
     "bits_per_dim": Exercise(_bits, [LATENTS]),
     "weight": Exercise(
@@ -167,9 +176,9 @@ EXERCISES = {
         {"No gradient reaches z: return z + (codes − z).detach().": _codes},
     ),
     "code_statistics": Exercise(
-        lambda indices, size: torch.stack(code_usage(indices.flatten().bincount(minlength=size))),
+        _usage,
         [(torch.arange(144) // 2 % 50, 200)],
-        {"Count unused codes too.": lambda i, _: torch.stack(code_usage(i.flatten().bincount()))},
+        {"bincount needs minlength: count unused codes, too.": lambda i, _: _usage(i)},
     ),
     "critic_loss": Exercise(
         discriminator_loss,
@@ -184,7 +193,6 @@ EXERCISES = {
     "choose": Exercise(
         lambda f, numbers, psnr, budget, least: (f * ((numbers <= budget) & (psnr >= least))).max(),
         [(*STAGES, budget, 20.0) for budget in (3072.0, 5000.0, 1.0)],
-        {"The budget is not kept.": lambda f, n, p, budget, least: (f * (p >= least)).max()},
     ),
     "interval": Exercise(
         lambda values: values.mean() + SIDES * 1.96 * values.std() / len(values) ** 0.5,
@@ -195,12 +203,20 @@ EXERCISES = {
     "q_sample": Exercise(
         lambda z0, t, eps, alphas_cumprod: noised(z0, eps, rows(alphas_cumprod[t])),
         [(LATENTS[0], torch.tensor([5, 14, 23, 32]), LATENTS[1], torch.linspace(0.99, 0.01, 50))],
-        {"It is ᾱ: no second cumprod.": lambda z, t, e, a: noised(z, e, rows(a.cumprod(0)[t]))},
+        {
+            "It is ᾱ: no second cumprod.": lambda z, t, e, a: noised(z, e, rows(a.cumprod(0)[t])),
+            "Each image has its own time.": lambda z, t, e, a: noised(z, e, a[t[0]]),
+            "Both weights are roots.": lambda z, t, e, a: rows(a[t]) * z + (1 - rows(a[t])) * e,
+        },
     ),
     "ddim_step": Exercise(
         _ddim,
         [(*LATENTS[:2], *torch.tensor(levels)) for levels in ((0.3, 0.45), (0.5, 1.0))],
-        {"That is z0_hat; noise it to abar_prev.": lambda z, e, a, b: _ddim(z, e, a, b / b)},
+        {
+            "That is z0_hat; noise it to abar_prev.": lambda z, e, a, b: _ddim(z, e, a, b / b),
+            "Do not clamp z0_hat.": lambda z, e, a, b: noised(_clean(z, e, a).clamp(-1, 1), e, b),
+            "Divide by √abar.": lambda z, e, a, b: noised(_clean(z, e, a) / a.sqrt(), e, b),
+        },
     ),
     "timestep_embedding": Exercise(
         timestep_embedding,
@@ -243,7 +259,10 @@ EXERCISES = {
     "drop": Exercise(
         lambda c, c_null, u, p: torch.where((u < p).view(-1, 1, 1), c_null, c),
         [(*draw((4, 1, 4), (1, 1, 4)), torch.tensor([0.9, 0.1, 0.5, 0.2]), p) for p in (0.4, 0.0)],
-        {"Make u (B, 1, 1): it met the width.": lambda c, null, u, p: torch.where(u < p, null, c)},
+        {
+            "Make u (B, 1, 1): it met the width.": lambda c, n, u, p: torch.where(u < p, n, c),
+            "Decide for each sample, not once.": lambda c, n, u, p: torch.where(u[0] < p, n, c),
+        },
     ),
     "look": Exercise(
         lambda x, c, w_q, w_k, w_v: attention(x @ w_q, c @ w_k, c @ w_v),
@@ -295,7 +314,6 @@ EXERCISES = {
             1 + sum((k - 1) * math.prod(strides[:i]) for i, k in enumerate(kernels))
         ),
         [((3, 3, 3), (1, 1, 1)), ((3, 3, 3), (1, 2, 1)), ((5, 3, 1, 3), (2, 2, 1, 2))],
-        {"A stride doubles later steps.": lambda k, s: torch.tensor(1 + sum(k) - len(k))},
     ),
     # --- notebooks 16 to 20: ablations, evaluation, interoperability, scale, beyond ---
     "at_time": Exercise(
@@ -330,7 +348,6 @@ EXERCISES = {
     "limit": Exercise(
         lambda N, far: torch.tensor(np.polyfit(1 / N, far, 1)[1]),
         [(50 + 100 * (VALUES[:5] ** 2), VALUES[5:10])],
-        {"It is straight in 1/N.": lambda N, far: torch.tensor(np.polyfit(N, far, 1)[1])},
     ),
     "folded": Exercise(
         lambda weight, bias, scale, shift: torch.cat(
@@ -352,7 +369,6 @@ EXERCISES = {
     "idle_share": Exercise(
         _idle,
         [(torch.tensor([2.0, 8, 1, 7, 7, 1, 8, 5, 4]), 3), (torch.tensor([1.0, 1, 1, 9, 2]), 2)],
-        {"The first free worker takes the next run.": lambda s, n: _idle(s, n, in_turn=True)},
     ),
     "rescale": Exercise(
         lambda abar: ((abar.sqrt() - abar[-1].sqrt()) / (1 - (abar[-1] / abar[0]).sqrt())) ** 2,
