@@ -141,6 +141,8 @@ class AutoencoderExperiment(Experiment):
 class LatentDiffusionExperiment(Experiment, DiffusionConfig):
     """Stage 2, on a trained first stage. Names of classes and the vocabulary come from the data."""
 
+    held_out: int = 0  # held-out images whose loss by time is logged at each save
+
     def model_config(
         self, autoencoder: AutoencoderConfig, conditioner: ConditionerConfig | None = None
     ) -> LatentDiffusionConfig:

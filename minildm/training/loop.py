@@ -171,13 +171,15 @@ class Training:
         adversary: nn.Module | None = None,
         adversary_lr: float = 1.0,
         save_at: Collection[int] = (),
+        measure: Callable[[], dict[str, float]] = dict,
     ) -> Iterator[Record]:
         """Train `model` in place on the term "loss"; yields all Records, those of earlier runs too.
 
         first_stage: as for `save_model`. adversary: trained on the term "disc_loss", at
         adversary_lr times the learning rate. save_at: further steps after which the
-        model is saved. At the end the model holds its averaged weights. Raises FloatingPointError
-        for a loss or a gradient that is not finite; the last checkpoint stays.
+        model is saved. measure: further terms of the Records of saved steps. At the end the model
+        holds its averaged weights. Raises FloatingPointError for a loss or a gradient that is not
+        finite; the last checkpoint stays.
         """
         config, accelerator, modules = self.config, self.accelerator, {"loss": model}
         if adversary is not None:
@@ -198,6 +200,7 @@ class Training:
             if step % config.log_every and not saves:
                 continue
             terms, seconds = self.read(), time.perf_counter() - clock
+            terms |= measure() if saves else {}
             images, lr = step * config.batch_size, lr_at(config, step)
             self.records.append(Record(step, images, seconds, lr, terms))
             if saves and accelerator.is_main_process:

@@ -9,12 +9,14 @@ for record in train_ldm(experiment, first_stage="runs/ae", run_dir="runs/ldm"):
 import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import StackDataset
+from torch.utils.data import StackDataset, default_collate
 from tqdm.auto import tqdm
 
 from minildm.compression.autoencoder import Autoencoder
@@ -37,14 +39,15 @@ from minildm.training.configs import (
     differences,
     to_dict,
 )
-from minildm.training.loop import Record, Training
+from minildm.training.loop import LossFn, Record, Training
 
 
 def new_model(build: Callable, config: Any, seed: int, init: str | Path | None = None) -> Any:
     """A model whose weights depend on the seed, or come from the folder `init`.
 
     A diffusion model with another conditioner gives its UNet and autoencoder, as the paper does
-    for some tasks. Raises ValueError if the model in `init` does not fit.
+    for some tasks; channels that are now concatenated to z_t begin with weights of zero, as in
+    Stable Diffusion's inpainting. Raises ValueError if the model in `init` does not fit.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -56,11 +59,18 @@ def new_model(build: Callable, config: Any, seed: int, init: str | Path | None =
         model.load_state_dict(trained.state_dict())
         return model
     parts = {"unet", "autoencoder"} & vars(config).keys() or vars(config).keys()
-    tables = ({k: v for k, v in to_dict(c).items() if k in parts} for c in (trained.config, config))
+    tables = [{k: v for k, v in to_dict(c).items() if k in parts} for c in (trained.config, config)]
+    states, further = {part: getattr(trained, part).state_dict() for part in parts}, 0
+    if "unet" in parts:
+        further = max(config.unet.in_channels - trained.config.unet.in_channels, 0)
+        tables[0]["unet"]["in_channels"] += further
+    if further:
+        first = states["unet"]["down.0.0.weight"]
+        states["unet"]["down.0.0.weight"] = F.pad(first, (0, 0, 0, 0, 0, further))
     if differ := differences(*tables):
         raise ValueError(f"init={str(init)!r} holds a model of another config ({differ})")
-    for part in parts:
-        getattr(model, part).load_state_dict(getattr(trained, part).state_dict())
+    for part, state in states.items():
+        getattr(model, part).load_state_dict(state)
     return model
 
 
@@ -178,9 +188,35 @@ def train_ldm(
         z = model.autoencoder.latent(own, noise=rng.randn_like)
         return (loss or type(model).loss)(model, {**batch, **inputs, "z": z}, rng)
 
-    latents = latent_items(data, moments, task)
+    latents, measure = latent_items(data, moments, task), dict
+    if n := experiment.held_out:
+        val = experiment.data.dataset("val")
+        moments = encode_dataset(model.autoencoder, val, run.config.precision)
+        measure = partial(loss_by_time, model, terms, latent_items(val, moments, task), n)
     place = Path(os.path.relpath(Path(first_stage).resolve(), Path(run_dir).resolve())).as_posix()
-    yield from run.optimise(model, terms, latents, first_stage=place, save_at=save_at)
+    yield from run.optimise(
+        model, terms, latents, first_stage=place, save_at=save_at, measure=measure
+    )
+
+
+@torch.no_grad()
+def loss_by_time(
+    model: LatentDiffusion, terms: LossFn, items: StackDataset, n: int
+) -> dict[str, float]:
+    """The loss of n items by tenths of T: "held_out_0", with the least noise, to "held_out_9".
+
+    Items and noise are the same at each call; no condition is dropped.
+    """
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(items), generator=generator)[:n]
+    batch = default_collate([items[i] for i in chosen.tolist()])
+    batch = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    model.eval()
+    found = terms(batch, 1, BatchRandom(torch.Generator(model.device).manual_seed(0)))
+    tenth = 10 * found["t"] // model.schedule.T
+    losses = {i: found["per_sample"][tenth == i].mean().item() for i in tenth.unique().tolist()}
+    model.train()
+    return {f"held_out_{i}": loss for i, loss in losses.items()}
 
 
 def latent_items(data: ImageDataset, moments: Tensor, task: str) -> StackDataset:

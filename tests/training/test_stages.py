@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TinyImages, shaken, tiny_autoencoder_config, tiny_unet_config
+from helpers import TinyImages, randn, shaken, tiny_autoencoder_config, tiny_unet_config
 from safetensors.torch import load_file
 from torch import Tensor
 from training.trainings import GAN, KL, LDM, TRAIN, VQ, Training, each, stage, state_of
@@ -25,6 +25,7 @@ from minildm import (
 )
 from minildm.compression.autoencoder import Autoencoder
 from minildm.compression.quantizer import DiagonalGaussian
+from minildm.conditioning import ConditionerConfig
 from minildm.diffusion.latent_diffusion import LatentDiffusion
 from minildm.files import fingerprint
 from minildm.training.checkpoint import load_model, read_card, save_model
@@ -172,6 +173,30 @@ def test_a_training_starts_from_a_trained_model(training: Training, tmp_path: Pa
     one, other = load_model(tmp_path / "first"), load_model(tmp_path / "second")
     for (name, weight), later in zip(one.named_parameters(), other.parameters(), strict=True):
         assert torch.allclose(weight, later, atol=1e-6), name
+
+
+def test_channels_that_a_model_did_not_have_begin_without_influence(tmp_path: Path) -> None:
+    unconditional = {"unet": tiny_unet_config(d_cond=None), "conditioner": ConditionerConfig()}
+    list(LDM(tmp_path / "a", LDM.changed(**unconditional)))
+    further = with_steps(conditioned("inpaint"), 1, lr=1e-9, ema_decay=0.0)
+    list(LDM(tmp_path / "b", further, init=tmp_path / "a"))
+    z, masked, t = randn(2, 2, 8, 8), randn(2, 3, 8, 8, seed=1), torch.tensor([3, 900])
+    expected = load_model(tmp_path / "a").unet(z, t)
+    found = load_model(tmp_path / "b").unet(torch.cat([z, masked], dim=1), t)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_the_held_out_loss_is_logged_by_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DataConfig, "dataset", lambda *_: TinyImages())
+    plain = list(LDM(tmp_path / "a"))
+    held_out = list(LDM(tmp_path / "b", LDM.changed(held_out=9)))
+    logged = [{k for k in record.terms if k.startswith("held_out_")} for record in held_out]
+    assert logged[::2] == 3 * [set()] and logged[1] == logged[3] == logged[5] > {"held_out_9"}
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in "ab"]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert [record.terms["loss"] for record in held_out] == [r.terms["loss"] for r in plain]
 
 
 def test_a_model_of_another_task_gives_its_unet(tmp_path: Path) -> None:
