@@ -59,17 +59,19 @@ def new_model(build: Callable, config: Any, seed: int, init: str | Path | None =
         model.load_state_dict(trained.state_dict())
         return model
     parts = {"unet", "autoencoder"} & vars(config).keys() or vars(config).keys()
-    tables = [{k: v for k, v in to_dict(c).items() if k in parts} for c in (trained.config, config)]
-    states, further = {part: getattr(trained, part).state_dict() for part in parts}, 0
-    if "unet" in parts:
-        further = max(config.unet.in_channels - trained.config.unet.in_channels, 0)
-        tables[0]["unet"]["in_channels"] += further
-    if further:
-        first = states["unet"]["down.0.0.weight"]
-        states["unet"]["down.0.0.weight"] = F.pad(first, (0, 0, 0, 0, 0, further))
-    if differ := differences(*tables):
+    old, new = (
+        {k: v for k, v in to_dict(c).items() if k in parts} for c in (trained.config, config)
+    )
+    further = 0
+    if "unet" in old and "unet" in new:
+        further = max(new["unet"]["in_channels"] - old["unet"]["in_channels"], 0)
+        old["unet"]["in_channels"] += further
+    if differ := differences(old, new):
         raise ValueError(f"init={str(init)!r} holds a model of another config ({differ})")
-    for part, state in states.items():
+    for part in parts:
+        state = getattr(trained, part).state_dict()
+        if further and part == "unet":
+            state["down.0.0.weight"] = F.pad(state["down.0.0.weight"], (0, 0, 0, 0, 0, further))
         getattr(model, part).load_state_dict(state)
     return model
 
@@ -152,9 +154,7 @@ def train_ldm(
     your own from its config. loss: in place of the model's. Raises ValueError for what cannot fit.
     """
     data = training_set(experiment, data)
-    autoencoder = load_model(first_stage, kind="autoencoder")
-    if (Path(first_stage) / AVERAGES).exists():  # stage 1 ends by putting them in place
-        raise ValueError(f"first_stage={str(first_stage)!r} is not trained to its end: resume it")
+    autoencoder = trained_first_stage(first_stage)
     if (side := data[0]["image"].shape[-1]) != experiment.data.size:
         raise ValueError(f"data has images of {side} px, data.size is {experiment.data.size}")
     train, given = experiment.train, experiment.data
@@ -164,11 +164,7 @@ def train_ldm(
     if init is not None and fingerprint(model.autoencoder) != fingerprint(autoencoder):
         raise ValueError(f"init={str(init)!r} was trained on another first stage")
     model.autoencoder.load_state_dict(autoencoder.state_dict())
-    if tokenizer is not None:
-        reader_of(model).set_tokenizer(tokenizer)
-    reader = getattr(model.conditioner, "tokens", model.conditioner)
-    if read := getattr(reader, "tokenizer", None):
-        read(data.captions, reader.config.length)  # names those that are too long
+    read_captions(model, tokenizer, data)
     inputs = {"first_stage": fingerprint(autoencoder), "init": init and fingerprint(model)}
     inputs["code"] = own_code(build, loss or build, *map(type, model.modules()))
     run = Training(run_dir, experiment, device, data, **inputs)
@@ -197,6 +193,24 @@ def train_ldm(
     yield from run.optimise(
         model, terms, latents, first_stage=place, save_at=save_at, measure=measure
     )
+
+
+def trained_first_stage(folder: str | Path) -> Autoencoder:
+    """Load an autoencoder. Raises ValueError if its training has not come to its end."""
+    if (Path(folder) / AVERAGES).exists():  # stage 1 ends by putting them in place
+        raise ValueError(f"first_stage={str(folder)!r} is not trained to its end: resume it")
+    return load_model(folder, kind="autoencoder")
+
+
+def read_captions(
+    model: LatentDiffusion, tokenizer: CaptionTokenizer | None, data: ImageDataset
+) -> None:
+    """Give the model its tokenizer. Raises ValueError naming the captions that are too long."""
+    if tokenizer is not None:
+        reader_of(model).set_tokenizer(tokenizer)
+    reader = getattr(model.conditioner, "tokens", model.conditioner)
+    if read := getattr(reader, "tokenizer", None):
+        read(data.captions, reader.config.length)
 
 
 @torch.no_grad()
