@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: demo test lint lab bench gpu clean
+.PHONY: demo test lint lab book bench gpu clean
 
 .venv/done: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("minildm needs Python 3.11 to 3.13, this is %d.%d; try make PYTHON=python3.12" % v)'
@@ -30,6 +30,15 @@ lint: .venv/done
 
 lab: .venv/done
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab notebooks
+
+.venv/book: .venv/done
+	$(BIN)/python -m pip install --quiet -e ".[book]"
+	touch $@
+
+book: .venv/book  ## the course as a site to read; open runs/book/html/index.html
+	rm -rf runs/book
+	$(BIN)/python -m sphinx --quiet -c notebooks . runs/book/html
+	cp runs/book/html/README.html runs/book/html/index.html
 
 bench: .venv/done  ## times against diffusers; half an hour
 	$(BIN)/python tests/bench/bench.py
