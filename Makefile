@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: demo test lint lab book bench gpu clean
+.PHONY: demo test lint lab handout times book bench gpu clean
 
 .venv/done: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("minildm needs Python 3.11 to 3.13, this is %d.%d; try make PYTHON=python3.12" % v)'
@@ -28,8 +28,15 @@ lint: .venv/done
 	$(BIN)/lint-imports
 	$(BIN)/python tests/house.py
 
-lab: .venv/done
-	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab notebooks
+lab: .venv/done  ## the notebooks; notebooks/labconfig: what JupyterLab saves with them
+	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_CONFIG_PATH=$(CURDIR)/notebooks $(BIN)/jupyter lab notebooks
+
+handout: .venv/done  ## the notebooks without solutions, for a class, in handout/
+	$(BIN)/jupyter nbconvert --to notebook --output-dir handout notebooks/*.ipynb \
+	    --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags solution
+
+times: .venv/done  ## time and memory of every notebook; an hour on a quiet machine
+	$(BIN)/python data/results/notebook_costs.py
 
 .venv/book: .venv/done
 	$(BIN)/python -m pip install --quiet -e ".[book]"
@@ -47,4 +54,4 @@ gpu: .venv/done  ## what needs a GPU; nine minutes
 	$(BIN)/python tests/gpu/run.py
 
 clean:
-	rm -rf .venv runs notebooks/runs .cache
+	rm -rf .venv runs notebooks/runs handout .cache

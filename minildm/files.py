@@ -1,8 +1,9 @@
-"""Files: atomic writes, hashes of tensors, and where `data/` and the cache are."""
+"""Files: atomic writes, hashes of tensors, where `data/` and the cache are; progress bars."""
 
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,13 @@ from typing import Any, BinaryIO
 from uuid import uuid4
 
 from torch import Tensor, nn
+from tqdm import tqdm
+
+
+def progress(*args: Any, **options: Any) -> tqdm:
+    """A tqdm bar as text, of which a saved notebook keeps the last state (and of a widget none)."""
+    in_notebook = type(sys.stdout).__module__ == "ipykernel.iostream"
+    return tqdm(*args, file=sys.stdout if in_notebook else None, **options)
 
 
 @contextmanager

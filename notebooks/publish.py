@@ -1,7 +1,7 @@
 """Execute notebooks in place, for committing: `python notebooks/publish.py 00 05 --scale cpu`.
 
-Every cell runs, in order, from a fresh kernel. Widgets (progress bars, controls), execution times
-and the Python version are left out, and figures become PNGs of 256 colours. At cpu scale the
+Every cell runs, in order, from a fresh kernel. Widgets, execution times and the Python version are
+left out, progress bars show their last state, figures become PNGs of 256 colours. At cpu scale the
 results go into data/results/lessons.json. A cell that fails stops it; its file stays as it was.
 """
 
@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from PIL import Image
 from minildm.files import atomic_write, data_dir, write_json
 from minildm.teaching.notebook import KERNEL, SCALES
 
-WIDGET = "application/vnd.jupyter.widget-view+json"  # such as a progress bar
+WIDGET = "application/vnd.jupyter.widget-view+json"  # such as a panel of controls
 
 
 def publish(path: Path, scale: str = "cpu") -> None:
@@ -41,11 +42,14 @@ def publish(path: Path, scale: str = "cpu") -> None:
     notebook.metadata["language_info"] = {"name": "python"}
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
-        for data in (output.get("data", {}) for output in cell.get("outputs", ())):
-            if "image/png" in data:
+        for output in cell.get("outputs", ()):
+            if "image/png" in (data := output.get("data", {})):
                 data["image/png"] = fewer_colours(data["image/png"])
+            if output.output_type == "stream":
+                output.text = re.sub(r"[^\n]*\r", "", output.text)
+        if cell.cell_type == "code":
+            found = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+            cell.outputs = [o for o in found if o.get("text") != ""]
     with atomic_write(path) as file:
         file.write((nbformat.writes(notebook) + "\n").encode())
 

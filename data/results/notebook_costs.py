@@ -1,21 +1,23 @@
-"""Time and memory of every notebook: `python data/results/notebook_costs.py --scale smoke`.
+"""Time and memory of every notebook, on a quiet machine: `make times`.
 
-Executes each notebook from a fresh kernel and keeps a row in notebook_costs.csv: seconds by the
-clock, cpu_seconds of all its processes, peak_mib of the largest of them; one thread, unless
-OMP_NUM_THREADS is set. Then writes all tables of notebooks/COSTS.md; `--tables` does only that.
+Executes each from a fresh kernel, with one thread unless OMP_NUM_THREADS is set, and keeps in
+notebook_costs.csv the clock's seconds, all processes' cpu_seconds, and peak_mib of the largest.
+Then writes the tables of notebooks/COSTS.md and the notebooks' times; `--tables`: only that.
 """
 
 import argparse
-import datetime
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pandas as pd
 
 from minildm.teaching.notebook import SCALES
@@ -51,7 +53,7 @@ def measure(notebook: Path, scale: str) -> dict[str, Any]:
         command = [sys.executable, "-c", RUN, str(notebook), folder, scale]
         env = os.environ | {"OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
         found = json.loads(subprocess.check_output(command, env=env).splitlines()[-1])
-    when = {"seconds": round(time.perf_counter() - start), "date": str(datetime.date.today())}
+    when = {"seconds": round(time.perf_counter() - start), "date": time.strftime("%Y-%m-%d")}
     return {"notebook": notebook.stem, "scale": scale, "threads": threads, **found, **when}
 
 
@@ -62,13 +64,24 @@ def keep(path: Path, row: dict[str, Any]) -> None:
     pd.DataFrame([newest[key] for key in sorted(newest)]).to_csv(path, index=False)
 
 
+def spent(seconds: float) -> str:
+    """Seconds, or minutes where they are many."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def with_times(first: str, rows: pd.DataFrame) -> str:
+    """A notebook's first cell, with the processor time of its rows where it says what it takes."""
+    cpu, smoke = (spent(rows.cpu_seconds[rows.scale == scale].item()) for scale in ("cpu", "smoke"))
+    times = rf'\g<1>{cpu} of one CPU core at `scale = "cpu"`, {smoke} at `"smoke"`'
+    return re.sub(r'(\*\*Takes\*\* \| ).*?at `"smoke"`', times, first)
+
+
 def table(name: str, content: dict[str, Any]) -> str:
     """The Markdown of a file's rows, and on what they were measured."""
     cells: dict[str, dict[str, str]] = {}
     for row in content["rows"]:
         extra = {"mib": row.get("peak", 0) / 2**20, "gib": row.get("peak_mib", 0) / 1024}
-        seconds = row.get("cpu_seconds", 0)
-        extra["time"] = f"{seconds} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+        extra["time"] = spent(row.get("cpu_seconds", 0))
         title, column, cell = (text.format(**row, **extra) for text in TABLES[name])
         cells.setdefault(title, {})[column] = cell
     columns = list(dict.fromkeys(column for found in cells.values() for column in found))
@@ -86,24 +99,27 @@ def with_tables(page: str) -> str:
             rows = pd.read_csv(CSV).to_dict("records")
             contents = [{"rows": rows, "machine": {"device": rows[0]["device"]}}]
         shown = "\n\n".join(table(name, content) for content in contents) or "Not measured yet."
-        before, after = page.split(f"<!-- {name} -->\n")
-        _, end, after = after.partition(f"<!-- /{name} -->")
-        page = f"{before}<!-- {name} -->\n{shown}\n{end}{after}"
+        between = rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- /{name} -->)"
+        page = re.sub(between, lambda _, new=shown: new, page, flags=re.DOTALL)
     return page
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure what is asked for, row by row, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", choices=SCALES, default="smoke")
+    parser.add_argument("--scale", nargs="+", choices=SCALES, default=["smoke", "cpu"])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="notebooks, without .ipynb")
-    parser.add_argument("--tables", action="store_true", help="only write notebooks/COSTS.md")
+    parser.add_argument("--tables", action="store_true", help="measure nothing, only write")
     args, page = parser.parse_args(argv), NOTEBOOKS / "COSTS.md"
     names = args.only or sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-    for name in () if args.tables else names:
-        keep(CSV, row := measure(NOTEBOOKS / f"{name}.ipynb", args.scale))
+    for name, scale in product(() if args.tables else names, args.scale):
+        keep(CSV, row := measure(NOTEBOOKS / f"{name}.ipynb", scale))
         print(*row.values(), sep=", ", flush=True)
     page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, rows in pd.read_csv(CSV).groupby("notebook"):
+        notebook = nbformat.read(path := NOTEBOOKS / f"{name}.ipynb", as_version=4)
+        notebook.cells[0].source = with_times(notebook.cells[0].source, rows)
+        nbformat.write(notebook, path)
 
 
 if __name__ == "__main__":

@@ -147,14 +147,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="emoji-text", help="a folder or a shipped name")
     parser.add_argument("--n", type=int, default=8, help="samples of each prompt in each style")
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(argv)
     place = pick_device(args.device)
     model = load_model(args.model) if Path(args.model).is_dir() else pretrained(args.model)
-    sampling = {"steps": args.steps, "guidance_scale": 3.0, "seed": args.seed}
+    sampling = {"steps": 25, "guidance_scale": 3.0, "seed": 0}
     x, found = measure(model.to(place), args.n, **sampling)
     facts = {"model": Path(args.model).name, "weights": fingerprint(model)[:16]}
     write_json(args.out / "prompts.json", facts | {"device": describe(place)} | found.as_dict())

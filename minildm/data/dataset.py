@@ -13,9 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
-from minildm.files import atomic_write, cache_dir
+from minildm.files import atomic_write, cache_dir, progress
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -122,7 +121,7 @@ def decode_all(read: Callable[[Any, int], Tensor], sources: Sequence[Any], size:
     images = torch.empty(len(sources), 3, size, size, dtype=torch.uint8)
     with ThreadPoolExecutor() as threads:
         decoded = threads.map(lambda source: read(source, size), sources)
-        for i, image in enumerate(tqdm(decoded, "decoding", len(sources), delay=2)):
+        for i, image in enumerate(progress(decoded, "decoding", len(sources), delay=2)):
             images[i] = image
     return images
 

@@ -15,10 +15,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from minildm.conditioning import look_up
 from minildm.data.dataset import ImageDataset, decode_all, square
+from minildm.files import progress
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 VAL_SHARE = 0.1  # of the files
@@ -152,7 +152,7 @@ def wrap_dataset(data: Dataset, size: int, classes: Sequence[str] | None = None)
 
     images = torch.empty(len(data), 3, size, size, dtype=torch.uint8)
     name, labels, captions = type(data).__name__, [], []
-    for i in tqdm(range(len(data)), "decoding", delay=2):
+    for i in progress(range(len(data)), "decoding", delay=2):
         item = data[i]
         try:
             row = item if isinstance(item, Mapping) else {"image": item[0], "label": item[1]}

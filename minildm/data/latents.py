@@ -4,12 +4,11 @@ import hashlib
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from minildm.compression.autoencoder import Autoencoder
 from minildm.compression.quantizer import DiagonalGaussian
 from minildm.data.dataset import ImageDataset, cached
-from minildm.files import fingerprint
+from minildm.files import fingerprint, progress
 
 
 @torch.no_grad()
@@ -23,7 +22,7 @@ def encode_dataset(autoencoder: Autoencoder, data: ImageDataset, precision: str 
         device, was_training = autoencoder.scale.device, autoencoder.training
         autoencoder.eval()  # no dropout
         parts = []
-        for rows in tqdm(torch.arange(len(data)).split(128), desc="encode", delay=2):
+        for rows in progress(torch.arange(len(data)).split(128), desc="encode", delay=2):
             x = torch.stack([data[i]["image"] for i in rows.tolist()]).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32"):
                 both = [autoencoder.moments(side).float() for side in (x, x.flip(-1))]

@@ -6,11 +6,10 @@ import hashlib
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from minildm.conditioning import look_up
 from minildm.data.dataset import ImageDataset, to_tensor
-from minildm.files import data_dir
+from minildm.files import data_dir, progress
 from minildm.layers import check_fields
 
 CROPS = {"train": 24, "val": 8, "all": 8}  # of each photograph, by default
@@ -62,7 +61,7 @@ class PhotoDataset(ImageDataset):
         self.photographs = [row for row, side in zip(rows, sides, strict=True) if side >= size]
         self.photo_ids = torch.arange(len(self.photographs)).repeat_interleave(self.crops)
         images = []
-        for row in tqdm(self.photographs, desc="cutting photographs", delay=2):
+        for row in progress(self.photographs, desc="cutting photographs", delay=2):
             photo = Image.open(data_dir() / "photos/pictures" / row["file"]).convert("RGB")
             keys = [f"{row['file']} {k}" for k in range(self.crops)]
             images += [to_tensor(cut(photo, key, size)[1]) for key in keys]

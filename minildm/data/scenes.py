@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from minildm.conditioning import look_up
 from minildm.data.dataset import ImageDataset, as_float
@@ -31,6 +30,7 @@ from minildm.data.scene_rendering import (
     render,
     sprites,
 )
+from minildm.files import progress
 from minildm.layers import check_fields
 
 SPLITS = ("train", "val")
@@ -120,7 +120,7 @@ class ScenesDataset(ImageDataset):
 
     @cached_property
     def _painted(self) -> list[Tensor]:
-        pairs = [self._paint(i) for i in tqdm(range(self.n), f"painting {self.name}", delay=2)]
+        pairs = [self._paint(i) for i in progress(range(self.n), f"painting {self.name}", delay=2)]
         return [torch.stack(parts) for parts in zip(*pairs, strict=True)]
 
     images = property(lambda self: self._painted[0])  # (N, 3, S, S) uint8, at the first use

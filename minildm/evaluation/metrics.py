@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from minildm.compression.autoencoder import Autoencoder
 from minildm.compression.perceptual import (
@@ -31,6 +30,7 @@ from minildm.evaluation.intervals import (
     mean_interval,
     random_groups,
 )
+from minildm.files import progress
 
 INCEPTION_FILES = (  # one network of 2015, as two projects name it
     "weights-inception-2015-12-05-6726825d.pth",  # torch-fidelity
@@ -89,7 +89,7 @@ def compare_pairs(
 def reconstruct(autoencoder: Autoencoder, x: Tensor) -> Tensor:
     """D(E(x)), for KL of the mean, clamped: (B, 3, H, W), float or uint8 -> in [-1, 1], CPU."""
     place, found = next(autoencoder.parameters(), x).device, []
-    for part in tqdm(x.split(PART), "reconstruct", unit="batch", delay=2, leave=False):
+    for part in progress(x.split(PART), "reconstruct", unit="batch", delay=2, leave=False):
         z = autoencoder.encode(as_float(part).to(place), sample=False)
         found.append(autoencoder.decode(z).float().clamp(-1.0, 1.0).cpu())
     return torch.cat(found)
@@ -150,7 +150,7 @@ def frechet_features() -> InceptionFeatures | OfflineFeatures:
 def extract_features(x: Tensor, features: nn.Module, batch_size: int = 128) -> Tensor:
     """Features of images, in batches: (N, 3, S, S), float in [-1, 1] or uint8 -> (N, D), CPU."""
     place = next(features.parameters(), x).device
-    parts = tqdm(x.split(batch_size), desc="features", unit="batch", delay=2, leave=False)
+    parts = progress(x.split(batch_size), desc="features", unit="batch", delay=2, leave=False)
     return torch.cat([features(as_float(part).to(place)).float().cpu() for part in parts])
 
 

@@ -21,6 +21,8 @@ def setup(scale: str, seed: int, run_dir: str | os.PathLike[str]) -> tuple[torch
     Raises ValueError for an unknown scale.
     """
     look_up(scale, SCALES, "scale")
+    if scale == "smoke":
+        print('scale = "smoke" only shows that all cells run: figures will not match the text.')
     torch.manual_seed(seed)
     folder = Path(run_dir) / f"{scale}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)

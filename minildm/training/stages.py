@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import StackDataset, default_collate
-from tqdm.auto import tqdm
 
 from minildm.compression.autoencoder import Autoencoder
 from minildm.compression.loss import PatchDiscriminator, autoencoder_loss
@@ -27,7 +26,7 @@ from minildm.data import transforms
 from minildm.data.dataset import ImageDataset
 from minildm.data.latents import encode_dataset, measure_scale
 from minildm.diffusion.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
-from minildm.files import fingerprint
+from minildm.files import fingerprint, progress
 from minildm.layers import Batch, BatchRandom, seed_of
 from minildm.training.checkpoint import AVERAGES, load_model, own_code, reader_of, save_model
 from minildm.training.classifier import Classifier, ClassifierConfig, Segmenter, SegmenterConfig
@@ -299,7 +298,7 @@ def train_classifier(
 def finish(records: Iterator[Record], total: int, what: str) -> list[Record]:
     """Run a training of `total` steps to its end, behind a progress bar with the loss."""
     found, others = [], int(os.environ.get("RANK", "0")) > 0
-    with tqdm(total=total, desc=what, unit="step", disable=others, delay=0.1) as bar:
+    with progress(total=total, desc=what, unit="step", disable=others, delay=0.1) as bar:
         for record in records:  # the bar comes later than an error in the input
             bar.update(record.step - bar.n)
             bar.set_postfix(loss=f"{record.terms['loss']:.4f}", refresh=False)
