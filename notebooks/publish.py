@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import os
-import re
 import tempfile
 from pathlib import Path
 
@@ -33,6 +32,7 @@ def publish(path: Path, scale: str = "cpu") -> None:
     lessons = data_dir() / "results/lessons.json"
     with tempfile.TemporaryDirectory() as folder:
         options = {"kernel_name": KERNEL, "timeout": None, "record_timing": False}
+        options["coalesce_streams"] = True
         client = NotebookClient(notebook, resources={"metadata": {"path": folder}}, **options)
         client.execute(env=os.environ | {"MINILDM_SCALE": scale})
         for results in Path(folder).glob(f"runs/{path.stem}/cpu-*/results.json"):
@@ -42,14 +42,12 @@ def publish(path: Path, scale: str = "cpu") -> None:
     notebook.metadata["language_info"] = {"name": "python"}
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
-        for output in cell.get("outputs", ()):
-            if "image/png" in (data := output.get("data", {})):
-                data["image/png"] = fewer_colours(data["image/png"])
-            if output.output_type == "stream":
-                output.text = re.sub(r"[^\n]*\r", "", output.text)
         if cell.cell_type == "code":
             found = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
-            cell.outputs = [o for o in found if o.get("text") != ""]
+            cell.outputs = [o for o in found if o.get("text", "-").strip()]  # a bar that vanished
+        for data in (output.get("data", {}) for output in cell.get("outputs", ())):
+            if "image/png" in data:
+                data["image/png"] = fewer_colours(data["image/png"])
     with atomic_write(path) as file:
         file.write((nbformat.writes(notebook) + "\n").encode())
 

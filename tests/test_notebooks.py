@@ -13,11 +13,13 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
 
 from minildm.teaching.notebook import run_notebook
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+HIDDEN = {"source_hidden": True}
 MAX_BYTES, MAX_MEDIAN, MAX_CELL = 800_000, 6, 15  # of a file; lines of a code cell, without blanks
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -36,7 +38,7 @@ def form(nb: NotebookNode, name: str) -> Iterator[str]:
     first, code = nb.cells[0].source, code_cells(nb)
     if not first.startswith(f"# {name[:2]} · ") or "?" not in first.splitlines()[0]:
         yield "the first cell must be a title with the notebook's number and its question"
-    for word in ("Needed before", "Takes", "CPU", "GPU", "In the paper", "colab"):
+    for word in ("Needed before", "Takes", 'at `"smoke"`', "CPU", "GPU", "In the paper", "colab"):
         if word not in first:
             yield f"the first cell does not say: {word}"
     [parameters] = [cell.source for cell in code if "parameters" in tags(cell)]
@@ -47,6 +49,8 @@ def form(nb: NotebookNode, name: str) -> Iterator[str]:
         yield f"code cells: {statistics.median(lines)} lines in the median, {max(lines)} at most"
     if "results.json" not in code[-1].source:
         yield "the last cell does not write results.json"
+    if any(cell.metadata.get("jupyter") != HIDDEN for cell in code if "setup(scale" in cell.source):
+        yield "the set-up is not collapsed"
     prose = "".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", prose):
         if not (FOLDER / target).exists():
@@ -61,9 +65,10 @@ def exercises(nb: NotebookNode, name: str) -> Iterator[str]:
         yield f"{len(stubs)} exercises, required are two"
     for i in stubs:
         solution = code[i + 1]
-        hidden = solution.metadata.get("jupyter", {}).get("source_hidden")
-        if "solution" not in tags(solution) or not hidden or "assert check(" not in solution.source:
-            yield f"exercise {code[i].id} has no folded solution that is asserted behind it"
+        folded = solution.metadata.get("jupyter") == HIDDEN and "transient" in solution.metadata
+        named = re.search(r"^def solution_(?s:.)*assert check\(", solution.source, re.MULTILINE)
+        if "solution" not in tags(solution) or not folded or not named:
+            yield f"exercise {code[i].id} has no folded solution_... that is asserted behind it"
     prose = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     numbers = [int(n) for n in re.findall(r"\\tag\{(\d+)\}", prose)]
     if numbers != list(range(1, len(numbers) + 1)):
@@ -111,3 +116,17 @@ def test_the_notebook_runs_with_other_parameters(path: Path, tmp_path: Path) -> 
     assert all(cell.execution_count for cell in code_cells(executed))
     results = json.loads((tmp_path / f"run/{scale}-1/results.json").read_text())
     assert (results["scale"], results["seed"]) == (scale, 1)
+
+
+def test_each_setting_can_be_changed_in_a_running_notebook(tmp_path: Path) -> None:
+    nb = nbformat.read(FOLDER / "18_official_checkpoints.ipynb", as_version=4)  # cheap at "cpu"
+    cells, nb.cells = code_cells(nb), []
+    runs = [("smoke", 0, "a"), ("smoke", 1, "a"), ("smoke", 1, "b"), ("cpu", 1, "b")]
+    for scale, seed, run_dir in runs:
+        values = f"\nscale, seed, run_dir = {scale!r}, {seed}, {str(tmp_path / run_dir)!r}"
+        added = [values if "parameters" in tags(cell) else "" for cell in cells]
+        nb.cells += [new_code_cell(c.source + more) for c, more in zip(cells, added, strict=True)]
+    nbformat.write(nb, tmp_path / "again.ipynb")
+    run_notebook(tmp_path / "again.ipynb", tmp_path / "out.ipynb", {})
+    found = {str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("results.json")}
+    assert found == {"a/smoke-0", "a/smoke-1", "b/smoke-1", "b/cpu-1"}

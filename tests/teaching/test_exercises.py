@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minildm.teaching.exercises import EXERCISES, check
+from minildm.teaching.exercises import EXERCISES, check, yours_or_solution
 
 MISTAKES = [(name, hint) for name, e in EXERCISES.items() for hint in e.mistakes]
 
@@ -17,6 +17,9 @@ def test_the_solution_is_right_and_no_answer_raises(name: str) -> None:
     answers = (lambda *_: ..., lambda *_: None, lambda: 0, raises, lambda *_: "text", 3)
     assert not any(check(name, answer).ok for answer in answers)
     assert "nothing is written yet" in check(name, answers[0]).message
+    right = lambda *args: EXERCISES[name].solution(*args)  # noqa: E731
+    used = [yours_or_solution(name, fn) for fn in (right, answers[0])]
+    assert used == [right, EXERCISES[name].solution]
 
 
 @pytest.mark.parametrize(("name", "hint"), MISTAKES)

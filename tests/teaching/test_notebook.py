@@ -65,11 +65,13 @@ display(Image(file.getvalue(), metadata={"alt": "Sixty-four by sixty-four of noi
 def test_a_published_notebook_is_executed_in_place_and_light(tmp_path: Path) -> None:
     publish = runpy.run_path(str(PUBLISH))["publish"]
     where = "import os; print(os.environ['MINILDM_SCALE'], len(os.listdir()))"
+    where += "; from minildm.files import progress; _ = list(progress('abc'))"
     path = write(tmp_path / "a.ipynb", where, FIGURE, widgets={"state": {}})
     publish(path, "smoke")
     nb = nbformat.read(path, as_version=4)
     assert [cell.execution_count for cell in nb.cells] == [1, 2]
-    assert nb.cells[0].outputs[0].text == "smoke 0\n"  # in an empty folder, not next to the file
+    (stream,) = nb.cells[0].outputs  # in an empty folder, not next to the file
+    assert stream.text.startswith("smoke 0\n100%") and "\r" not in stream.text  # the bar's end
     (figure,) = nb.cells[1].outputs  # without the widget
     assert figure.metadata["image/png"]["alt"].endswith("noise")
     assert len(base64.b64decode(figure.data["image/png"])) < 64 * 64 * 3 * 0.6
