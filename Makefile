@@ -20,7 +20,7 @@ test: .venv/done  ## unit tests, then every notebook, twice; JOBS=8 runs eight a
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -p no:nbval --basetemp .cache
 	OMP_NUM_THREADS=1 MINILDM_CACHE=$(CURDIR)/.cache/cache MINILDM_SCALE=$${MINILDM_SCALE:-smoke} \
 	    $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax --nbval-current-env \
-	    --override-ini filterwarnings= notebooks
+	    --ignore notebooks/assignments --override-ini filterwarnings= notebooks
 
 lint: .venv/done
 	$(BIN)/ruff check .
@@ -32,8 +32,10 @@ lab: .venv/done  ## the notebooks; notebooks/labconfig: what JupyterLab saves wi
 	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_CONFIG_PATH=$(CURDIR)/notebooks $(BIN)/jupyter lab notebooks
 
 handout: .venv/done  ## the notebooks without solutions, for a class, in handout/
-	$(BIN)/jupyter nbconvert --to notebook --output-dir handout notebooks/*.ipynb \
-	    --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags solution
+	for part in . assignments; do \
+	    $(BIN)/jupyter nbconvert --to notebook --output-dir handout/$$part notebooks/$$part/*.ipynb \
+	        --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags solution; \
+	done
 
 times: .venv/done  ## time and memory of every notebook; an hour on a quiet machine
 	$(BIN)/python data/results/notebook_costs.py

@@ -8,6 +8,7 @@ import os
 import re
 import statistics
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -20,6 +21,7 @@ from minildm.teaching.notebook import run_notebook
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 HIDDEN = {"source_hidden": True}
+ASSIGNMENTS = sorted(FOLDER.glob("assignments/*.ipynb"))
 MAX_BYTES, MAX_MEDIAN, MAX_CELL = 800_000, 6, 15  # of a file; lines of a code cell, without blanks
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -130,3 +132,19 @@ def test_each_setting_can_be_changed_in_a_running_notebook(tmp_path: Path) -> No
     run_notebook(tmp_path / "again.ipynb", tmp_path / "out.ipynb", {})
     found = {str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("results.json")}
     assert found == {"a/smoke-0", "a/smoke-1", "b/smoke-1", "b/cpu-1"}
+
+
+@pytest.mark.parametrize("path", ASSIGNMENTS, ids=lambda path: path.stem)
+def test_the_solutions_of_an_assignment_earn_all_points(path: Path, tmp_path: Path) -> None:
+    nb = nbformat.read(path, as_version=4)
+    assert list(outputs(nb, path.stem)) == []
+    for stub, solution in pairwise(code_cells(nb)):
+        if "exercise" in tags(stub):  # the solution in place of the dots
+            written = re.sub("solution_|, solved", "", solution.source.split("\n\n\nassert")[0])
+            checks = re.findall(r"^(?:found = |grade|points).*", stub.source, re.MULTILINE)
+            stub.source = "\n".join([written, *checks])
+    nbformat.write(nb, tmp_path / "solved.ipynb")
+    parameters = {"scale": "smoke", "seed": 1, "run_dir": str(tmp_path)}
+    run_notebook(tmp_path / "solved.ipynb", tmp_path / "out.ipynb", parameters)
+    points = json.loads((tmp_path / "smoke-1/points.json").read_text())
+    assert points["earned"] == points["of"]

@@ -33,9 +33,7 @@ def test_a_typical_mistake_gets_its_hint(name: str, hint: str) -> None:
     ("wrong", "said"),
     [
         (lambda n, c, s: 2 * (n + s * (c - n)), "all values are 2 times the right ones"),
-        (lambda n, c, s: -(n + s * (c - n)), "all values are -1 times"),
         (lambda n, c, s: c + s * (n - c), "eps_null and eps_c are swapped"),
-        (lambda n, c, s: n, "it returns eps_null unchanged"),
         (lambda n, c, s: (n + s * (c - n))[0], "its shape is (3, 4, 4), expected (4, 3, 4, 4)"),
         (lambda n, c, s: n / 0 + c, "not finite"),
         (lambda n, c, s: n + s * (c - n) + torch.randn(1), "two calls return different values"),
