@@ -322,7 +322,7 @@ EXERCISES = {
         ),
         [((3, 3, 3), (1, 1, 1)), ((3, 3, 3), (1, 2, 1)), ((5, 3, 1, 3), (2, 2, 1, 2))],
     ),
-    # --- notebooks 16 to 20: ablations, evaluation, interoperability, scale, beyond ---
+    # --- notebooks 16 to 22: ablations, evaluation, interoperability, scale, beyond ---
     "at_time": Exercise(
         lambda seconds, values, budget: torch.tensor(
             [np.interp(budget, s, v) for s, v in zip(seconds, values, strict=True)]
@@ -387,4 +387,11 @@ EXERCISES = {
         [(lambda z, tau: z.sin() + (1 + rows(tau)) ** 2, LATENTS[0], ABAR, LATENTS[1])],
         {"The target is eps − z0.": lambda v, z, t, e: _flow_loss(lambda x, s: -v(x, s), z, t, e)},
     ),
+    "velocity": Exercise(lambda x, e, tau: (e - x) / (1 - rows(tau)), [(*LATENTS[:2], ABAR)]),
+    "lora": Exercise(
+        lambda x, weight, down, up, alpha: x @ (weight + alpha / len(down) * up @ down).T,
+        [(*draw((5, 3), (4, 3), (2, 3), (4, 2)), 8.0)],
+        {"Divide alpha by the rank.": lambda x, w, a, b, s: x @ (w + s * b @ a).T},
+    ),
+    "merge": Exercise(lambda w, a, b, s: w + s / 2 * b @ a, [(*draw((4, 3), (2, 3), (4, 2)), 8)]),
 }
