@@ -123,15 +123,14 @@ def test_the_notebook_runs_with_other_parameters(path: Path, tmp_path: Path) -> 
 def test_each_setting_can_be_changed_in_a_running_notebook(tmp_path: Path) -> None:
     nb = nbformat.read(FOLDER / "18_official_checkpoints.ipynb", as_version=4)  # cheap at "cpu"
     cells, nb.cells = code_cells(nb), []
-    runs = [("smoke", 0, "a"), ("smoke", 1, "a"), ("smoke", 1, "b"), ("cpu", 1, "b")]
-    for scale, seed, run_dir in runs:
+    for scale, seed, run_dir in [("smoke", 0, "a"), ("smoke", 1, "a"), ("cpu", 1, "b")]:
         values = f"\nscale, seed, run_dir = {scale!r}, {seed}, {str(tmp_path / run_dir)!r}"
         added = [values if "parameters" in tags(cell) else "" for cell in cells]
         nb.cells += [new_code_cell(c.source + more) for c, more in zip(cells, added, strict=True)]
     nbformat.write(nb, tmp_path / "again.ipynb")
     run_notebook(tmp_path / "again.ipynb", tmp_path / "out.ipynb", {})
     found = {str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("results.json")}
-    assert found == {"a/smoke-0", "a/smoke-1", "b/smoke-1", "b/cpu-1"}
+    assert found == {"a/smoke-0", "a/smoke-1", "b/cpu-1"}
 
 
 @pytest.mark.parametrize("path", ASSIGNMENTS, ids=lambda path: path.stem)
