@@ -13,7 +13,10 @@ import minildm
 from minildm.training.checkpoint import pretrained, read_card
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", *(f"notebooks/{page}.md" for page in ("INSTRUCTORS", "COSTS", "METHOD")))
+PAGES = (
+    "README.md",
+    *(f"notebooks/{page}.md" for page in ("INSTRUCTORS", "COSTS", "METHOD", "GLOSSARY")),
+)
 
 
 def test_the_tree_stays_small() -> None:
