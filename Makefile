@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: demo test lint lab handout times book bench gpu clean
+.PHONY: demo test lint lab handout times book test-browser bench gpu clean
 
 .venv/done: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("minildm needs Python 3.11 to 3.13, this is %d.%d; try make PYTHON=python3.12" % v)'
@@ -48,6 +48,9 @@ book: .venv/book  ## the course as a site to read; open runs/book/html/index.htm
 	rm -rf runs/book
 	$(BIN)/python -m sphinx --quiet -c notebooks . runs/book/html
 	cp runs/book/html/README.html runs/book/html/index.html
+
+test-browser: book  ## every page of the book in headless Chromium (CHROMIUM: another)
+	$(BIN)/python -m pytest tests/browser.py
 
 bench: .venv/done  ## times against diffusers; half an hour
 	$(BIN)/python tests/bench/bench.py
