@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from minildm.data.dataset import square
@@ -249,18 +250,11 @@ def save(path: Path, drawings: Drawings, meta: dict[str, Any]) -> None:
 
 
 def report(emoji: list[dict[str, Any]], drawings: Drawings, path: Path) -> None:
-    """The table of the card: drawings of each group in each style."""
-    styles = list(STYLES)
-    pairs = zip(drawings.emoji, drawings.style, strict=True)
-    count = Counter((emoji[e]["group"], styles[s]) for e, s in pairs)
-    print("| group | emoji | " + " | ".join(styles) + " | all |")
-    print("|" + "---|" * (len(styles) + 3))
-    for group in dict.fromkeys(row["group"] for row in emoji):
-        cells = [count[group, style] for style in styles]
-        number = sum(row["group"] == group for row in emoji)
-        print(f"| {group} | {number} | " + " | ".join(map(str, cells)) + f" | {sum(cells)} |")
-    totals = [sum(n for (_, s), n in count.items() if s == style) for style in styles]
-    print(f"| all | {len(emoji)} | " + " | ".join(map(str, totals)) + f" | {sum(totals)} |")
+    """The table of the card: drawings of each group in each style, emoji of each group."""
+    groups = pd.Series([emoji[i]["group"] for i in drawings.emoji], name="group")
+    styles = pd.Series([list(STYLES)[i] for i in drawings.style], name="style")
+    print(pd.crosstab(groups, styles, margins=True).to_string())
+    print(pd.Series([row["group"] for row in emoji], name="emoji").value_counts())
     print("bytes:", dict(drawings.bytes_of), "duplicates:", dict(drawings.duplicates))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     print(f"{path.name}: {path.stat().st_size:,} bytes, sha256 {digest}")
@@ -282,9 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE / "emoji.npz")
     parser.add_argument("--cache", type=Path, default=HERE / ".cache", help="for the packages")
-    parser.add_argument(
-        "--contact-sheet", action="store_true", help="draw contact_sheet.webp alone"
-    )
+    parser.add_argument("--contact-sheet", action="store_true", help="only draw this")
     arguments = parser.parse_args()
     if arguments.contact_sheet:
         raise SystemExit(contact_sheet(HERE / "contact_sheet.webp"))

@@ -16,16 +16,16 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from PIL import Image, ImageCms, ImageOps
 
 HERE = Path(__file__).resolve().parent
-TOOLS = {"pillow": "13.0.0"}
+PILLOW = "13.0.0"
 GCOMPRIS = "gcompris-qt-data"
 
 # package: its version, and the sha256 of the file that apt-get or pip fetches
@@ -203,18 +203,11 @@ def split_of(file: str) -> str:
     return "val" if draw < VAL_SHARE else "train"
 
 
-def report(rows: list[dict[str, Any]], sizes: list[int]) -> None:
+def report(rows: list[dict[str, Any]]) -> None:
     """The tables of the card."""
-    sources = Counter((row["source"], row["licence"]) for row in rows)
-    print("| package | " + " | ".join(LICENCES) + " | all |")
-    for source in dict.fromkeys(row["source"] for row in rows):
-        counts = [sources[source, name] for name in LICENCES]
-        print(f"| {source} | " + " | ".join(map(str, counts)) + f" | {sum(counts)} |")
-    totals = [sum(row["licence"] == name for row in rows) for name in LICENCES]
-    print("| all | " + " | ".join(map(str, totals)) + f" | {len(rows)} |")
-    shorts = Counter(min(row["width"], row["height"]) for row in rows)
-    print("short sides:", dict(sorted(shorts.items())))
-    print("split:", dict(Counter(row["split"] for row in rows)), f"bytes: {sum(sizes):,}")
+    table = pd.DataFrame(rows)
+    print(pd.crosstab(table.source, [table.split, table.licence], margins=True).to_string())
+    print(table[["width", "height"]].min(axis=1).rename("shorter side").value_counts())
 
 
 def contact_sheet(path: Path, columns: int = 12, side: int = 72, gap: int = 4) -> None:
@@ -232,28 +225,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--cache", type=Path, default=HERE / ".cache", help="for the packages")
-    parser.add_argument(
-        "--contact-sheet", action="store_true", help="draw contact_sheet.webp alone"
-    )
+    parser.add_argument("--contact-sheet", action="store_true", help="only draw this")
     arguments = parser.parse_args()
     if arguments.contact_sheet:
         raise SystemExit(contact_sheet(HERE / "contact_sheet.webp"))
-    for tool, wanted in TOOLS.items():
-        if version(tool) != wanted:
-            raise SystemExit(f"{tool} {version(tool)} is installed, the pinned one is {wanted}")
-    folder, rows, sizes = arguments.out / "pictures", [], []
+    if (found := version("pillow")) != PILLOW:
+        raise SystemExit(f"pillow {found} is installed, the pinned one is {PILLOW}")
+    folder, rows = arguments.out / "pictures", []
     folder.mkdir(parents=True, exist_ok=True)
     for row, content in sorted(chosen(arguments.cache), key=lambda pair: pair[0]["file"]):
         image, encoded = encode(load(content))
         (folder / row["file"]).write_bytes(encoded)
         split = split_of(row["file"])
         rows.append(row | {"split": split, "width": image.width, "height": image.height})
-        sizes.append(len(encoded))
     with (arguments.out / "photos.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    report(rows, sizes)
+    report(rows)
 
 
 if __name__ == "__main__":
