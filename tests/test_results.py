@@ -6,10 +6,8 @@ import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
-import nbformat
 import pytest
 import torch
-from nbformat.v4 import new_code_cell, new_notebook
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -36,14 +34,6 @@ def test_lessons_were_measured_at_cpu_scale_by_notebooks_that_exist() -> None:
         assert (results["scale"], results["seed"]) == ("cpu", 0)
 
 
-def test_every_prompt_is_of_a_kind() -> None:
-    captions, requested = prompts.all_prompts(2)
-    assert len(captions) == 2 * 12 * 5 and captions[:60] == captions[60:]
-    assert set(requested["kind"].tolist()) == set(range(len(prompts.KINDS)))
-    images, shown = prompts.held_out(32)
-    assert images.shape == (len(shown["kind"]), 3, 32, 32) and len(images) > 150
-
-
 def test_the_pages_show_the_committed_numbers() -> None:
     measured = json.loads((RESULTS / "prompts.json").read_text())["measured"]
     found = Evaluation({name: Measured(**row) for name, row in measured.items()})
@@ -51,15 +41,6 @@ def test_the_pages_show_the_committed_numbers() -> None:
     assert prompts.with_line(readme, found) == readme
     page = (ROOT / "notebooks/COSTS.md").read_text(encoding="utf-8")
     assert costs.with_tables(page) == page
-
-
-def test_costs_are_those_of_the_kernel(tmp_path: Path) -> None:
-    first = new_code_cell('scale = "smoke"\nrun_dir = "runs"', metadata={"tags": ["parameters"]})
-    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "x"}}
-    work = new_code_cell("held = b'x' * (1200 * 2**20)")
-    nbformat.write(new_notebook(cells=[first, work], metadata=kernel), tmp_path / "held.ipynb")
-    row = costs.measure(tmp_path / "held.ipynb", "smoke")
-    assert 1200 < row["peak_mib"] < 1600 and row["device"]
 
 
 def test_another_subgroup_of_the_kind_is_right_and_no_kind_is_wrong() -> None:
@@ -77,5 +58,3 @@ def test_another_subgroup_of_the_kind_is_right_and_no_kind_is_wrong() -> None:
     found = prompts.kind_following(x, requested, classifier, real, shown)
     assert found["kind"].value == (6 + 3) / 16
     assert found["kind_real"].value == pytest.approx(12 / 16 * 10 / 20 + 4 / 16 * 5 / 10)
-    assert found["ratio"].value == pytest.approx(found["kind"].value / found["kind_real"].value)
-    assert found["ratio"].low < found["ratio"].value < found["ratio"].high

@@ -69,7 +69,7 @@ def kind_following(
     """Whether the classifier recognises the requested kinds in x.
 
     real: other, real images (M, 3, H, W), and what is shown there, reweighted to the requested
-    kinds, each of which must be among them. `ratio`: x's share over theirs.
+    kinds, each of which must be among them.
     """
     found = kind_share(x, requested, classifier, seed=seed)
     wanted, there = (some["kind"].tolist() for some in (requested, shown))
@@ -82,10 +82,6 @@ def kind_following(
     draw, both = torch.Generator().manual_seed(seed), (requested, shown)
     groups = [random_groups(len(s["kind"]), 10, draw, s["subject"]) for s in both]
     found["kind_real"] = jackknife(mean, rows, groups=groups[1:], bounds=(0.0, 1.0))
-    right = right_kind(x, requested["kind"], classifier).double()
-    found["ratio"] = jackknife(
-        lambda a, b: a.mean() / mean(b), right, rows, groups=groups, n=len(x)
-    )
     return found
 
 

@@ -7,22 +7,13 @@ from typing import Any
 
 import nbformat
 import pytest
-import torch
 from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook
 
 from minildm.files import write_json
-from minildm.teaching.notebook import run_notebook, setup
+from minildm.teaching.notebook import run_notebook
 
 PUBLISH = Path(__file__).parents[2] / "notebooks/publish.py"
-
-
-def test_setup_seeds_torch_and_each_scale_and_seed_has_its_folder(tmp_path: Path) -> None:
-    chosen = [("smoke", 3), ("cpu", 3), ("smoke", 4), ("smoke", 3)]
-    found = [(setup(*one, tmp_path / "a" / "run")[1], torch.rand(1).item()) for one in chosen]
-    (first, x), (second, y), (third, z), again = found
-    assert len({first, second, third}) == 3 and x == y != z and again == (first, x)
-    assert all(folder.is_dir() for folder in (first, second, third))
 
 
 def write(path: Path, *sources: str, **metadata: Any) -> Path:
