@@ -13,10 +13,8 @@ import minildm
 from minildm.training.checkpoint import pretrained, read_card
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (
-    "README.md",
-    *(f"notebooks/{page}.md" for page in ("INSTRUCTORS", "COSTS", "METHOD", "GLOSSARY")),
-)
+NAMES = ("INSTRUCTORS", "COSTS", "METHOD", "GLOSSARY")
+PAGES = ("README.md", *(f"notebooks/{name}.md" for name in NAMES))
 
 
 def test_the_tree_stays_small() -> None:

@@ -15,8 +15,6 @@ from minildm.evaluation.intervals import Evaluation, Measured
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "data/results"
-
-
 names = ("prompts", "notebook_costs")
 prompts, costs = (SimpleNamespace(**runpy.run_path(str(RESULTS / f"{n}.py"))) for n in names)
 

@@ -377,10 +377,8 @@ def evaluate_network(
     if isinstance(model, Autoencoder):
         found = {}
         for val in (data or DataConfig()).parts(split):
-            options = {
-                "clusters": getattr(val, "photo_ids", None),
-                "seed": seed,
-            }  # of one photograph
+            clusters = getattr(val, "photo_ids", None)  # crops of one photograph
+            options = {"clusters": clusters, "seed": seed}
             found[val.name] = evaluate_first_stage(model, val.images, **options)
         return found
     if isinstance(model, Segmenter):

@@ -58,7 +58,8 @@ class TrainConfig:
 class DataConfig:
     """Which images: "emoji", "scenes", objects cut out of them ("crops"), "photos", a "folder".
 
-    "mixed": about as many emoji as scenes and photographs; only images, for a first stage.
+    "mixed": emoji, scenes and photographs, about as many of each in training; images alone, for
+    a first stage.
     """
 
     kind: Literal["emoji", "scenes", "crops", "photos", "mixed", "folder"] = "emoji"
@@ -99,12 +100,9 @@ class DataConfig:
         """What "mixed" is made of; of other kinds the one data set."""
         if self.kind != "mixed":
             return [self.dataset(split)]
-        n, crops = (5000, 96) if split == "train" else (1000, 8)
-        scenes, photos = (
-            ScenesDataset(split, self.size, n=n),
-            PhotoDataset(split, self.size, crops=crops),
-        )
-        return [EmojiDataset(split, self.size), scenes, photos]
+        n, crops = (5000, 96) if split == "train" else (500, 8)
+        emoji, scenes = EmojiDataset(split, self.size), ScenesDataset(split, self.size, n=n)
+        return [emoji, scenes, PhotoDataset(split, self.size, crops=crops)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,3 +117,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 def test_a_wrong_override_is_named(name: str, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         override(PRESETS[name], changes)
+
+
+def test_mixed_images_are_emoji_scenes_and_photographs() -> None:
+    config = replace(PRESETS["mixed-kl-f4"].data, size=32)
+    mixed, parts = config.dataset("val"), config.parts("val")
+    assert [part.name for part in parts] == ["emoji-val", "scenes-val", "photos-val"]
+    assert len(mixed) == sum(map(len, parts)) and mixed.config == config
+    assert torch.equal(mixed.images[-1], parts[-1].images[-1])

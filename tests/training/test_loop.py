@@ -131,6 +131,9 @@ def test_the_model_ends_with_the_average_of_its_weights(line: Path) -> None:
     assert not model.training
 
 
+# --- two networks, one optimiser ---
+
+
 def game(model: nn.Module, adversary: nn.Module) -> Any:
     """Both fit the line; the adversary also sees the model's detached output."""
 

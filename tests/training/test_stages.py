@@ -186,17 +186,14 @@ def test_channels_that_a_model_did_not_have_begin_without_influence(tmp_path: Pa
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_the_held_out_loss_is_logged_by_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_held_out_loss_is_logged_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DataConfig, "dataset", lambda *_: TinyImages())
-    plain = list(LDM(tmp_path / "a"))
+    list(LDM(tmp_path / "a"))
     held_out = list(LDM(tmp_path / "b", LDM.changed(held_out=9)))
     logged = [{k for k in record.terms if k.startswith("held_out_")} for record in held_out]
     assert logged[::2] == 3 * [set()] and logged[1] == logged[3] == logged[5] > {"held_out_9"}
     weights = [load_file(tmp_path / name / "model.safetensors") for name in "ab"]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert [record.terms["loss"] for record in held_out] == [r.terms["loss"] for r in plain]
 
 
 def test_a_model_of_another_task_gives_its_unet(tmp_path: Path) -> None:
