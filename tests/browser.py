@@ -1,13 +1,18 @@
-"""The book in headless Chromium: `make test-browser`, outside `make test`."""
+"""The book and JupyterLab in headless Chromium: `make test-browser`, outside `make test`."""
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Error, sync_playwright
 
-BOOK = Path(__file__).parents[1] / "runs/book/html"
+ROOT = Path(__file__).parents[1]
+BOOK, LAB = ROOT / "runs/book/html", "http://localhost:18888/lab/tree/00_quickstart.ipynb"
+SERVE = [sys.executable, *"-m jupyterlab --no-browser --allow-root --port=18888".split()]
+SERVE += ["--port-retries=0", "--IdentityProvider.token="]
 WRONG = """[...document.querySelectorAll("img, .math, mjx-merror, .tag_solution")].filter((e) =>
   e.matches("img[alt=''], img[alt$='.png'], .math:not(:has(mjx-container)), mjx-merror,"
     + ".tag_solution:not(:has(details:not([open])))") || e.naturalWidth === 0
@@ -34,3 +39,32 @@ def test_every_page_of_the_book_is_whole_without_a_network(browser: Browser, wid
     page.goto((BOOK / "search.html").as_uri() + "?q=codebook")
     page.locator("#search-results a[href*='03_']").wait_for()
     assert not wrong
+
+
+def test_the_quickstart_runs_in_jupyterlab_and_its_panel_redraws(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(ROOT / "notebooks/00_quickstart.ipynb", tmp_path)
+    settings = tmp_path / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"windowingMode": "none"}')  # cells out of sight are on the page, too
+    monkeypatch.setenv("JUPYTERLAB_SETTINGS_DIR", str(tmp_path / "settings"))
+    page, lab = browser.new_page(), subprocess.Popen(SERVE, cwd=tmp_path)
+    page.set_default_timeout(300_000)
+    try:
+        while lab.poll() is None and page.url != LAB:
+            try:
+                page.goto(LAB)
+            except Error:  # it has not started yet
+                page.wait_for_timeout(1000)
+        page.get_by_text("(ipykernel) | Idle").wait_for()
+        for item in ("Run", "Run All Cells"):
+            page.get_by_role("menuitem", name=item, exact=True).click()
+        panel = page.locator(".widget-interact")
+        panel.locator("select").select_option("fluent")
+        panel.get_by_role("button").click()
+        panel.locator("img").wait_for()
+        page.get_by_text("'n_psnr'").wait_for()  # of the last cell
+    finally:
+        lab.terminate()
+        lab.wait()
