@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Error, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 BOOK, LAB = ROOT / "runs/book/html", "http://localhost:18888/lab/tree/00_quickstart.ipynb"
-SERVE = [sys.executable, *"-m jupyterlab --no-browser --allow-root --port=18888".split()]
+SERVE = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=18888"]
 SERVE += ["--port-retries=0", "--IdentityProvider.token="]
 WRONG = """[...document.querySelectorAll("img, .math, mjx-merror, .tag_solution")].filter((e) =>
   e.matches("img[alt=''], img[alt$='.png'], .math:not(:has(mjx-container)), mjx-merror,"

@@ -84,23 +84,13 @@ def test_images_of_ones_own_are_conditions_and_an_image_of_a_grid_is_made_alone(
     image, mask, labels = folder / "a/0.png", tmp_path / "mask.png", tmp_path / "labels.png"
     Image.linear_gradient("L").resize((64, 64)).save(mask)  # white below
     Image.fromarray(ScenesDataset("val", 64, n=1).maps[0].numpy()).save(labels)
+    classes = ["sample", "emoji-class", "heart", "person", "--n", 2]
     cases = [
         ["sample", "emoji-sr", "--image", image, "--size", 128, "--out", tmp_path / "x.webp"],
         ["sample", "emoji-inpaint", "--image", image, "--mask", mask, "--out", tmp_path / "x.jpg"],
         ["sample", "scenes-semantic", "--map", labels, "--n", 2, "--out", tmp_path / "x.png"],
-        ["sample", "emoji-class", "heart", "person", "--n", 2, "--out", tmp_path / "y.png"],
-        [
-            "sample",
-            "emoji-class",
-            "heart",
-            "person",
-            "--n",
-            2,
-            "--index",
-            2,
-            "--out",
-            tmp_path / "z.png",
-        ],
+        [*classes, "--out", tmp_path / "y.png"],
+        [*classes, "--index", 2, "--out", tmp_path / "z.png"],
     ]
     for words in cases:
         assert run(*words, "--steps", 1) == 0
@@ -159,7 +149,6 @@ def test_each_shipped_model_is_sampled_by_one_command(
         (["sample", "emoji-class", "person", "--index", "1"], "must be below 1"),
         (["sample", "scenes-semantic", "--map", "LAYOUT"], "cannot identify image"),
         (["reconstruct", "emoji-class", "LAYOUT"], "not 'autoencoder'"),
-        (["evaluate", "nothing"], "nothing"),
         (["convert", "nothing", "x"], "nothing"),
         (["demo", "--scale", "huge"], "huge"),
     ],
