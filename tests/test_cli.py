@@ -101,7 +101,7 @@ def test_images_of_ones_own_are_conditions_and_an_image_of_a_grid_is_made_alone(
         known = to_tensor(pixels.convert("RGB"))[:, :30] / 127.5 - 1
     assert torch.allclose(shown[1][0, :, :30].cpu(), known, atol=1e-2)
     assert torch.allclose(shown[3][2], shown[4][0], atol=1e-3)
-    assert run("reconstruct", "emoji-kl-f4", image, folder / "b/1.png", "--out", cases[0][-1]) == 0
+    assert run("reconstruct", "mixed-kl-f4", image, folder / "b/1.png", "--out", cases[0][-1]) == 0
     assert torch.allclose(shown[5][0, :, :30], known, atol=1e-2)  # the input, above
     assert shown[5].shape == (4, 3, 64, 64)
 
@@ -138,7 +138,7 @@ def test_each_shipped_model_is_sampled_by_one_command(
         (["train", "emoji-kl-f4", "--run-dir", "x", "--folder", "nowhere"], "nowhere"),
         (["train", "emoji-kl-f4", "--run-dir", "x", "--device", "cuda:7"], "cuda:7"),
         (["sample", "emoji-clas"], "emoji-class"),
-        (["sample", "emoji-kl-f4"], "not 'latent-diffusion'"),
+        (["sample", "mixed-kl-f4"], "not 'latent-diffusion'"),
         (["sample", "emoji-class", "frut"], "frut"),
         (["sample", "emoji-class"], "None"),
         (["sample", "scenes-layout", "--layout", "LAYOUT"], "is not a layout"),

@@ -14,7 +14,7 @@ def make(n: int, seed: int, training: float = 330.0) -> torch.Tensor:
     how = {"batch_size": 32, "lr": 2e-3, "decay": "constant", "ema_decay": 0.99, "save_every": 20}
     changes = {f"train.{k}": v for k, v in how.items()} | {"objective.predict": "v"}
     experiment = minildm.override(preset, changes | {"train.seed": seed, "data.subgroups": []})
-    source = minildm.data_dir() / "weights/emoji-kl-f4"  # a trained first stage is allowed
+    source = minildm.data_dir() / "weights/mixed-kl-f4"  # a trained first stage is allowed
     with tempfile.TemporaryDirectory() as folder:
         for _ in minildm.train_ldm(experiment, first_stage=source, run_dir=folder):
             if time.process_time() - began > training:

@@ -149,9 +149,9 @@ def test_what_another_project_cannot_express_is_refused(case: int, tmp_path: Pat
 
 def test_other_wrong_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="to='minildm' must be one of diffusers, compvis"):
-        interop.convert("emoji-kl-f4", tmp_path / "out")
+        interop.convert("mixed-kl-f4", tmp_path / "out")
     with pytest.raises(ValueError, match="patch=2, only 1"):
-        interop.convert("emoji-kl-f4", tmp_path / "out", to="diffusers")
+        interop.convert("mixed-kl-f4", tmp_path / "out", to="diffusers")
     with pytest.raises(ValueError, match="emoji-classifier is a Classifier, which diffusers"):
         interop.convert("emoji-classifier", tmp_path / "out", to="diffusers")
     with pytest.raises(ValueError, match="model='away/missing' is not known"):

@@ -62,7 +62,7 @@ def test_first_stages_come_first_and_runs_without_one_are_not_started(
         if path.stem == "first_stage" and run["level"] == "16":
             raise MemoryError("too large\nby far")
         if path.stem == "first_stage":
-            save_model(pretrained("emoji-kl-f4"), out.parent)
+            save_model(pretrained("mixed-kl-f4"), out.parent)
             write_json(out.parent / LOG, [Record(7, 70, 1.0, 0.1, {})._asdict()])
             time.sleep(0.5)
         else:

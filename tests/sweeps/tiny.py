@@ -18,7 +18,7 @@ SHARED: dict[str, Any] = {
     "train.batch_size": 4,
     "train.precision": "fp32",
     "sampling.steps": 2,
-    "first_stage": str(data_dir() / "weights/emoji-kl-f4"),  # shipped: nothing to train
+    "first_stage": str(data_dir() / "weights/mixed-kl-f4"),  # shipped: nothing to train
 }
 RATES = {"low": {"train.lr": 1e-4}, "high": {"train.lr": 1e-3}}
 
