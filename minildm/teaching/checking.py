@@ -62,14 +62,15 @@ class Exercise(NamedTuple):
     cases: Sequence[tuple[Any, ...]]
     mistakes: Mapping[str, Fn] = {}
 
-    def outcome(self, fn: Fn, args: Sequence[Any]) -> Any:
-        """What fn returns; where arguments require gradients, one vector of it and of these."""
+    def outcome(self, fn: Fn, args: Sequence[Any]) -> list[Any]:
+        """What fn returns, and the gradient of its sum for each argument that requires one."""
         out = fn(*args)
         leaves = [arg for arg in args if isinstance(arg, Tensor) and arg.requires_grad]
-        if not leaves or not isinstance(out, Tensor):
-            return out
+        if not isinstance(out, Tensor):
+            return [out]
         total = out.sum() + sum(0 * leaf.sum() for leaf in leaves)  # so that each has a gradient
-        return torch.cat([x.flatten() for x in (out, *torch.autograd.grad(total, leaves))])
+        found = [out, *(torch.autograd.grad(total, leaves) if leaves else ())]
+        return [x.detach().cpu().double() for x in found]
 
 
 def draw(*shapes: tuple[int, ...], seed: int = 0) -> tuple[Tensor, ...]:
@@ -82,29 +83,29 @@ def problem_of(fn: Fn, exercise: Exercise, case: tuple[Any, ...]) -> str:
     """Say what is wrong with the answer to one case; empty if it is right."""
     copies = [[x.clone() if isinstance(x, Tensor) else x for x in case] for _ in range(2)]
     try:
-        answer, again = (exercise.outcome(fn, args) for args in copies)
+        answers, again = (exercise.outcome(fn, args) for args in copies)
     except Exception as error:  # whatever a student's function raises, in words
         return UNWRITTEN if "ellipsis" in str(error) else f"it stopped with {error!r:.160}."
-    if answer is Ellipsis:
+    if answers[0] is Ellipsis:
         return UNWRITTEN
-    if not isinstance(answer, Tensor):
-        return f"it must `return` a Tensor, and returns a {type(answer).__name__}."
+    if not isinstance(answers[0], Tensor):
+        return f"it must `return` a Tensor, and returns a {type(answers[0]).__name__}."
     expected = exercise.outcome(exercise.solution, case)
-    if answer.shape != expected.shape:
-        return f"its shape is {tuple(answer.shape)}, expected {tuple(expected.shape)}."
-    answer, again, expected = (x.detach().cpu().double() for x in (answer, again, expected))
-    if _alike(answer, expected):
+    if answers[0].shape != expected[0].shape:
+        return f"its shape is {tuple(answers[0].shape)}, expected {tuple(expected[0].shape)}."
+    wrong = [i for i, pair in enumerate(zip(answers, expected, strict=True)) if not _alike(*pair)]
+    if not wrong:
         return ""
-    wrong = _wrong_answers(exercise, case, expected, answer)
-    hint = next((hint for hint, values in wrong if _alike(answer, values.detach().double())), "")
-    if not answer.isfinite().all():
+    typical = _wrong_answers(exercise, case, expected, answers[0])
+    hint = next((hint for hint, values in typical if all(map(_alike, answers, values))), "")
+    if not answers[0].isfinite().all():
         hint = "some values are not finite: is there 0 / 0, log 0, or a root below 0?"
-    elif not _alike(again, answer):
+    elif not all(map(_alike, again, answers)):
         hint = "two calls return different values: use the given random numbers, draw none."
-    index = tuple((~_close(answer, expected)).nonzero()[0].tolist())  # the first that differs
-    place = f"at {list(index)} " if index else ""
-    found, right = answer[index].item(), expected[index].item()
-    return f"{hint} ({place}it is {found:.4g}, expected {right:.4g})".strip()
+    answer, right, what = answers[wrong[0]], expected[wrong[0]], "gradient" if wrong[0] else "value"
+    index = tuple((~_close(answer, right)).nonzero()[0].tolist())  # the first that differs
+    place = f"its {what} at {list(index)}" if index else f"its {what}"
+    return f"{hint} ({place} is {answer[index]:.4g}, expected {right[index]:.4g})".strip()
 
 
 def _close(answer: Tensor, expected: Tensor) -> Tensor:
@@ -118,8 +119,8 @@ def _alike(answer: Tensor, expected: Tensor) -> bool:
 
 
 def _wrong_answers(
-    exercise: Exercise, case: tuple[Any, ...], expected: Tensor, answer: Tensor
-) -> Iterator[tuple[str, Tensor]]:
+    exercise: Exercise, case: tuple[Any, ...], expected: list[Tensor], answer: Tensor
+) -> Iterator[tuple[str, list[Tensor]]]:
     """Hints, and the values that earn them: the exercise's own, then those that fit any."""
     for hint, mistake in exercise.mistakes.items():
         yield hint, exercise.outcome(mistake, case)
@@ -131,6 +132,7 @@ def _wrong_answers(
             other[i], other[j] = case[j], case[i]
             hint = f"{names[i]} and {names[j]} are swapped."
             yield hint, exercise.outcome(exercise.solution, other)
-    factor = (answer * expected).sum() / expected.square().sum().clamp(min=1e-12)
+    factor = (answer * expected[0]).sum() / expected[0].square().sum().clamp(min=1e-12)
     if factor.abs() > 1e-6:
-        yield f"all values are {factor.item():.4g} times the right ones.", factor * expected
+        scaled = [factor * values for values in expected]
+        yield f"all values are {factor.item():.4g} times the right ones.", scaled

@@ -174,17 +174,17 @@ EXERCISES = {
     ),
     "scale": Exercise(
         lambda mean, logvar: (mean.var() + logvar.exp().mean()).sqrt(),
-        [(3 * LATENTS[0] + rows(torch.arange(4)), LATENTS[1])],
+        [draw((3, 2, 4, 5, 5), (3, 2, 4, 5, 5))],  # batches, which count together
         {"That is the spread of the means; each draw adds its variance.": lambda m, v: m.std()},
     ),
     "quantise": Exercise(
         lambda z, codebook: z + (_codes(z, codebook) - z).detach(),
-        [(WATCHED[0], *draw((7, 3), seed=1))],
+        [(WATCHED[0], draw((7, 3), seed=1)[0].requires_grad_())],
         {"No gradient reaches z: return z + (codes − z).detach().": _codes},
     ),
     "code_statistics": Exercise(
         _usage,
-        [(torch.arange(144) // 2 % 50, 200)],
+        [((torch.arange(144) // 2 % 50).view(4, 2, 3, 6), 200)],
         {"bincount needs minlength: count unused codes, too.": lambda i, _: _usage(i)},
     ),
     "critic_loss": Exercise(

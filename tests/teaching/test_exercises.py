@@ -37,7 +37,7 @@ def test_a_typical_mistake_gets_its_hint(name: str, hint: str) -> None:
         (lambda n, c, s: (n + s * (c - n))[0], "its shape is (3, 4, 4), expected (4, 3, 4, 4)"),
         (lambda n, c, s: n / 0 + c, "not finite"),
         (lambda n, c, s: n + s * (c - n) + torch.randn(1), "two calls return different values"),
-        (lambda n, c, s: (n + s * (c - n)).sin(), "at [0, 0, 0, 0] it is"),
+        (lambda n, c, s: (n + s * (c - n)).sin(), "its value at [0, 0, 0, 0] is"),
     ],
 )
 def test_any_wrong_answer_is_described(wrong: object, said: str) -> None:
