@@ -180,7 +180,10 @@ EXERCISES = {
     "quantise": Exercise(
         lambda z, codebook: z + (_codes(z, codebook) - z).detach(),
         [(WATCHED[0], draw((7, 3), seed=1)[0].requires_grad_())],
-        {"No gradient reaches z: return z + (codes − z).detach().": _codes},
+        {
+            "No gradient reaches z: return z + (codes − z).detach().": _codes,
+            "The codebook must get no gradient.": lambda z, e: z + _codes(z, e) - z.detach(),
+        },
     ),
     "code_statistics": Exercise(
         _usage,
