@@ -22,6 +22,7 @@ from minildm.layers import Noise
 Spacing = Literal["leading", "trailing", "linspace"]
 Denoise = Callable[[Tensor, Tensor], Tensor | Prediction]  # (z_t, t) -> eps_hat, condition bound
 EditFn = Callable[[Tensor, Tensor], Tensor]  # (z_t, t) -> z_t, between sampling steps
+NO_SIGNAL = 1e-5  # abar below it, as where the cosine schedule ends: slopes in sigma mean nothing
 
 
 class Step(NamedTuple):
@@ -151,12 +152,12 @@ def plms(now: Now, past: list[Now]) -> Tensor:
     """Pseudo linear multistep, PNDM (Liu et al. 2022) Eq. 12: eps extrapolated from past steps.
 
     As in the official code the first step averages eps at its two ends (S + 1 calls); then
-    Adams-Bashforth of order 2, 3, 4. At zero terminal SNR the first step is DDIM's.
+    Adams-Bashforth of order 2, 3, 4. Where z_T has no signal the first step is DDIM's.
     """
     if past:
         weights, known = ADAMS_BASHFORTH[len(past)], [now.eps, *(seen.eps for seen in past)]
         eps_hat = sum(w * eps for w, eps in zip(weights, known, strict=True))
-    elif now.abar == 0:
+    elif now.abar < NO_SIGNAL:
         return _move(now, now.abar_next)
     else:
         following = now.t if now.t_next is None else now.t_next
@@ -185,7 +186,7 @@ def dpm_solver_pp(now: Now, past: list[Now]) -> Tensor:
 
 def _straight(now: Now, slope: Tensor) -> Tensor:
     """A straight step in x = z / sqrt(abar) from sigma to sigma'; x is infinite at abar = 0."""
-    if now.abar == 0:
+    if now.abar < NO_SIGNAL:
         return _move(now, now.abar_next)
     sigma, sigma_next = (((1 - a) / a).sqrt() for a in (now.abar, now.abar_next))
     return now.abar_next.sqrt() * (now.z / now.abar.sqrt() + (sigma_next - sigma) * slope)
@@ -208,7 +209,7 @@ def heun(now: Now, past: list[Now]) -> Tensor:
     ends at the data or begins without signal.
     """
     trial = _straight(now, now.eps)
-    if now.abar == 0 or now.abar_next == 1:
+    if now.abar < NO_SIGNAL or now.abar_next == 1:
         return trial
     there = now.predict(trial, now.t_next or 0)  # leading ends at index 0
     return _straight(now, (now.eps + there.eps) / 2)

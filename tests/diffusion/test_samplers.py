@@ -10,7 +10,7 @@ from helpers import randn
 from torch import Tensor
 
 from minildm.diffusion.samplers import SAMPLERS, Spacing, timesteps
-from minildm.diffusion.schedule import Prediction
+from minildm.diffusion.schedule import NoiseSchedule, Prediction
 from minildm.teaching.toy import mixture_eps
 
 EACH_SAMPLER = pytest.mark.parametrize("name", SAMPLERS)
@@ -48,6 +48,14 @@ def test_at_zero_terminal_snr_a_prediction_reaches_the_point(name: str, steps: i
 
     *_, last = SAMPLERS[name](denoise, ZERO_SNR, Z_T, steps, spacing="trailing")
     assert (last.z - 2.0).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", ["ddim", "plms", "dpm_solver_pp", "euler", "heun"])
+def test_the_flow_can_begin_with_hardly_any_signal(name: str) -> None:
+    cosine = NoiseSchedule.cosine().to(F64)  # sigma = 20,000 at the last time
+    best = mixture_eps(cosine, torch.full((1, 1, 1, 1), MU), SPREAD)
+    *_, last = SAMPLERS[name](best, cosine, Z_T, 25, spacing="trailing")
+    assert (last.z - (MU + SPREAD * Z_T)).abs().max() < 0.3
 
 
 @EACH_SAMPLER
