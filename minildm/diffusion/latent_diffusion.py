@@ -180,12 +180,13 @@ class LatentDiffusion(nn.Module):
         y: class names or labels, captions, layouts, images: what the conditioner's batch_from
         reads; None for an unconditional model, which makes `n` images. batch_size: how many at
         once; with noise, edit or guide, all. Options: the fields of SamplingConfig, where not
-        given those of `config.sampling`; and seed, first (0): image i depends on (seed, first + i)
-        alone; size: the image's side or (H, W), if not the trained one, unless a concatenated
-        condition decides it; guide: wraps the denoiser, as `image_guided`; edit: changes z
-        between steps, as `keep_known` does; noise: like torch.randn_like, in place of seed;
-        precision: "bf16" for a faster network where the device has it, "fp32" for the same image
-        everywhere; sampler: also a function like those in SAMPLERS. ValueError for other values.
+        given those of `config.sampling` (its eta only if no sampler is given); and seed, first
+        (0): image i depends on (seed, first + i) alone; size: the image's side or (H, W), if not
+        the trained one, unless a concatenated condition decides it; guide: wraps the denoiser, as
+        `image_guided`; edit: changes z between steps, as `keep_known` does; noise: like
+        torch.randn_like, in place of seed; precision: "bf16" for a faster network where the device
+        has it, "fp32" for the same image everywhere; sampler: also a function like those in
+        SAMPLERS. ValueError for other values.
         """
         (batch, n), first, images = self._read(y, n), options.pop("first", 0), []
         if any(options.get(name) is not None for name in ("noise", "edit", "guide")):
@@ -222,7 +223,6 @@ class LatentDiffusion(nn.Module):
         **sampling: Any,
     ) -> Iterator[Step]:
         """`steps`, for a batch of n conditions that the conditioner has read."""
-        own = sampling.pop("sampler") if callable(sampling.get("sampler")) else None
         how, noise = self._sampling(**sampling), noise or seeded_noise(seed, first)
         was_training = self.training
         self.eval()
@@ -234,7 +234,8 @@ class LatentDiffusion(nn.Module):
             z_T = noise(self.schedule.alphas_cumprod.new_zeros(shape))
             options = {"steps": how.steps, "eta": how.eta, "spacing": how.spacing}
             options = {name: value for name, value in options.items() if value}  # else its own
-            sampler = own or SAMPLERS[how.sampler]
+            own = sampling.get("sampler")
+            sampler = own if callable(own) else SAMPLERS[how.sampler]
             yield from sampler(denoise, self.schedule, z_T, noise=noise, edit=edit, **options)
         finally:
             self.train(was_training)
@@ -244,7 +245,9 @@ class LatentDiffusion(nn.Module):
         own = {} if self.config.conditioner.null_batch else {"guidance_scale": 1.0}
         if self.config.schedule.zero_terminal_snr and not self.config.sampling.spacing:
             own["spacing"] = "trailing"  # begins where the training ends, at T - 1
-        own |= {name: value for name, value in given.items() if value is not None}
+        if given.get("sampler"):
+            own["eta"] = 0.0  # the card's is for its own sampler
+        own |= {name: v for name, v in given.items() if v is not None and not callable(v)}
         return replace(self.config.sampling, **own)
 
     def _denoise(self, c: Conditioning, n: int, how: SamplingConfig, precision: str) -> Denoise:

@@ -159,6 +159,15 @@ def test_the_models_card_decides_what_is_not_given() -> None:
     assert torch.equal(model.sample("red", seed=0), expected)
 
 
+def test_the_cards_eta_is_for_its_own_sampler_alone() -> None:
+    model, plain = model_of(sampling=SamplingConfig(eta=1.0)), model_of()
+    options = {"seed": 0, "steps": 3}
+    assert torch.equal(model.sample("red", **options), plain.sample("red", eta=1.0, **options))
+    for sampler in ("ddim", "euler", SAMPLERS["heun"]):
+        expected = plain.sample("red", sampler=sampler, **options)
+        assert torch.equal(model.sample("red", sampler=sampler, **options), expected)
+
+
 def test_a_function_is_a_sampler(model: LatentDiffusion) -> None:
     def own(denoise: Any, schedule: Any, z_T: Tensor, steps: int, **options: Any) -> Any:
         yield from SAMPLERS["heun"](denoise, schedule, z_T, steps)
