@@ -6,11 +6,7 @@ import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-import torch
-from torch import Tensor
-from torch.nn.functional import one_hot
-
+from minildm import EmojiDataset, as_float
 from minildm.evaluation.intervals import Evaluation, Measured
 
 ROOT = Path(__file__).parent.parent
@@ -41,18 +37,11 @@ def test_the_pages_show_the_committed_numbers() -> None:
     assert costs.with_tables(page) == page
 
 
-def test_another_subgroup_of_the_kind_is_right_and_no_kind_is_wrong() -> None:
-    labels = ("food-a", "food-b", "animal-a", "heart")
-    assert [prompts.kind_of(name) for name in labels] == [0, 0, 1, -1]
-
-    def classifier(x: Tensor) -> dict[str, Tensor]:
-        return {"label": one_hot(x.flatten().long(), 4)}
-
-    classifier.config, classifier.parameters = SimpleNamespace(labels=labels), lambda: iter(())
-    requested = prompts.of_kinds(["food-a"] * 12 + ["animal-a"] * 4, list("abcdefghijklmnop"))
-    shown = prompts.of_kinds([*labels[:3]] * 10, [f"{i}" for i in range(30)])  # 20 food, 10 animals
-    x = torch.tensor([0.0, 1, 3, 2] * 3 + [2, 2, 2, 3])
-    real = torch.tensor([float(i % 3 if i % 2 else 3) for i in range(30)])
-    found = prompts.kind_following(x, requested, classifier, real, shown)
-    assert found["kind"].value == (6 + 3) / 16
-    assert found["kind_real"].value == pytest.approx(12 / 16 * 10 / 20 + 4 / 16 * 5 / 10)
+def test_the_prompts_request_what_their_emoji_show() -> None:
+    captions, requested, real = prompts.all_prompts(2, 32)
+    assert captions[5] == "a hamburger, noto style"
+    assert requested["style"].tolist() == 24 * [0, 1, 2, 3, 4]
+    emoji = EmojiDataset("train", 32)
+    burger = emoji.captions.index("a hamburger")  # styles in their order: noto first
+    assert requested["label"][65] == emoji.labels[burger]
+    assert (real[65] == as_float(emoji.images[burger])).all()

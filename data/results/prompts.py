@@ -1,14 +1,14 @@
 """Twelve prompts in five styles: `python data/results/prompts.py [MODEL]`.
 
-Samples them from the shipped text model, or from a model's folder, and asks a classifier which
-kind of thing it recognises. Writes, here or into --out, `prompts.png` (a row a prompt, a column a
-style: the first sample of each) and `prompts.json`, and, here, the README's line. No image is
-selected. The prompts are captions of the training data, of all five kinds.
+Samples them from the shipped text model, or from a model's folder, as its card says, and asks a
+classifier which subgroup and style it recognises. Writes, here or into --out, `prompts.png` (a row
+a prompt, a column a style: the first sample of each) and `prompts.json`, and, here, the README's
+line. No image is selected. The prompts are captions of the training data.
 """
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +17,13 @@ from torch import Tensor
 from minildm import EmojiDataset, as_float, describe, load_model, pick_device, plots, pretrained
 from minildm.data.emoji import STYLES
 from minildm.data.transforms import style_caption
-from minildm.diffusion.latent_diffusion import LatentDiffusion
-from minildm.evaluation.following import controlled, share
-from minildm.evaluation.intervals import Evaluation, Measured, jackknife, random_groups
+from minildm.evaluation.following import text_following
+from minildm.evaluation.intervals import Evaluation, Measured
 from minildm.files import fingerprint, write_json
 from minildm.layers import Batch
-from minildm.training.classifier import Classifier, logits_of
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent.parent / "README.md"
-KINDS = ("food-", "animal-", "face-", "transport-", "place-building")  # categories of emoji
 BEGIN, END = "<!-- prompts -->\n", "<!-- /prompts -->"
 PROMPTS = (
     *("a red apple", "a hamburger", "a doughnut", "a dog face", "a penguin", "a whale"),
@@ -34,84 +31,22 @@ PROMPTS = (
 )
 
 
-def kind_of(subgroup: str) -> int:
-    """Index into KINDS of a subgroup's category; -1: none of them."""
-    return next((i for i, kind in enumerate(KINDS) if subgroup.startswith(kind)), -1)
+def all_prompts(n: int, size: int = 64) -> tuple[list[str], Batch, Tensor]:
+    """Every prompt in every style, row by row, n times: captions, what they request, real images.
 
-
-def right_kind(x: Tensor, kinds: Tensor, classifier: Classifier) -> Tensor:
-    """Whether the classifier names a subgroup of the kinds (N,) in x (N, 3, H, W): (N,) bool."""
-    of_label = torch.tensor([kind_of(label) for label in classifier.config.labels])
-    return of_label[logits_of(classifier, x)["label"].argmax(dim=1)] == kinds
-
-
-def of_kinds(subgroups: list[str], subjects: list[str]) -> Batch:
-    """`kind` and `subject`, whose images are not independent, as numbers: (N,) int64 each."""
-    numbers = torch.from_numpy(np.unique(subjects, return_inverse=True)[1])
-    return {"kind": torch.tensor([kind_of(name) for name in subgroups]), "subject": numbers}
-
-
-@controlled
-def kind_share(x: Tensor, requested: Batch, classifier: Classifier) -> dict[str, Measured]:
-    """The share of x (N, 3, H, W) of the requested kind."""
-    right = right_kind(x, requested["kind"], classifier)
-    return {"kind": share(right, requested["subject"])}
-
-
-def kind_following(
-    x: Tensor,
-    requested: Batch,
-    classifier: Classifier,
-    real: Tensor,
-    shown: Batch,
-    seed: int = 0,
-) -> Evaluation:
-    """Whether the classifier recognises the requested kinds in x.
-
-    real: other, real images (M, 3, H, W), and what is shown there, reweighted to the requested
-    kinds, each of which must be among them.
+    Requested: `label`, `style` and `subject`, (60 n,) int64 each; the images, (60 n, 3, S, S) in
+    [-1, 1], are the emoji that have these captions.
     """
-    found = kind_share(x, requested, classifier, seed=seed)
-    wanted, there = (some["kind"].tolist() for some in (requested, shown))
-    weights = torch.tensor([wanted.count(kind) / there.count(kind) for kind in there]).double()
-    rows = torch.stack([weights * right_kind(real, shown["kind"], classifier), weights], dim=1)
-
-    def mean(rows: Tensor) -> Tensor:
-        return rows[:, 0].sum() / rows[:, 1].sum()
-
-    draw, both = torch.Generator().manual_seed(seed), (requested, shown)
-    groups = [random_groups(len(s["kind"]), 10, draw, s["subject"]) for s in both]
-    found["kind_real"] = jackknife(mean, rows, groups=groups[1:], bounds=(0.0, 1.0))
-    return found
-
-
-def all_prompts(n: int) -> tuple[list[str], Batch]:
-    """Every prompt in every style, row by row, n times, and what they request: (60 n,)."""
-    train = EmojiDataset("train", unpaired=8)
-    labels = dict(zip(train.captions, train.labels.tolist(), strict=True))
-    rows = n * [(prompt, style) for prompt in PROMPTS for style in STYLES]
-    names = [train.classes[labels[prompt]] for prompt, _ in rows]
-    captions = [style_caption(prompt, style) for prompt, style in rows]
-    return captions, of_kinds(names, [prompt for prompt, _ in rows])
-
-
-def held_out(size: int) -> tuple[Tensor, Batch]:
-    """Validation images of the five kinds, (M, 3, S, S) in [-1, 1], and what they show."""
-    val = EmojiDataset("val", size)
-    names = [val.classes[label] for label in val.labels.tolist()]
-    rows = [i for i, name in enumerate(names) if kind_of(name) >= 0]
-    shown = of_kinds([names[i] for i in rows], [val.hexcodes[i] for i in rows])
-    return as_float(val.images[rows]), shown
-
-
-def measure(model: LatentDiffusion, n: int, **sampling: Any) -> tuple[Tensor, Evaluation]:
-    """All samples, (60 n, 3, S, S), and how often the classifier recognises the kind."""
-    (captions, requested), classifier = all_prompts(n), pretrained("emoji-classifier")
-    x = model.sample(captions, **sampling).cpu()
-    real = held_out(model.config.image_size)
-    found = kind_following(x, requested, classifier, *real, seed=sampling["seed"])
-    found.settings |= {"classifier": "emoji-classifier", "n": n, **sampling}
-    return x, found
+    emoji = EmojiDataset("train", size)
+    drawings = zip(emoji.captions, emoji.style_ids.tolist(), strict=True)
+    row_of = {drawing: row for row, drawing in enumerate(drawings)}
+    wanted = n * [(prompt, style) for prompt in PROMPTS for style in range(len(STYLES))]
+    rows = [row_of[drawing] for drawing in wanted]
+    requested = {"label": emoji.labels[rows], "style": emoji.style_ids[rows]}
+    subjects = np.unique([prompt for prompt, _ in wanted], return_inverse=True)[1]
+    requested["subject"] = torch.from_numpy(subjects)
+    captions = [style_caption(prompt, STYLES[style]) for prompt, style in wanted]
+    return captions, requested, as_float(emoji.images[rows])
 
 
 def line(found: Evaluation) -> str:
@@ -121,14 +56,16 @@ def line(found: Evaluation) -> str:
         value, low, high = (f"{100 * number:.0f} %" for number in share[:3])
         return f"{value} [{low}, {high}]"
 
-    kind, real, chance = (found[f"kind{which}"] for which in ("", "_real", "_shuffled"))
+    def rates(question: str) -> str:
+        made, real, chance = (percent(found[question + w]) for w in ("", "_real", "_shuffled"))
+        return f"{made} (the emoji themselves: {real}; shuffled prompts: {chance})"
+
     return (
         "![Twelve prompts in five styles, sampled from the shipped text model]"
         "(data/results/prompts.png)\n\n"
         "Twelve prompts in five styles, the first sample of each. A classifier recognises the "
-        "requested kind (food, animal, face, vehicle or building) in "
-        f"{percent(kind)} of such samples (N={kind.n}), in {percent(real)} of real held-out "
-        f"images (N={real.n}), and in {percent(chance)} with shuffled prompts.\n"
+        f"requested subgroup in {rates('label')}, the style in {rates('style')}; "
+        f"N={found['label'].n}.\n"
     )
 
 
@@ -148,10 +85,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     place = pick_device(args.device)
     model = load_model(args.model) if Path(args.model).is_dir() else pretrained(args.model)
-    sampling = {"steps": 25, "guidance_scale": 3.0, "seed": 0}
-    x, found = measure(model.to(place), args.n, **sampling)
+    captions, requested, real = all_prompts(args.n, model.config.image_size)
+    x = model.to(place).sample(captions, seed=0).cpu()
+    found = text_following(x, requested, pretrained("emoji-classifier"), real=real)
     facts = {"model": Path(args.model).name, "weights": fingerprint(model)[:16]}
-    write_json(args.out / "prompts.json", facts | {"device": describe(place)} | found.as_dict())
+    facts |= {"device": describe(place), "seed": 0, "sampling": asdict(model.config.sampling)}
+    write_json(args.out / "prompts.json", facts | found.as_dict())
     sheet, heads = x[: len(PROMPTS) * len(STYLES)], [f"{style} style" for style in STYLES]
     plots.save(plots.class_grid(sheet, PROMPTS, heads=heads), args.out / "prompts.png")
     if args.out == HERE:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from minildm.conditioning import Conditioning
 from minildm.diffusion.objective import EpsTheta
-from minildm.diffusion.samplers import Denoise, EditFn
+from minildm.diffusion.samplers import NO_SIGNAL, Denoise, EditFn
 from minildm.diffusion.schedule import NoiseSchedule, Prediction
 from minildm.layers import Noise
 
@@ -55,8 +55,8 @@ def image_guided(
 
     eps_hat = eps + scale sqrt(1 - abar) grad_z distance(z0_hat(z)). denoise: (z, t) -> Prediction,
     as `guide` of `LatentDiffusion.sample` is given it. distance: (B, c, h, w) -> (B,), how far a
-    clean latent is from the target, such as 1/2 |y - T(D(z0))|^2 with a differentiable T. Not for
-    zero terminal SNR, where eps says nothing of z0.
+    clean latent is from the target, such as 1/2 |y - T(D(z0))|^2 with a differentiable T. Where z
+    has hardly any signal it is not steered. Not for zero terminal SNR: eps says nothing of z0.
     """
 
     def steered(z: Tensor, t: Tensor) -> Prediction:
@@ -64,7 +64,8 @@ def image_guided(
             z = z.detach().requires_grad_(True)
             eps, z0 = denoise(z, t)
             slope = torch.autograd.grad(distance(z0).sum(), z)[0]
-        eps_hat = eps.detach() + scale * schedule.scales(t)[1] * slope
+        signal, noise = schedule.scales(t)
+        eps_hat = eps.detach() + scale * (signal**2 > NO_SIGNAL) * noise * slope
         return schedule.prediction("eps", eps_hat, z.detach(), t)
 
     return steered

@@ -180,13 +180,12 @@ class LatentDiffusion(nn.Module):
         y: class names or labels, captions, layouts, images: what the conditioner's batch_from
         reads; None for an unconditional model, which makes `n` images. batch_size: how many at
         once; with noise, edit or guide, all. Options: the fields of SamplingConfig, where not
-        given those of `config.sampling` (its eta only if no sampler is given); and seed, first
-        (0): image i depends on (seed, first + i) alone; size: the image's side or (H, W), if not
-        the trained one, unless a concatenated condition decides it; guide: wraps the denoiser, as
+        given those of `config.sampling` (eta, if no sampler is given); and seed, first (0): image
+        i depends on (seed, first + i) alone; size: the image's side or (H, W), if not the trained
+        one, unless a concatenated condition decides it; guide: wraps the denoiser, as
         `image_guided`; edit: changes z between steps, as `keep_known` does; noise: like
-        torch.randn_like, in place of seed; precision: "bf16" for a faster network where the device
-        has it, "fp32" for the same image everywhere; sampler: also a function like those in
-        SAMPLERS. ValueError for other values.
+        torch.randn_like, in place of seed; precision: "bf16" where the device has it, faster, or
+        "fp32"; sampler: also a function like those in SAMPLERS. ValueError for other values.
         """
         (batch, n), first, images = self._read(y, n), options.pop("first", 0), []
         if any(options.get(name) is not None for name in ("noise", "edit", "guide")):
@@ -234,8 +233,7 @@ class LatentDiffusion(nn.Module):
             z_T = noise(self.schedule.alphas_cumprod.new_zeros(shape))
             options = {"steps": how.steps, "eta": how.eta, "spacing": how.spacing}
             options = {name: value for name, value in options.items() if value}  # else its own
-            own = sampling.get("sampler")
-            sampler = own if callable(own) else SAMPLERS[how.sampler]
+            sampler = own if callable(own := sampling.get("sampler")) else SAMPLERS[how.sampler]
             yield from sampler(denoise, self.schedule, z_T, noise=noise, edit=edit, **options)
         finally:
             self.train(was_training)
