@@ -16,6 +16,7 @@ with warnings.catch_warnings():  # deprecations inside diffusers and what it imp
 F64 = torch.float64
 SCHEDULE = NoiseSchedule.scaled_linear(dtype=F64)
 ZERO_SNR = SCHEDULE.zero_terminal_snr()
+COSINE = NoiseSchedule.cosine().to(F64)  # sigma = 20,000 at the last time
 
 
 def wavy(z: Tensor, t: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from diffusion.references import F64, SCHEDULE, ZERO_SNR
+from diffusion.references import COSINE, F64, SCHEDULE, ZERO_SNR
 from helpers import randn
 from torch import Tensor
 
 from minildm.diffusion.samplers import SAMPLERS, Spacing, timesteps
-from minildm.diffusion.schedule import NoiseSchedule, Prediction
+from minildm.diffusion.schedule import Prediction
 from minildm.teaching.toy import mixture_eps
 
 EACH_SAMPLER = pytest.mark.parametrize("name", SAMPLERS)
@@ -52,9 +52,8 @@ def test_at_zero_terminal_snr_a_prediction_reaches_the_point(name: str, steps: i
 
 @pytest.mark.parametrize("name", ["ddim", "plms", "dpm_solver_pp", "euler", "heun"])
 def test_the_flow_can_begin_with_hardly_any_signal(name: str) -> None:
-    cosine = NoiseSchedule.cosine().to(F64)  # sigma = 20,000 at the last time
-    best = mixture_eps(cosine, torch.full((1, 1, 1, 1), MU), SPREAD)
-    *_, last = SAMPLERS[name](best, cosine, Z_T, 25, spacing="trailing")
+    best = mixture_eps(COSINE, torch.full((1, 1, 1, 1), MU), SPREAD)
+    *_, last = SAMPLERS[name](best, COSINE, Z_T, 25, spacing="trailing")
     assert (last.z - (MU + SPREAD * Z_T)).abs().max() < 0.3
 
 
