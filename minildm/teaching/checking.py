@@ -105,7 +105,7 @@ def problem_of(fn: Fn, exercise: Exercise, case: tuple[Any, ...]) -> str:
     answer, right, what = answers[wrong[0]], expected[wrong[0]], "gradient" if wrong[0] else "value"
     index = tuple((~_close(answer, right)).nonzero()[0].tolist())  # the first that differs
     place = f"its {what} at {list(index)}" if index else f"its {what}"
-    return f"{hint} ({place} is {answer[index]:.4g}, expected {right[index]:.4g})".strip()
+    return f"{hint} ({place} is {answer[index]:.6g}, expected {right[index]:.6g})".strip()
 
 
 def _close(answer: Tensor, expected: Tensor) -> Tensor:
@@ -133,6 +133,6 @@ def _wrong_answers(
             hint = f"{names[i]} and {names[j]} are swapped."
             yield hint, exercise.outcome(exercise.solution, other)
     factor = (answer * expected[0]).sum() / expected[0].square().sum().clamp(min=1e-12)
-    if factor.abs() > 1e-6:
+    if factor.abs() > 1e-6 and (factor - 1).abs() > 1e-3:  # else a small error, not a factor
         scaled = [factor * values for values in expected]
         yield f"all values are {factor.item():.4g} times the right ones.", scaled
