@@ -24,5 +24,5 @@ rules = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]  # of anothe
 row = {"kid": found.value, "low": found.low, "high": found.high, "seconds": seconds, "seed": seed}
 row |= {"hardware": sys.argv[2], "rules": rules, "recipe": recipe.__doc__.strip()}
 path = data_dir() / "results/speedrun.csv"
-table = pd.concat([pd.read_csv(path)] * path.exists() + [pd.DataFrame([row])])
-table.sort_values("kid").to_csv(path, index=False, float_format="%.4g")
+rows = pd.read_csv(path, dtype={"rules": str}).to_dict("records") if path.exists() else []
+pd.DataFrame([*rows, row]).sort_values("kid").to_csv(path, index=False, float_format="%.4g")
