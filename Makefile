@@ -37,7 +37,7 @@ handout: .venv/done  ## the notebooks without solutions, for a class, in handout
 	        --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags solution; \
 	done
 
-times: .venv/done  ## time and memory of every notebook; an hour on a quiet machine
+times: .venv/done  ## time and memory of every notebook; 35 minutes on a quiet machine
 	$(BIN)/python data/results/notebook_costs.py
 
 .venv/book: .venv/done
