@@ -46,15 +46,15 @@ TABLES = {  # of each file: the format of a row's name, of a column's, and of a 
 }
 
 
-def measure(notebook: Path, scale: str) -> dict[str, Any]:
-    """Execute once. Raises CalledProcessError if a cell fails."""
+def measure(name: str, scale: str) -> dict[str, Any]:
+    """Execute a notebook once. Raises CalledProcessError if a cell fails."""
     start, threads = time.perf_counter(), os.environ.get("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", RUN, str(notebook), folder, scale]
+        command = [sys.executable, "-c", RUN, str(NOTEBOOKS / f"{name}.ipynb"), folder, scale]
         env = os.environ | {"OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
         found = json.loads(subprocess.check_output(command, env=env).splitlines()[-1])
     when = {"seconds": round(time.perf_counter() - start), "date": time.strftime("%Y-%m-%d")}
-    return {"notebook": notebook.stem, "scale": scale, "threads": threads, **found, **when}
+    return {"notebook": name, "scale": scale, "threads": threads, **found, **when}
 
 
 def keep(path: Path, row: dict[str, Any]) -> None:
@@ -72,8 +72,8 @@ def spent(seconds: float) -> str:
 def with_times(first: str, rows: pd.DataFrame) -> str:
     """A notebook's first cell, with the processor time of its rows where it says what it takes."""
     cpu, smoke = (spent(rows.cpu_seconds[rows.scale == scale].item()) for scale in ("cpu", "smoke"))
-    times = rf'\g<1>{cpu} of one CPU core at `scale = "cpu"`, {smoke} at `"smoke"`'
-    return re.sub(r'(\*\*Takes\*\* \| ).*?at `"smoke"`', times, first)
+    times = f'{cpu} of one CPU core at `scale = "cpu"`, {smoke} at `"smoke"`'
+    return re.sub(r'[\d.]+ \w+ of one CPU core.*?at `"smoke"`', times, first)
 
 
 def table(name: str, content: dict[str, Any]) -> str:
@@ -111,9 +111,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="notebooks, without .ipynb")
     parser.add_argument("--tables", action="store_true", help="measure nothing, only write")
     args, page = parser.parse_args(argv), NOTEBOOKS / "COSTS.md"
-    names = args.only or sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    found = sorted([*NOTEBOOKS.glob("*.ipynb"), *NOTEBOOKS.glob("assignments/*.ipynb")])
+    names = args.only or [str(path.relative_to(NOTEBOOKS).with_suffix("")) for path in found]
     for name, scale in product(() if args.tables else names, args.scale):
-        keep(CSV, row := measure(NOTEBOOKS / f"{name}.ipynb", scale))
+        keep(CSV, row := measure(name, scale))
         print(*row.values(), sep=", ", flush=True)
     page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
     for name, rows in pd.read_csv(CSV).groupby("notebook"):

@@ -244,7 +244,7 @@ def bars(
     if chance is not None:
         ax.axvline(chance, color="black", ls=":", lw=1.2, label=f"chance, {chance:.2g}")
     ax.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=names)
-    ax.set(ylim=(len(names) - 0.45, -0.55), xmargin=0.18)  # room for the texts
+    ax.set(ylim=(len(names) - 0.45, -0.55), xmargin=0.18 if ax.dataLim.x0 >= 0 else 0.3)  # texts
     ax.grid(visible=False, axis="y")
     _legend_below(fig)
     return fig
@@ -277,8 +277,8 @@ def clouds(panels: Mapping[str, Any], *, backdrop: Any = ()) -> NotebookFigure:
 
     backdrop: points in grey. The plane is shown from -3 to 3.
     """
-    side = 9.2 / min(4, max(3, len(panels)))
-    fig = _panels(list(panels), 4, (side, side + 0.1))
+    columns = 2 if len(panels) == 4 else min(4, len(panels))
+    fig = _panels(list(panels), columns, (9.2 / max(3, columns), 9.5 / max(3, columns)))
     fig.alt = f"Points in the plane: {', '.join(panels)}."
     for ax, cloud in zip(fig.axes, panels.values(), strict=True):
         ax.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
