@@ -238,13 +238,13 @@ def bars(
         y = [names.index(name) + (i + 0.5) * thick - 0.4 for name in content]
         reach = np.nan_to_num([value - low, high - value]).clip(min=0)  # NaN: no interval
         drawn = ax.barh(y, value, thick * 0.92, xerr=reach, label=kind or "_")
-        ax.bar_label(drawn, texts, padding=4, fontsize=7.5)
+        ax.bar_label(drawn, texts, padding=4, fontsize=7.5)  # xmargin below leaves room for them
         said = map(" ".join, zip(content, texts, strict=True))
         fig.alt += f" {kind} {xlabel}: {', '.join(said)}."
     if chance is not None:
         ax.axvline(chance, color="black", ls=":", lw=1.2, label=f"chance, {chance:.2g}")
     ax.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=names)
-    ax.set(ylim=(len(names) - 0.45, -0.55), xmargin=0.18 if ax.dataLim.x0 >= 0 else 0.3)  # texts
+    ax.set(ylim=(len(names) - 0.45, -0.55), xmargin=0.3 if ax.dataLim.x0 < 0 else 0.18)
     ax.grid(visible=False, axis="y")
     _legend_below(fig)
     return fig
